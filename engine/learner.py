@@ -1,0 +1,318 @@
+"""Training and evaluation: takes any iterable of (images, labels) on the device; prints nothing, writes nothing.
+
+Inside an epoch nothing waits for the device: metrics stay on it, and `peek` reads them only when they have arrived.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import runtime
+from engine.config import Config
+from engine.model import parameter_groups
+
+Batch = tuple[Tensor, Tensor]
+
+LOOKAHEAD_EVERY = 5  # steps; with the decay below as in airbench94 (Keller Jordan, arXiv 2404.00498)
+LOOKAHEAD_DECAY = 0.95**5
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Training metrics since the start of the epoch, as of some recent step."""
+
+    loss: float
+    accuracy: float
+    last_loss: float
+    last_accuracy: float
+    images: int
+
+    def row(self) -> dict[str, float]:
+        """Under the names of an epoch's row."""
+        return {
+            "loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "last_loss": self.last_loss,
+            "last_accuracy": self.last_accuracy,
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    loss: float
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total
+
+    def row(self) -> dict[str, float]:
+        """Under the names of an epoch's row and of a checkpoint's metrics."""
+        return {
+            "test_loss": self.loss,
+            "test_correct": self.correct,
+            "test_total": self.total,
+            "test_accuracy": self.accuracy,
+        }
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of `step` (global, from 0) was not a finite number."""
+
+    def __init__(self, step: int, steps_per_epoch: int) -> None:
+        super().__init__(f"the loss was not finite at epoch {step // steps_per_epoch + 1}, step {step}")
+        self.step = step
+
+
+class Learner:
+    """A model with all that its training needs.
+
+    Args:
+        model: on `device`; trained in place.
+        config: the recipe.
+        steps_per_epoch: fixes the length of the schedule.
+        precision: "bf16", "fp16" or "fp32".
+        compile: torch.compile forward and loss in one graph (its backward comes with it).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        steps_per_epoch: int,
+        device: torch.device,
+        precision: str,
+        compile: bool = False,
+    ) -> None:
+        self.model, self.config, self.device, self.precision = model, config, device, precision
+        self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
+        self.step = 0
+        weights, gains, biases = parameter_groups(model)
+        bias_lr = config.max_lr * config.bias_lr_scale
+        self.optimizer = torch.optim.SGD(
+            [
+                {"params": weights, "weight_decay": config.weight_decay, "lr": config.max_lr},
+                {"params": gains, "weight_decay": 0.0, "lr": config.max_lr},
+                {"params": biases, "weight_decay": 0.0, "lr": bias_lr},
+            ],
+            lr=config.max_lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=[config.max_lr, config.max_lr, bias_lr],
+            total_steps=self.total_steps,
+            pct_start=config.pct_start,
+            anneal_strategy="linear",
+            cycle_momentum=False,
+            div_factor=config.div_factor,
+            final_div_factor=1e4,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.lookahead = Lookahead(model) if config.lookahead else None
+        self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
+        if compile:
+            self._forward_and_loss = torch.compile(_forward_and_loss, fullgraph=True)
+        self._metrics = Metrics(device)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One step of SGD on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
+        with runtime.autocast(self.device, self.precision):
+            loss, correct = self._forward_and_loss(self.model, images, labels, self.config.label_smoothing)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        self._metrics.add(self.step, loss.detach(), correct, len(labels))
+        self.step += 1
+        if self.lookahead:
+            if self.step == self.total_steps:
+                self.lookahead.finish()
+            elif self.step % LOOKAHEAD_EVERY == 0:
+                self.lookahead.update(self.step / self.total_steps)
+
+    def warm_up(self, batch_size: int) -> float:
+        """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing."""
+        start = time.perf_counter()
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self.model.train()
+        for side in sorted(set(self.config.resolutions)):
+            nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
+            labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
+            with runtime.autocast(self.device, self.precision):
+                loss, _ = self._forward_and_loss(self.model, nhwc.permute(0, 3, 1, 2), labels, self.config.label_smoothing)
+            loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        runtime.synchronise(self.device)
+        return time.perf_counter() - start
+
+    def train_epoch(self, batches: Iterable[Batch], on_step: Callable[[], None] = lambda: None) -> Progress:
+        """All batches (of one epoch, or of what is left of it), `on_step` after each; then the epoch's metrics.
+
+        Raises:
+            NonFiniteLoss: some step's loss was not a finite number; the model is spoilt.
+        """
+        self.model.train()
+        for images, labels in batches:
+            self.train_step(images, labels)
+            on_step()
+        self.check_finite()
+        progress = self._metrics.read()
+        self._metrics.reset()
+        return progress
+
+    def check_finite(self) -> None:
+        """Wait for the device, then raise NonFiniteLoss if any step so far had a loss that was not finite."""
+        bad = self._metrics.first_bad_step()
+        if bad is not None:
+            raise NonFiniteLoss(bad, self.steps_per_epoch)
+
+    def peek(self) -> Progress | None:
+        """The epoch's metrics so far without waiting: None while the device has not delivered them."""
+        return self._metrics.peek()
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step, of all but norm biases; 0 after the last."""
+        return max(0.0, float(self.optimizer.param_groups[0]["lr"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on, as tensors and plain values."""
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "scaler": self.scaler.state_dict(),
+            "lookahead": [t.clone() for t in self.lookahead.slow] if self.lookahead else [],
+            "metrics": self._metrics.values.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()` of a learner of the same config."""
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        self.scaler.load_state_dict(state["scaler"])
+        if self.lookahead:
+            torch._foreach_copy_(self.lookahead.slow, [t.to(self.device) for t in state["lookahead"]])
+        self._metrics.values.copy_(state["metrics"])
+
+
+def _forward_and_loss(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    logits = model(images)
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing), (logits.argmax(1) == labels).sum()
+
+
+class Lookahead:
+    """Slow weights that follow the fast ones every few steps, then replace them (Zhang et al. 2019, arXiv 1907.08610).
+
+    Batch norm's statistics are averaged with the weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.fast = [t for t in model.state_dict().values() if t.is_floating_point()]
+        self.slow = [t.clone() for t in self.fast]
+
+    def update(self, progress: float) -> None:
+        """`progress` 0..1 of the training: the slow weights' inertia grows with its cube."""
+        self._pull(1 - LOOKAHEAD_DECAY * progress**3)
+
+    def finish(self) -> None:
+        """At the last step the model takes the slow weights as they are."""
+        self._pull(0.0)
+
+    @torch.no_grad()
+    def _pull(self, weight: float) -> None:
+        torch._foreach_lerp_(self.slow, self.fast, weight)
+        torch._foreach_copy_(self.fast, self.slow)
+
+
+class Metrics:
+    """An epoch's sums in one tensor on the device, and a copy of it on its way to the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        # sums of loss * images, correct, images; the last batch's loss, correct, images; first step with a bad loss
+        self.values = torch.tensor([0, 0, 0, 0, 0, 0, math.inf], dtype=torch.float64, device=device)
+        self._host = torch.zeros_like(self.values, device="cpu", pin_memory=device.type == "cuda")
+        self._arrived = torch.cuda.Event() if device.type == "cuda" else None
+        self._on_its_way = False
+
+    @torch.no_grad()
+    def add(self, step: int, loss: Tensor, correct: Tensor, images: int) -> None:
+        last = torch.stack([loss.double(), correct.double(), torch.full_like(loss, images, dtype=torch.float64)])
+        self.values[3:6] = last
+        last[0] *= images
+        self.values[:3] += last
+        self.values[6] = torch.where(loss.isfinite(), self.values[6], self.values[6].clamp(max=step))
+
+    def read(self) -> Progress:
+        return _progress(self.values)
+
+    def peek(self) -> Progress | None:
+        if self._arrived is None:
+            return self.read()
+        ready = self._on_its_way and self._arrived.query()
+        progress = _progress(self._host) if ready else None
+        if ready or not self._on_its_way:
+            self._host.copy_(self.values, non_blocking=True)
+            self._arrived.record()
+            self._on_its_way = True
+        return progress
+
+    def first_bad_step(self) -> int | None:
+        step = float(self.values[6])
+        return int(step) if math.isfinite(step) else None
+
+    def reset(self) -> None:
+        self.values[:6] = 0
+        self._on_its_way = False
+
+
+def _progress(values: Tensor) -> Progress:
+    loss, correct, images, last_loss, last_correct, last_images, _ = values.tolist()
+    return Progress(
+        loss / max(images, 1), correct / max(images, 1), last_loss, last_correct / max(last_images, 1), int(images)
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str, flip: bool = False
+) -> Evaluation:
+    """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
+
+    Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror image
+    (test-time augmentation).
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    for images, labels in batches:
+        logits = predict_logits(model, images, device, precision, flip)
+        counted = labels >= 0
+        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+        sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), counted.sum().double()])
+    model.train(was_training)
+    loss, correct, total = sums.tolist()
+    return Evaluation(loss / total, int(correct), int(total))
+
+
+def predict_logits(model: nn.Module, images: Tensor, device: torch.device, precision: str, flip: bool = False) -> Tensor:
+    """Logits (B, classes) float32 of uint8 images (B, 3, H, W) on the device, in mixed precision."""
+    with runtime.autocast(device, precision):
+        logits = model(images)
+        return (logits + model(images.flip(3))) / 2 if flip else logits

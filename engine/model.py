@@ -1,0 +1,195 @@
+"""ResNet-18 (or 34) for 32x32 images: `forward(images) = head(features(images))`, stages reachable by name.
+
+He et al. 2015 (arXiv 1512.03385) with the usual CIFAR stem: one 3x3 convolution, no max-pool. Width 64 and depth 18
+have 11,173,962 parameters. Images come in as uint8; normalising is the model's first operation, so a checkpoint can be
+given any uint8 picture and the data pipeline moves a quarter of the bytes.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.config import Config
+
+STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+WHITENING_IMAGES = 5_000
+
+# Per-channel mean and deviation of the 50,000 training images, in units of 0..1, computed over all their pixels.
+MEAN = (0.49139968, 0.48215841, 0.44653091)
+STD = (0.24703223, 0.24348513, 0.26158784)
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x), inplace=True)
+
+
+class ResNet(nn.Module):
+    """ResNet for small images.
+
+    Args:
+        depth: 18 or 34.
+        width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
+        resolution: side in pixels that the weights are meant for; `predict` resizes to it.
+        num_classes: number of logits.
+
+    Raises:
+        ValueError: depth is neither 18 nor 34, or width or num_classes is not positive.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, depth: int = 18, width: int = 64, resolution: int = 32, num_classes: int = 10) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
+        if width < 1 or num_classes < 1:
+            raise ValueError(f"width is {width} and num_classes is {num_classes}: both must be at least 1")
+        self.depth, self.width, self.resolution = depth, width, resolution
+        self.register_buffer("mean", torch.tensor(MEAN).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).mul(255).view(1, 3, 1, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
+        in_channels = width
+        for i, blocks in enumerate(BLOCKS[depth]):
+            channels = width << i
+            strides = [1 if i == 0 else 2] + [1] * (blocks - 1)
+            stage = nn.Sequential()
+            for stride in strides:
+                stage.append(Block(in_channels, channels, stride))
+                in_channels = channels
+            self.add_module(f"layer{i + 1}", stage)
+        self.fc = nn.Linear(in_channels, num_classes)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) in 0..255 -> float32 of the training set's mean 0 and deviation 1."""
+        return (images.to(torch.float32) - self.mean) / self.std
+
+    def features(self, images: Tensor, stage: str = "layer4") -> Tensor:
+        """Activations of `stage`, (N, K, h, w) in the autocast type, of uint8 images (N, 3, H, W).
+
+        Raises:
+            ValueError: stage is not one of STAGES.
+        """
+        return self._run(self.normalise(images), 0, _position(stage) + 1)
+
+    def from_stage(self, activations: Tensor, stage: str) -> Tensor:
+        """Logits of the activations that `features(images, stage)` gave: the rest of the network."""
+        return self.head(self._run(activations, _position(stage) + 1, len(STAGES)))
+
+    def head(self, features: Tensor) -> Tensor:
+        """Logits (N, num_classes) float32 of layer4's activations: global average pool and linear, outside autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.fc(features.float().mean((2, 3)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, num_classes) float32 of uint8 images (N, 3, H, W)."""
+        return self.head(self.features(images))
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Probabilities (N, num_classes) float32 of uint8 images (N, H, W, 3), of any size, on any device.
+
+        The images are resized (bilinear, antialiased) to the resolution that the weights were trained for. The model
+        is used as it is: call `eval()` first, as `load_model` does.
+
+        Raises:
+            ValueError: the images are not uint8 or not shaped (N, H, W, 3).
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
+        nchw = resize(images.to(self.mean.device).permute(0, 3, 1, 2), self.resolution)
+        return self(nchw).softmax(1)
+
+    def _run(self, x: Tensor, start: int, stop: int) -> Tensor:
+        for name in STAGES[start:stop]:
+            x = self.get_submodule(name)(x)
+        return x
+
+
+def _position(stage: str) -> int:
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage!r} is unknown: it must be one of {', '.join(STAGES)}")
+    return STAGES.index(stage)
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:
+    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing; the same at that size."""
+    if images.shape[-2:] == (resolution, resolution):
+        return images
+    resized = F.interpolate(images.float(), (resolution, resolution), mode="bilinear", antialias=True)
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def create(config: Config, images: np.ndarray) -> ResNet:
+    """The model of a config with its starting weights, a function of `config.seed` and, if it whitens, of `images`.
+
+    Args:
+        images: (N, 32, 32, 3) uint8 training images; the first 5,000 shape the stem.
+    """
+    torch.manual_seed(config.seed)
+    model = ResNet(config.depth, config.width, config.resolutions[-1])
+    if config.dirac:
+        dirac_(model)
+    if config.whiten:
+        sample = torch.from_numpy(images[:WHITENING_IMAGES].copy()).permute(0, 3, 1, 2)
+        whiten_stem_(model, resize(sample, config.resolutions[0]))
+    return model
+
+
+@torch.no_grad()
+def whiten_stem_(model: ResNet, images: Tensor, eps: float = 5e-4) -> None:
+    """Start the stem as a whitening of 3x3 patches of `images`, uint8 (N, 3, H, W), and their negatives.
+
+    The 27 eigenvectors of the patches' covariance, each over the root of its eigenvalue (plus `eps`), then their
+    negatives, fill up to 54 filters in order of falling eigenvalue; other filters keep their random start. Idea:
+    Keller Jordan, arXiv 2404.00498. The architecture is unchanged and the filters stay trainable.
+    """
+    patches = F.unfold(model.normalise(images), 3)[:, :, ::4].transpose(1, 2).reshape(-1, 27).double()
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / (values + eps).sqrt()).T.flip(0).reshape(27, 3, 3, 3).float()
+    weight = model.get_submodule("stem.0").get_parameter("weight")
+    pairs = min(27, len(weight) // 2)
+    weight[: 2 * pairs] = torch.cat([filters[:pairs], -filters[:pairs]]).to(weight)
+
+
+@torch.no_grad()
+def dirac_(model: ResNet) -> None:
+    """Start every 3x3 convolution of the stages as a pass-through on its first input channels (torch's dirac_).
+
+    Filters beyond the input's channels keep their random start. Idea: Keller Jordan, arXiv 2404.00498.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name != "stem.0":
+            nn.init.dirac_(module.weight[: module.in_channels])
+
+
+def parameter_groups(model: nn.Module) -> Sequence[list[nn.Parameter]]:
+    """Parameters in three lists: weights of convolutions and linear layers, weights of norms, biases of norms and linear."""
+    weights, gains, biases = [], [], []
+    for name, parameter in model.named_parameters():
+        group = weights if parameter.ndim > 1 else gains if name.endswith("weight") else biases
+        group.append(parameter)
+    return weights, gains, biases

@@ -1,0 +1,142 @@
+"""Device, precision, threads and seeds, and what this machine is: the one file that sets torch's globals."""
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """"auto", "cuda" or "cpu" -> the device.
+
+    Raises:
+        ValueError: CUDA was asked for and torch finds none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def pick_precision(device: torch.device, wanted: str = "auto") -> str:
+    """"auto" -> bf16 where the hardware has it, fp16 on older CUDA, fp32 elsewhere; anything else as asked.
+
+    Raises:
+        ValueError: fp16 was asked for on a CPU, where it is slower than fp32 and has no gradient scaler.
+    """
+    if wanted == "fp16" and device.type == "cpu":
+        raise ValueError("--precision is fp16 on a CPU: use bf16, fp32 or auto")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if cpu_has_bfloat16() else "fp32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); without, bf16 is slower than fp32."""
+    flags = cpu_flags()
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    """Features that Linux lists for the first core; empty elsewhere (torch tells of them only from 2.15 on)."""
+    if not path.exists():
+        return set()
+    lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
+    return next((set(value.split()) for key, _, value in lines if key.strip() == "flags"), set())
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Mixed precision for the forward pass and the loss; nothing for fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def configure(device: torch.device, threads: int = 0) -> int:
+    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core)."""
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
+    return threads
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch held on the GPU, or the most memory the process had on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment_card(device: torch.device) -> dict[str, str]:
+    """What a number must carry to mean something: hardware, driver and versions."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def installed(*names: str) -> str:
+        for name in names:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                continue
+        return "not installed"
+
+    card = {
+        "cpu": _cpu_model(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "dali": installed("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    }
+    if device.type == "cuda":
+        driver = Path("/proc/driver/nvidia/version")
+        text = driver.read_text().split("\n")[0] if driver.exists() else "unknown"
+        card |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "driver": next((word for word in text.split() if word[0].isdigit() and "." in word), text),
+            "cuda": str(torch.version.cuda),
+        }
+    return card
+
+
+def run(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
+    """Run an entry on the command line and exit: 0, or 2 after one line about what the user can mend, or 130."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        print(f"{entry}: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{entry}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, the file first where it has one."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return where + error.strerror
+    return " ".join(str(error).split())
+
+
+def _cpu_model() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

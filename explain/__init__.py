@@ -1,0 +1,1 @@
+"""What a classifier gets wrong and what it looked at: errors, heatmaps and the pictures of both."""

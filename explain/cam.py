@@ -1,0 +1,188 @@
+"""Class-activation heatmaps of our ResNet, without hooks: the mathematics, no plotting.
+
+    maps = heatmaps(model, images, targets, layer="layer3")      # raw and signed, (N, h, w)
+    shown, empty = display(maps)                                 # (N, 32, 32) in [0, 1], and which show nothing
+
+Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs each channel of a stage by the mean of the target logit's
+gradient; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies gradient and activation element by element.
+Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32. The last stage is
+followed by an average pool and one linear layer, so there both methods are `class_maps`: all ten classes from the
+forward pass, without a backward pass, and each map plus its bias sums to the logit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.model import STAGES, ResNet
+
+METHODS = ("gradcam", "hirescam")
+
+
+def heatmaps(
+    model: nn.Module,
+    images: Tensor,
+    targets: Tensor,
+    layer: str = "layer4",
+    method: str = "gradcam",
+    batch_size: int = 250,
+) -> Tensor:
+    """Raw, signed heatmaps (N, h, w) float32 (float64 of a float64 model), on the model's device.
+
+    Every image has its own target, and its map does not depend on its batch mates: the network runs in eval mode,
+    under the autocast that is on around the call. Flags, buffers, gradients and random state of the model are left as
+    they are; frozen, compiled or wrapped models and an outer `no_grad` or `inference_mode` are fine.
+
+    Args:
+        model: ResNet, or torch.compile's or DistributedDataParallel's wrapper of one.
+        images: (N, 3, R, R) uint8.
+        targets: (N,) integers, the class whose logit is explained; or (N, T), which gives maps (N, T, h, w) for little
+            more than the cost of one: the forward pass is shared.
+        layer: one of STAGES.
+        method: one of METHODS; they agree at layer4.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: unknown layer or method, a target for too few or too many images, or a class out of range.
+    """
+    net = unwrap(model)
+    if layer not in STAGES:
+        raise ValueError(f"layer {layer!r} is unknown: it must be one of {', '.join(STAGES)}")
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
+    classes = _checked(targets, len(images), net.fc.out_features)
+    with evaluating(net), torch.inference_mode(False), _autocast_without_cache(net.mean.device):
+        parts = [
+            _batch(net, some, wanted.to(net.mean.device), layer, method)
+            for some, wanted in zip(images.split(batch_size), classes.split(batch_size), strict=True)
+        ]
+    maps = torch.cat(parts)
+    return maps if targets.ndim == 2 else maps[:, 0]
+
+
+def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
+    """Raw maps of all classes (N, C, h, w), float32, of the last stage's activations (N, K, h, w): W[c] . A / (h w).
+
+    The gradient of logit c by a pooled channel is W[c] / (h w) everywhere, so this is Grad-CAM and HiResCAM at once;
+    `map.sum((2, 3)) + head.bias` is the logits. Costs nothing beside the forward pass that made the activations.
+    """
+    area = features.shape[-2] * features.shape[-1]
+    with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+        return torch.einsum("nkhw,ck->nchw", features.to(head.weight.dtype), head.weight) / area
+
+
+def check_class_maps(model: nn.Module, images: Tensor) -> float:
+    """Compare `class_maps` with autograd on images (N, 3, R, R) uint8; the largest difference over the largest value.
+
+    Raises:
+        ValueError: it is above 1e-4: what follows the last stage is not a pool and a linear layer.
+    """
+    net = unwrap(model)
+    with evaluating(net), torch.no_grad():
+        analytic = class_maps(net.features(images), net.fc)
+    every = torch.arange(net.fc.out_features).expand(len(images), -1)
+    difference = float((heatmaps(net, images, every) - analytic).abs().max() / analytic.abs().max().clamp_min(1e-30))
+    if not difference <= 1e-4:
+        raise ValueError(f"the last stage's maps differ from autograd's by {difference:.1e} of their largest value")
+    return difference
+
+
+def display(maps: Tensor, size: int = 32, signed: bool = False) -> tuple[Tensor, Tensor]:
+    """Maps to look at, (N, size, size) float32 in [0, 1], and (N,) bool: True where there is no positive evidence.
+
+    Raw maps (N, h, w) lose their negative part, are enlarged (bilinear) and divided by their own maximum, so scale
+    does not matter. Min-max scaling would hide evidence instead: on a small ResNet-18, 61% of the layer4 maps of the
+    predicted class are positive everywhere. A map without a positive value stays 0.
+
+    `signed`, for margins, keeps both signs: [-1, 1] by the largest absolute value, True where the map is 0 everywhere.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not maps.isfinite().all():
+        raise ValueError("a heatmap has values that are not finite")
+    unit = _over_peak(maps if signed else maps.relu()).float()  # before enlarging: no raw value over- or underflows
+    enlarged = F.interpolate(unit[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
+    return _over_peak(enlarged), (unit == 0).flatten(1).all(1)
+
+
+def margin(predicted: Tensor, true: Tensor) -> Tensor:
+    """Raw maps of the predicted class minus those of the true class, signed: why this one and not that one."""
+    return predicted - true
+
+
+def unwrap(model: nn.Module) -> ResNet:
+    """The ResNet inside torch.compile's or a data-parallel wrapper.
+
+    Raises:
+        ValueError: there is none.
+    """
+    inner: object = model
+    while not isinstance(inner, ResNet):
+        if not isinstance(inner, nn.Module):
+            raise ValueError(f"heatmaps need a ResNet of engine/model.py: {type(model).__name__} is none")
+        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
+    return inner
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every module has its own flag back, also after an exception."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _batch(net: ResNet, images: Tensor, classes: Tensor, layer: str, method: str) -> Tensor:
+    with torch.no_grad():
+        activations = net.features(images.to(net.mean.device), layer)
+    leaf = activations.detach().requires_grad_()
+    with torch.enable_grad():
+        chosen = net.from_stage(leaf, layer).gather(1, classes)
+        gradients = [torch.autograd.grad(logit.sum(), leaf, retain_graph=True)[0] for logit in chosen.unbind(1)]
+    exact = torch.promote_types(leaf.dtype, torch.float32)
+    values = activations.to(exact)
+    return torch.stack([_weighted(values, gradient.to(exact), method) for gradient in gradients], 1)
+
+
+def _weighted(values: Tensor, gradient: Tensor, method: str) -> Tensor:
+    weights = gradient.mean((2, 3), keepdim=True) if method == "gradcam" else gradient
+    return (weights * values).sum(1)
+
+
+def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
+    """Targets as (N, T) int64."""
+    if targets.ndim not in (1, 2) or len(targets) != count:
+        raise ValueError(
+            f"targets have the shape {tuple(targets.shape)}: {count} images need ({count},) or ({count}, T)"
+        )
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets are {targets.dtype}: they must be integers")
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise ValueError(
+            f"targets run from {int(targets.min())} to {int(targets.max())}: they must be 0 to {classes - 1}"
+        )
+    return targets.to(torch.int64) if targets.ndim == 2 else targets.to(torch.int64)[:, None]
+
+
+@contextmanager
+def _autocast_without_cache(device: torch.device) -> Iterator[None]:
+    """The autocast that is on, but without its cache, which may hold casts made under inference_mode: no backward."""
+    kind = device.type
+    with torch.autocast(
+        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
+    ):
+        yield
+
+
+def _over_peak(maps: Tensor) -> Tensor:
+    peak = maps.abs().amax((1, 2), keepdim=True)
+    return maps / torch.where(peak > 0, peak, 1)

@@ -1,0 +1,102 @@
+"""What each training batch holds: a pure function of (seed, epoch, iteration, rank, world).
+
+The pipeline only carries a plan out. So a run can stop anywhere and go on exactly, and the union of what all ranks see
+in a step is what one process would see.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+SIZE = 32  # side of the stored images in pixels
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One rank's part of a batch: what to do with each image. All arrays have the length B of that part."""
+
+    indices: np.ndarray
+    """(B,) int64: positions in the data set."""
+    crop: np.ndarray
+    """(B, 2) int32: top and left of the 32x32 window in the padded image, 0 .. 2 * translate."""
+    flip: np.ndarray
+    """(B,) bool: mirrored left to right, after the crop's window was chosen on the mirrored padded image."""
+    cutout: np.ndarray
+    """(B, 4) int32: top, left, bottom, right of the black square, clipped to the image; empty where there is none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The batches of every epoch.
+
+    Args:
+        count: images in the data set.
+        batch_size: images a step, over all ranks.
+        seed: changes every draw.
+        translate: largest shift in pixels; the padding by reflection is as wide.
+        flip: "random", "alternating" (every image in every second epoch, half of them in each) or "none".
+        cutout: side of the square in pixels; its centre is uniform over the image.
+        shuffle: a new permutation each epoch; else the data set's order.
+        drop_last: leave out the last, smaller batch of an epoch.
+        rank, world: this process among how many; a rank takes every world-th image of the global batch.
+
+    Raises:
+        ValueError: the batch is larger than the data set, or smaller than the number of ranks.
+    """
+
+    count: int
+    batch_size: int
+    seed: int = 0
+    translate: int = 0
+    flip: str = "none"
+    cutout: int = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= self.count:
+            raise ValueError(
+                f"--batch-size is {self.batch_size}: it must be 1 to {self.count}, the number of images in the data set"
+            )
+        if not 0 <= self.rank < self.world <= self.batch_size:
+            raise ValueError(f"rank {self.rank} of {self.world} cannot share a batch of {self.batch_size}")
+        if self.flip not in ("random", "alternating", "none"):
+            raise ValueError(f"flip is {self.flip!r}: it must be random, alternating or none")
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        full, rest = divmod(self.count, self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def draws(self, epoch: int, iteration: int) -> Draws:
+        """This rank's part of batch `iteration` (from 0) of `epoch` (from 0)."""
+        start = iteration * self.batch_size
+        indices = _order(self, epoch)[start : start + self.batch_size]
+        rng = np.random.default_rng([self.seed, epoch, iteration])
+        crop = rng.integers(0, 2 * self.translate + 1, (len(indices), 2), dtype=np.int32)
+        centre = rng.integers(0, SIZE, (len(indices), 2), dtype=np.int32)
+        if self.flip == "random":
+            flip = rng.integers(0, 2, len(indices), dtype=np.int8).astype(bool)
+        elif self.flip == "alternating":
+            flip = _first_flips(self.seed, self.count)[indices] ^ bool(epoch & 1)
+        else:
+            flip = np.zeros(len(indices), bool)
+        top_left = centre - self.cutout // 2
+        square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, SIZE)
+        own = slice(self.rank, None, self.world)
+        return Draws(indices[own], crop[own], flip[own], square[own])
+
+
+@lru_cache(maxsize=4)
+def _order(plan: Plan, epoch: int) -> np.ndarray:
+    if not plan.shuffle:
+        return np.arange(plan.count)
+    return np.random.default_rng([plan.seed, epoch]).permutation(plan.count)
+
+
+@lru_cache(maxsize=4)
+def _first_flips(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed]).integers(0, 2, count, dtype=np.int8).astype(bool)

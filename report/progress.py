@@ -1,0 +1,307 @@
+"""What a run says while it goes: the choice, a progress bar, one line an epoch, the last summary and its JSON line.
+
+A terminal gets a bar; a file or a pipe gets plain lines without control characters. Nothing here reads the device: the
+loss and accuracy shown come from a `peek` that the caller must answer without waiting, asked for twice a second.
+
+    python train.py             # a bar
+    python train.py | cat       # plain lines, the last of them JSON
+"""
+
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+
+from engine.config import Config
+from engine.learner import Progress as Metrics
+
+Peek = Callable[[], Metrics | None]
+
+ABSENT = "not measured"
+BAR_SECONDS = 0.5
+PLAIN_SECONDS = 30.0
+MINIMUM_BAR = 8
+HEADER_EVERY = 20
+# Label, key, width, format of one epoch's line: 78 columns in all. {split} is "test", or "val" for held-out images.
+COLUMNS = (
+    ("epoch", "epoch", 5, "d"),
+    ("px", "resolution", 3, "d"),
+    ("loss", "loss", 6, ".4f"),
+    ("last", "last_loss", 6, ".4f"),
+    ("train %", "train_accuracy", 7, ".2%"),
+    ("it/s", "it_per_s", 6, ".1f"),
+    ("images/s", "images_per_s", 8, ",.0f"),
+    ("{split} loss", "test_loss", 9, ".4f"),
+    ("correct/total", "test_correct", 13, "d"),
+    ("{split} %", "test_accuracy", 6, ".2%"),
+)
+
+
+def stdout_console() -> Console:
+    """A console on stdout that is a terminal only where stdout is: FORCE_COLOR adds no control characters to a pipe."""
+    return Console(force_terminal=sys.stdout.isatty(), highlight=False)
+
+
+class Steps:
+    """Counts the steps of one epoch and, rarely, lets the reporter draw."""
+
+    def __init__(self, draw: Callable[[int, Metrics | None], None], interval: float) -> None:
+        self._step, self._draw, self._interval = 0, draw, interval
+        self._due = perf_counter() + interval
+
+    def advance(self, peek: Peek) -> None:
+        """Say that one more training step is on its way; `peek` is called only when something is drawn.
+
+        Costs 0.1 microseconds a step on a 2.x GHz Xeon, and 1 ms at each drawing, at most twice a second.
+        """
+        self._step += 1
+        if perf_counter() >= self._due:
+            self._draw(self._step, peek())
+            self._due = perf_counter() + self._interval
+
+
+class Reporter:
+    """Says what a run does on one console; on None it says nothing (every process but the first)."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+        self._live = console is not None and console.is_terminal and not console.is_dumb_terminal
+        self._costs: list[float] = []
+        self._rows = 0
+        self._first_epoch, self._started = 0, 0.0
+
+    def say(self, what: RenderableType) -> None:
+        """One line of text, never wrapped by us, or anything else that rich can draw."""
+        if self._console is not None:
+            self._console.print(what, markup=False, emoji=False, highlight=False, soft_wrap=isinstance(what, str))
+
+    def choice(
+        self,
+        *,
+        preset: str,
+        config: Config,
+        device: str,
+        precision: str,
+        compiled: bool,
+        seconds: float | None,
+        full_seconds: float | None,
+        run_folder: str,
+    ) -> None:
+        """Say what is about to run and how long it should take on this machine.
+
+        Args:
+            preset: name of the preset, before any flag changed it.
+            config: the settings in force; its resolutions weigh the epochs in the bar's ETA.
+            device: the device in words.
+            precision: bf16, fp16 or fp32.
+            compiled: whether torch.compile is on.
+            seconds: estimate for this run; None is said as not measured.
+            full_seconds: the same for the `full` preset, not said when that is the preset itself.
+            run_folder: where log and curves go.
+        """
+        resolutions = [config.resolution(epoch) for epoch in range(config.epochs)]
+        self._costs = [float(r * r) for r in resolutions]
+        low, high = min(resolutions), max(resolutions)
+        pixels = f"{low} px" if low == high else f"{low} to {high} px"
+        time = duration(seconds)
+        if preset != "full" or seconds != full_seconds:
+            time += f" (the full preset: {duration(full_seconds)})"
+        self._block(
+            {
+                "preset": f"{preset}: {_count(config.epochs, 'epoch')}, batch {config.batch_size}, {pixels}, "
+                f"ResNet-{config.depth} width {config.width}",
+                "device": device,
+                "precision": precision + (", compiled" if compiled else ", not compiled"),
+                "estimated time": time,
+                "run folder": run_folder,
+            }
+        )
+
+    @contextmanager
+    def epoch(self, epoch: int, epochs: int, steps: int, batch_size: int) -> Iterator[Steps]:
+        """The training steps of one epoch, counted from 1; `advance` what it gives once a step.
+
+        The bar's images/s and ETA come from the steps that the host has issued: on a GPU it may be a few steps ahead.
+        The ETA is for the whole run, evaluation included, and takes an epoch's cost as proportional to its pixels.
+        """
+        start = perf_counter()
+        if not self._first_epoch:
+            self._first_epoch, self._started = epoch, start
+        costs = self._costs if len(self._costs) == epochs else [1.0] * epochs
+        before, after = sum(costs[self._first_epoch - 1 : epoch - 1]), sum(costs[epoch:])
+        title = f"epoch {epoch}/{epochs}"
+        seen: list[str] = []
+
+        def parts(step: int, metrics: Metrics | None) -> list[str]:
+            """What is known, the most important first."""
+            if metrics is not None:
+                seen[:] = [f"loss {metrics.loss:.3f}", f"acc {metrics.accuracy:.1%}"]
+            now, done = perf_counter(), step / steps
+            left = (after + costs[epoch - 1] * (1 - done)) / (before + costs[epoch - 1] * done)
+            eta = clock((now - self._started) * left)
+            return [f"{step}/{steps}", *seen, f"ETA {eta}", f"{step * batch_size / (now - start):,.0f} images/s"]
+
+        if self._console is None or not self._live:
+            interval = math.inf if self._console is None else PLAIN_SECONDS
+            yield Steps(lambda step, metrics: self.say("  ".join([title, *parts(step, metrics)])), interval)
+            return
+
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=self._console,
+            # No thread of rich's own: it would take the interpreter from the training loop ten times a second.
+            auto_refresh=False,
+            transient=True,
+            expand=True,
+        )
+        room = self._console.width - len(title) - MINIMUM_BAR - 2
+        task = bar.add_task(title, total=steps, text=f"0/{steps}")
+
+        def draw(step: int, metrics: Metrics | None) -> None:
+            bar.update(task, completed=step, text=_fit(parts(step, metrics), room), refresh=True)
+
+        with bar:
+            yield Steps(draw, BAR_SECONDS)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One line for a finished epoch, under a heading that returns every 20 epochs; "-" for what is absent.
+
+        Keys: epoch, epochs, resolution, loss, last_loss, train_accuracy (0..1), it_per_s, images_per_s, test_loss,
+        test_correct, test_total, test_accuracy (0..1), split ("test" or "validation").
+        """
+        split = "val" if row.get("split") == "validation" else "test"
+        cells = {key: "-" if row.get(key) is None else format(row[key], form) for _, key, _, form in COLUMNS}
+        cells = {key: cell.removesuffix("%") for key, cell in cells.items()}
+        cells["epoch"] = f"{cells['epoch']}/{row['epochs']}"
+        if row.get("test_correct") is not None:
+            cells["test_correct"] += f"/{row['test_total']}"
+        widths = [max(width, len(f"{row['epochs']}") * 2 + 1 if key == "epoch" else 0) for _, key, width, _ in COLUMNS]
+        if self._rows % HEADER_EVERY == 0:
+            self.say(_aligned((label.format(split=split) for label, *_ in COLUMNS), widths))
+        self._rows += 1
+        self.say(_aligned((cells[key] for _, key, *_ in COLUMNS), widths))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """The last table, then `summary` whole as one line of JSON: the last line of the output, whatever its width.
+
+        Keys shown, absent ones as not measured: test_accuracy, test_accuracy_tta (0..1), test_correct, test_total,
+        split, data_seconds, compile_seconds, train_seconds, eval_seconds, images_per_second (median over epochs),
+        images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes, checkpoint (a path).
+
+        Raises:
+            TypeError: a value that is no plain number, string, list or mapping.
+        """
+        if self._console is None:
+            return
+        line = json_line(summary)
+        name = str(summary.get("split", "test"))
+        accuracy = _show("{test_accuracy:.2%}", summary)
+        counts = _show("  ({test_correct} of {test_total})", summary, absent="")
+        rate = _show("{images_per_second:,.0f}", summary)
+        quartiles = "  (median epoch; quartiles {images_per_second_q1:,.0f} to {images_per_second_q3:,.0f})"
+        spread = _show(quartiles, summary, absent="")
+        memory = summary.get("peak_memory_bytes")
+        self.say("")
+        self._block(
+            {
+                f"{name} accuracy": accuracy + counts,
+                f"{name} accuracy, flip TTA": _show("{test_accuracy_tta:.2%}", summary),
+                "data": duration(summary.get("data_seconds")),
+                "compile": duration(summary.get("compile_seconds")),
+                "training": duration(summary.get("train_seconds")),
+                "evaluation": duration(summary.get("eval_seconds")),
+                "images/s": rate + spread,
+                "peak memory": ABSENT if memory is None else f"{memory / 2**30:.2f} GiB",
+                "checkpoint": _show("{checkpoint}", summary, absent="none"),
+            }
+        )
+        # Not through rich, which would wrap or style it.
+        self._console.file.write(line + "\n")
+        self._console.file.flush()
+
+    def _block(self, lines: Mapping[str, str]) -> None:
+        width = max(map(len, lines))
+        for label, text in lines.items():
+            self.say(f"{label:<{width}}  {text}")
+
+
+def throughput(images_per_s: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the epochs' images/s, under the names that `Reporter.finish` shows; {} for no epoch."""
+    if not images_per_s:
+        return {}
+    # quantiles() refuses a single value before Python 3.13.
+    values = list(images_per_s) * 2 if len(images_per_s) == 1 else images_per_s
+    q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+    return {"images_per_second": median, "images_per_second_q1": q1, "images_per_second_q3": q3}
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """`values` as one line of JSON, with null for NaN and infinity, which JSON lacks.
+
+    Raises:
+        TypeError: a value that is no plain number, string, list or mapping.
+    """
+    return json.dumps(_finite(values), allow_nan=False)
+
+
+def duration(seconds: float | None) -> str:
+    """A time for people: 7.4 s, 2 min 30 s, 1 h 05 min; None is not measured."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    if seconds < 3570:
+        return "{} min {:02d} s".format(*divmod(round(seconds), 60))
+    return "{} h {:02d} min".format(*divmod(round(seconds / 60), 60))
+
+
+def clock(seconds: float) -> str:
+    """A time to come: 4:07 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def _show(template: str, values: Mapping[str, Any], absent: str = ABSENT) -> str:
+    """The template filled in, or `absent` where a value it needs is None or missing."""
+    try:
+        return template.format_map({key: value for key, value in values.items() if value is not None})
+    except KeyError:
+        return absent
+
+
+def _aligned(cells: Iterable[str], widths: Iterable[int]) -> str:
+    return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+
+
+def _fit(parts: Sequence[str], room: int) -> str:
+    """As many of the parts, from the first on, as have room in one line."""
+    line = parts[0]
+    for part in parts[1:]:
+        if len(line) + 2 + len(part) > room:
+            break
+        line += "  " + part
+    return line
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

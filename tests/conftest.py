@@ -1,0 +1,14 @@
+"""Skips what this machine cannot run, with the reason."""
+
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch  # 2 s, which a run without GPU tests need not pay
+
+    if not torch.cuda.is_available():
+        for item in on_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, and torch finds none"))

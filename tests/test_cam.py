@@ -1,0 +1,387 @@
+"""explain/cam.py: heatmaps against independent mathematics and an independent library, and all that may not change them."""
+
+import copy
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from trained import trained
+
+from engine.model import STAGES, ResNet
+from explain.cam import METHODS, check_class_maps, class_maps, display, evaluating, heatmaps, margin, unwrap
+
+LAYERS = ("layer1", "layer2", "layer3", "layer4")
+
+
+@pytest.fixture(scope="module")
+def net() -> ResNet:
+    return trained()[0]
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return trained()[1][:12]
+
+
+@pytest.fixture(scope="module")
+def targets() -> Tensor:
+    return torch.arange(12) % 10
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+class Float64(ResNet):
+    """The same network in float64 from end to end."""
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.fc(features.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def exact(net: ResNet) -> Float64:
+    double = Float64(net.depth, net.width)
+    double.load_state_dict(net.state_dict())
+    return double.double().eval()
+
+
+# The mathematics
+
+
+def oracle(net: ResNet, images: Tensor, targets: Tensor, layer: str) -> Tensor:
+    """captum's Grad-CAM, raw and signed; it wants inputs that can have a gradient, so it is given normalised ones."""
+    from captum.attr import LayerGradCam
+
+    def from_normalised(x: Tensor) -> Tensor:
+        for name in STAGES:
+            x = net.get_submodule(name)(x)
+        return net.head(x)
+
+    method: Any = LayerGradCam(from_normalised, net.get_submodule(layer))
+    return method.attribute(net.normalise(images), targets, relu_attributions=False)[:, 0].detach()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed (requirements-dev.txt)")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradcam_equals_captum(net: ResNet, exact: ResNet, images: Tensor, targets: Tensor, layer: str):
+    assert relative(heatmaps(net, images, targets, layer), oracle(net, images, targets, layer)) <= 1e-5
+    assert relative(heatmaps(exact, images, targets, layer), oracle(exact, images, targets, layer)) <= 1e-12
+
+
+def test_hirescam_is_the_directional_derivative(exact: ResNet, images: Tensor, targets: Tensor):
+    """By definition dy/dt of the activations scaled by (1 + t) in one place is that place's HiResCAM: no autograd."""
+    layer, step = "layer3", 1e-6
+    maps = heatmaps(exact, images, targets, layer, "hirescam")
+    with torch.no_grad():
+        activations = exact.features(images, layer)
+        for i, j in ((0, 0), (2, 3), (5, 4)):
+            scaled = [activations.clone(), activations.clone()]
+            for sign, copied in zip((1, -1), scaled, strict=True):
+                copied[:, :, i, j] *= 1 + sign * step
+            up, down = (exact.from_stage(a, layer).gather(1, targets[:, None])[:, 0] for a in scaled)
+            torch.testing.assert_close(maps[:, i, j], (up - down) / (2 * step), rtol=1e-4, atol=1e-6)
+
+
+def test_class_maps_are_the_last_layers_gradcam_for_all_classes(net: ResNet, images: Tensor):
+    analytic = class_maps(net.features(images), net.fc)
+    every = torch.arange(10).expand(len(images), 10)
+    for method in METHODS:
+        assert relative(heatmaps(net, images, every, "layer4", method), analytic) <= 1e-5
+    assert check_class_maps(net, images) <= 1e-5
+
+
+def test_the_check_of_class_maps_refuses_another_head(net: ResNet, images: Tensor):
+    class Squared(ResNet):
+        def head(self, features: Tensor) -> Tensor:
+            return self.fc(features.mean((2, 3)).square())
+
+    odd = Squared(width=8)
+    odd.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match="differ from autograd"):
+        check_class_maps(odd, images)
+
+
+def test_layer4_maps_and_bias_sum_to_every_logit():
+    net, images, _ = trained()
+    with torch.no_grad():
+        features = net.features(images)
+        logits = net.head(features)
+    total = class_maps(features, net.fc).sum((2, 3)) + net.fc.bias
+    assert ((total - logits).abs() <= 1e-4 * (1 + logits.abs())).all()
+
+
+def test_margin_is_the_map_of_the_logit_difference(exact: ResNet, images: Tensor, targets: Tensor):
+    others = (targets + 3) % 10
+    maps = margin(*(heatmaps(exact, images, t, "layer2") for t in (targets, others)))
+    leaf = exact.features(images, "layer2").detach().requires_grad_()
+    logits = exact.from_stage(leaf, "layer2")
+    rows = torch.arange(len(images))
+    (gradient,) = torch.autograd.grad((logits[rows, targets] - logits[rows, others]).sum(), leaf)
+    assert relative(maps, (gradient.mean((2, 3), keepdim=True) * leaf).sum(1).detach()) <= 1e-12
+
+
+# What one image's map may depend on
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("layer", ["stem", "layer2", "layer3", "layer4"])
+def test_batch_mates_do_not_matter(net: ResNet, images: Tensor, targets: Tensor, layer: str, method: str):
+    whole = heatmaps(net, images, targets, layer, method)
+    single = torch.cat(
+        [heatmaps(net, images[i : i + 1], targets[i : i + 1], layer, method) for i in range(len(images))]
+    )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    permuted = heatmaps(net, images[order], targets[order], layer, method)
+    partial = heatmaps(net, images, targets, layer, method, batch_size=5)
+    assert relative(single, whole) <= 1e-5
+    assert relative(permuted, whole[order]) <= 1e-5
+    assert relative(partial, whole) <= 1e-5
+
+
+def test_a_target_changes_its_own_map_alone(net: ResNet, images: Tensor, targets: Tensor):
+    before = heatmaps(net, images, targets, "layer3")
+    changed = targets.clone()
+    changed[7] = (changed[7] + 1) % 10
+    after = heatmaps(net, images, changed, "layer3")
+    same = (after == before).flatten(1).all(1)
+    assert same.tolist() == [i != 7 for i in range(len(images))]
+
+
+def test_several_targets_at_once_equal_one_at_a_time(net: ResNet, images: Tensor, targets: Tensor):
+    both = torch.stack([targets, (targets + 1) % 10], 1)
+    maps = heatmaps(net, images, both, "layer3")
+    assert maps.shape == (12, 2, 6, 6)
+    for column in range(2):
+        assert relative(maps[:, column], heatmaps(net, images, both[:, column], "layer3")) <= 1e-6
+
+
+def test_no_images_give_no_maps(net: ResNet, images: Tensor):
+    for layer, side in (("layer4", 3), ("layer2", 12)):
+        assert heatmaps(net, images[:0], torch.zeros(0, dtype=torch.long), layer).shape == (0, side, side)
+
+
+# What the model may be, and what it keeps
+
+
+def test_wrapped_compiled_frozen_and_training_models_give_the_same_maps(
+    net: ResNet, images: Tensor, targets: Tensor
+):
+    expected = heatmaps(net, images, targets, "layer3")
+    compiled = copy.deepcopy(net)
+    compiled.compile(backend="eager")
+    compiled(images)
+    frozen = copy.deepcopy(net).requires_grad_(False)
+    variants: dict[str, nn.Module] = {
+        "compiled in place": compiled,
+        "compiled": torch.compile(copy.deepcopy(net), backend="eager"),  # type: ignore[dict-item]
+        "wrapped": nn.DataParallel(copy.deepcopy(net)),
+        "frozen": frozen,
+        "training": copy.deepcopy(net).train(),
+    }
+    for name, model in variants.items():
+        assert torch.equal(heatmaps(model, images, targets, "layer3"), expected), name
+    with torch.no_grad():
+        assert torch.equal(heatmaps(net, images, targets, "layer3"), expected)
+    with torch.inference_mode():
+        assert torch.equal(heatmaps(net, images.clone(), targets.clone(), "layer3"), expected)
+    with pytest.raises(ValueError, match="need a ResNet"):
+        unwrap(nn.DataParallel(nn.Linear(2, 2)))
+
+
+def test_autocast_around_the_call_is_followed_even_after_inference_mode(net: ResNet, images: Tensor, targets: Tensor):
+    """Autocast caches the casts that inference_mode made, and those cannot take part in a backward pass."""
+    full = heatmaps(net, images, targets, "layer2")
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            net(images)
+        mixed = heatmaps(net, images, targets, "layer2")
+    assert mixed.dtype == torch.float32
+    assert 1e-4 < relative(mixed, full) < 0.1
+
+
+def state(model: nn.Module) -> tuple[Any, ...]:
+    return (
+        [module.training for module in model.modules()],
+        [(p.requires_grad, p.grad) for p in model.parameters()],
+        [t.clone() for t in model.state_dict().values()],
+        torch.get_rng_state(),
+        torch.is_grad_enabled(),
+        torch.is_autocast_cache_enabled(),
+    )
+
+
+def assert_same_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
+    assert a[:2] == b[:2] and a[4:] == b[4:]
+    assert all(torch.equal(x, y) for x, y in zip(a[2], b[2], strict=True))
+    assert torch.equal(a[3], b[3])
+
+
+@pytest.mark.parametrize("layer", ["layer2", "layer4"])
+def test_the_model_is_left_as_it_was_also_after_an_exception(
+    net: ResNet, images: Tensor, targets: Tensor, layer: str, monkeypatch: pytest.MonkeyPatch
+):
+    model = copy.deepcopy(net).train()
+    model.layer2.eval()  # flags that differ from module to module
+    next(model.parameters()).requires_grad_(False)
+    before = state(model)
+    heatmaps(model, images, targets, layer)
+    assert_same_state(state(model), before)
+
+    def fail(features: Tensor) -> Tensor:
+        raise KeyError("head")
+
+    monkeypatch.setattr(model, "head", fail)
+    with pytest.raises(KeyError):
+        heatmaps(model, images, targets, layer)
+    assert_same_state(state(model), before)
+
+
+def test_evaluating_restores_flags_that_differ(net: ResNet):
+    model = copy.deepcopy(net).train()
+    model.layer3.eval()
+    flags = [module.training for module in model.modules()]
+    with evaluating(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "layer5"}, "layer 'layer5' is unknown"),
+        ({"method": "cam"}, "method 'cam' is unknown"),
+        ({"targets": torch.zeros(11, dtype=torch.long)}, "12 images need"),
+        ({"targets": torch.tensor(3)}, "12 images need"),
+        ({"targets": torch.full((12,), 10)}, "must be 0 to 9"),
+        ({"targets": torch.full((12,), -1)}, "must be 0 to 9"),
+        ({"targets": torch.zeros(12)}, "must be integers"),
+    ],
+)
+def test_bad_arguments_are_named(net: ResNet, images: Tensor, targets: Tensor, arguments: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        heatmaps(net, images, **{"targets": targets} | arguments)
+
+
+# Where the evidence is
+
+
+class RedDetector(ResNet):
+    """Logit 0 is the mean redness: stages halve the side, channel 0 keeps what is red and not green."""
+
+    def features(self, images: Tensor, stage: str = "layer4") -> Tensor:
+        x = images.float() / 255
+        x = torch.stack([(x[:, 0] - x[:, 1]).relu(), x[:, 2], x[:, 1]], 1)
+        return nn.functional.avg_pool2d(x, 2 ** max(0, STAGES.index(stage) - 1))
+
+    def from_stage(self, activations: Tensor, stage: str) -> Tensor:
+        return self.head(nn.functional.avg_pool2d(activations, 2 ** (4 - max(1, STAGES.index(stage)))))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_red_square_holds_the_mass_of_its_own_logit(layer: str, method: str):
+    net = RedDetector(width=8)
+    net.fc = nn.Linear(3, 10)
+    with torch.no_grad():
+        net.fc.weight[:] = torch.tensor([0.0, 1.0, 1.0])
+        net.fc.weight[0] = torch.tensor([2.0, 0.0, 0.0])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(90, 110, (4, 1, 32, 32), generator=generator).expand(4, 3, 32, 32).to(torch.uint8).clone()
+    quadrants = [(slice(16 * (k // 2), 16 * (k // 2) + 16), slice(16 * (k % 2), 16 * (k % 2) + 16)) for k in range(4)]
+    for k, (rows, columns) in enumerate(quadrants):
+        images[k, 0, rows, columns] = 250
+        images[k, 1:, rows, columns] = 10
+    shown, empty = display(heatmaps(net, images, torch.zeros(4, dtype=torch.long), layer, method))
+    assert not empty.any()
+    for k, (rows, columns) in enumerate(quadrants):
+        if layer != "layer4":  # 4x4 cells enlarged bilinearly leak a cell's half over the border
+            assert shown[k, rows, columns].sum() >= 0.95 * shown[k].sum()
+        assert (shown[k, rows, columns] >= 0.5).sum() >= 0.95 * (shown[k] >= 0.5).sum()
+
+
+def test_maps_of_a_trained_net_lie_on_the_glyph_of_their_class():
+    """The two glyphs of an image lie in different halves: the maps of their two classes should too."""
+    from trained import glyph_halves
+
+    net, images, labels = trained()
+    others, left = glyph_halves()
+    both = torch.stack([labels, others], 1)
+    shown, empty = display(heatmaps(net, images, both, "layer3").flatten(0, 1), images.shape[-1])
+    mass = shown.unflatten(0, (-1, 2))
+    half = mass.shape[-1] // 2
+    in_left = mass[..., :half].sum((2, 3)) / mass.sum((2, 3)).clamp_min(1e-9)
+    own = torch.where(torch.stack([left, ~left], 1), in_left, 1 - in_left)
+    assert (own.mean(0) > 0.6).all()
+
+
+def ranks(values: Tensor) -> Tensor:
+    return values.flatten(1).argsort(1).argsort(1).double()
+
+
+def test_a_random_linear_layer_destroys_the_order_of_the_cells():
+    net, images, labels = trained()
+    spoilt = copy.deepcopy(net)
+    torch.manual_seed(1)
+    spoilt.fc.reset_parameters()
+    maps = [heatmaps(model, images, labels) for model in (net, copy.deepcopy(net), spoilt)]
+
+    def correlation(a: Tensor, b: Tensor) -> float:
+        centred = [ranks(x) - ranks(x).mean(1, keepdim=True) for x in (a, b)]
+        return float(nn.functional.cosine_similarity(*centred, dim=1).mean())
+
+    assert correlation(maps[0], maps[1]) > 0.999
+    assert abs(correlation(maps[0], maps[2])) < 0.3
+
+
+# What is shown
+
+
+def test_shown_maps_have_their_shape_and_range(net: ResNet, images: Tensor, targets: Tensor):
+    shown, empty = display(heatmaps(net, images, targets, "layer3"))
+    assert shown.shape == (12, 32, 32) and shown.dtype == torch.float32 and shown.isfinite().all()
+    assert shown.min() >= 0
+    peak = shown.amax((1, 2))
+    assert ((peak - 1).abs() <= 1e-6).logical_or(empty & (peak == 0)).all()
+    assert (peak > 0).sum() > 6
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])
+def test_scale_does_not_matter(scale: float):
+    maps = torch.randn(20, 4, 4, generator=torch.Generator().manual_seed(0))
+    for signed in (False, True):
+        torch.testing.assert_close(display(maps * scale, 32, signed)[0], display(maps, 32, signed)[0])
+
+
+def test_constant_positive_maps_are_ones_and_maps_without_evidence_are_flagged():
+    maps = torch.stack([torch.full((3, 3), value) for value in (5.0, 1e-20, 0.0, -2.0)])
+    shown, empty = display(maps)
+    torch.testing.assert_close(shown[:2], torch.ones(2, 32, 32))
+    assert (shown[2:] == 0).all()
+    assert empty.tolist() == [False, False, True, True]
+    signed, zero = display(maps, signed=True)
+    torch.testing.assert_close(signed[3], -torch.ones(32, 32))
+    assert zero.tolist() == [False, False, True, False]
+
+
+def test_evidence_everywhere_is_not_hidden_by_the_smallest():
+    shown, _ = display(torch.tensor([[[2.0, 2.0], [1.0, 1.0]]]), 8)
+    torch.testing.assert_close(shown[0, -1], torch.full((8,), 0.5))
+
+
+def test_maps_are_enlarged_about_the_centres_of_their_cells():
+    """NumPy's linear interpolation, cell by cell, is the oracle."""
+    import numpy as np
+
+    values = [3.0, 1.0, 4.0, 2.0]
+    shown, _ = display(torch.tensor(values).expand(1, 4, 4), 32)
+    expected = np.interp((np.arange(32) + 0.5) / 8 - 0.5, range(4), values)
+    np.testing.assert_allclose(shown[0].numpy(), np.tile(expected / expected.max(), (32, 1)), rtol=1e-6)
+
+
+def test_maps_that_are_not_finite_are_refused():
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            display(torch.tensor([[[bad, 1.0], [0.0, 2.0]]]))

@@ -1,0 +1,154 @@
+"""Imports point down only: entries -> bench, explain, report -> engine, pipeline -> nothing of ours.
+
+So engine learns from any iterable of batches, and one file alone needs DALI. The rules are a function over sources;
+it is tried on samples that break each, then on the project.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENTRIES = ("train", "gradcam")
+MAY_IMPORT: dict[str, set[str]] = {
+    "preflight": set(),
+    "engine": {"engine"},
+    "pipeline": {"pipeline"},
+    "report": {"report", "engine", "pipeline"},
+    "explain": {"explain", "engine", "pipeline"},
+    "bench": {"bench", "engine", "pipeline"},
+    **{entry: {"bench", "explain", "report", "engine", "pipeline", "preflight"} for entry in ENTRIES},
+}
+ENTRY_LINES = 150
+
+
+def violations(sources: dict[str, str]) -> Iterator[str]:
+    """What breaks the rules in {path from the root, with slashes: source}, one line each."""
+    for path, source in sources.items():
+        tree = ast.parse(source, path)
+        top = path.removesuffix(".py").split("/")[0]
+        if Path(path).name == "utils.py":
+            yield f"{path}: say what it holds, not utils"
+        if top not in MAY_IMPORT:
+            yield f"{path}: belongs to no layer"
+            continue
+        if top in ENTRIES and len(source.splitlines()) > ENTRY_LINES:
+            yield f"{path}: {len(source.splitlines())} lines, an entry has at most {ENTRY_LINES}"
+        # What is started with -m is an entry too: it may check the environment first.
+        allowed = MAY_IMPORT[top] | ({"preflight"} if path.endswith("/__main__.py") else set())
+        for node in ast.walk(tree):
+            line = getattr(node, "lineno", 0)
+            for module in imported(node, path):
+                package = module.split(".")[0]
+                if package in MAY_IMPORT and package not in allowed:
+                    yield f"{path}:{line}: imports {module}"
+                if package == "nvidia" and path != "pipeline/dali.py":
+                    yield f"{path}:{line}: imports {module}; only pipeline/dali.py does"
+                if top == "preflight" and package not in sys.stdlib_module_names:
+                    yield f"{path}:{line}: imports {module}, not of the standard library"
+            if isinstance(node, ast.Try) and hides_a_failed_import(node):
+                yield f"{path}:{line}: an import that may fail in silence"
+
+
+def imported(node: ast.AST, path: str) -> list[str]:
+    """Modules that the node imports, relative ones resolved; `from a import b` counts as a.b, which may be a module."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        parents = path.split("/")[: -node.level] if node.level else []
+        return [".".join([*parents, *filter(None, [node.module]), alias.name]) for alias in node.names]
+    if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if function in ("import_module", "__import__"):
+            return [str(node.args[0].value)]
+    return []
+
+
+def hides_a_failed_import(node: ast.Try) -> bool:
+    caught = {
+        name.id if isinstance(name, ast.Name) else "everything"
+        for handler in node.handlers
+        for name in (handler.type.elts if isinstance(handler.type, ast.Tuple) else [handler.type])
+    }
+    imports = any(isinstance(inner, ast.Import | ast.ImportFrom) for part in node.body for inner in ast.walk(part))
+    by_name = caught & {"ImportError", "ModuleNotFoundError"}
+    return bool(by_name or (imports and caught & {"Exception", "BaseException", "everything"}))
+
+
+def project() -> dict[str, str]:
+    """Every Python file of ours; tests, hidden folders and environments apart."""
+    files = list(ROOT.glob("*.py"))
+    for folder in ROOT.iterdir():
+        ours = folder.is_dir() and not folder.name.startswith(".") and folder.name != "tests"
+        if ours and not (folder / "pyvenv.cfg").exists():
+            files += folder.rglob("*.py")
+    return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in files}
+
+
+def test_the_project_keeps_the_rules():
+    sources = project()
+    assert "preflight.py" in sources
+    assert list(violations(sources)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("engine/learner.py", "import pipeline.plan"),
+        ("engine/learner.py", "from pipeline import plan"),
+        ("engine/learner.py", "def late():\n    from report.curves import draw"),
+        ("engine/learner.py", "import torch, bench"),
+        ("engine/learner.py", "from .. import pipeline"),
+        ("engine/learner.py", "from ..pipeline.plan import order"),
+        ("engine/learner.py", "import importlib\nplan = importlib.import_module('pipeline.plan')"),
+        ("engine/learner.py", "plan = __import__('pipeline.plan')"),
+        ("engine/learner.py", "import preflight"),
+        ("engine/deeper/learner.py", "from ...explain import cam"),
+        ("pipeline/plan.py", "from engine.config import Config"),
+        ("pipeline/plan.py", "import train"),
+        ("report/curves.py", "import explain.cam"),
+        ("report/curves.py", "from bench import clock"),
+        ("explain/cam.py", "from report import curves"),
+        ("explain/cam.py", "import gradcam"),
+        ("bench/clock.py", "from report import curves"),
+        ("bench/clock.py", "import preflight"),
+        ("train.py", "import gradcam"),
+        ("gradcam.py", "from train import main"),
+        ("pipeline/plan.py", "import nvidia.dali"),
+        ("gradcam.py", "from nvidia import dali"),
+        ("bench/throughput.py", "from nvidia.dali import fn"),
+        ("train.py", "pass\n" * 151),
+        ("engine/utils.py", ""),
+        ("utils.py", ""),
+        ("tools/x.py", ""),
+        ("learn.py", ""),
+        ("preflight.py", "import torch"),
+        ("preflight.py", "from engine import config"),
+        ("engine/model.py", "try:\n    import apex\nexcept ImportError:\n    apex = None"),
+        ("engine/model.py", "try:\n    x = 1\nexcept (OSError, ModuleNotFoundError):\n    pass"),
+        ("engine/model.py", "try:\n    from a import b\nexcept Exception:\n    b = None"),
+        ("engine/model.py", "try:\n    import a\nexcept:\n    a = None"),
+    ],
+)
+def test_each_breach_is_found(path, source):
+    assert len(list(violations({path: source}))) >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("engine/learner.py", "import torch\nfrom engine import model\nfrom . import runtime\nfrom .model import A"),
+        ("pipeline/dali.py", "from nvidia.dali import fn\nimport numpy\nfrom pipeline.plan import order"),
+        ("report/curves.py", "from engine import config\nimport pipeline.plan\nfrom report import progress"),
+        ("explain/errors.py", "from explain import cam\nfrom engine.model import A\nfrom pipeline import dali"),
+        ("bench/__main__.py", "import preflight\nfrom bench import clock\nfrom engine import model"),
+        ("train.py", "import preflight, bench, explain, report, engine, pipeline\n" + "pass\n" * 149),
+        ("preflight.py", "import importlib.util\nimport sys"),
+        ("engine/checkpoint.py", "try:\n    import io\n    io.open('x')\nexcept OSError:\n    raise"),
+    ],
+)
+def test_what_is_allowed_is_not_complained_of(path, source):
+    assert list(violations({path: source})) == []

@@ -1,0 +1,182 @@
+"""The Makefile installs once, only what is stale, never into a given environment, and passes flags on.
+
+A shell script stands in for Python: it notes what it is asked, and its `-m venv` copies itself.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FAKE_PYTHON = """#!/bin/sh
+echo "$(basename "$(dirname "$(dirname "$0")")") $*" >> "$CALLS"
+case "$*" in
+"preflight.py setup"*) exit "${PREFLIGHT_EXIT:-0}" ;;
+"-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+"-m pip install"*)
+    sleep "${PIP_SECONDS:-0}"
+    echo "Collecting torch"
+    echo "  Downloading torch-2.15.0-cp311-cp311-linux_x86_64.whl (539.1 MB)"
+    exit "${PIP_EXIT:-0}" ;;
+*pytest*) echo "1 failed"; exit "${PYTEST_EXIT:-0}" ;;
+esac
+"""
+
+
+class Project:
+    def __init__(self, folder):
+        self.folder = folder
+        self.log = folder / "calls"
+        for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+            shutil.copy(ROOT / name, folder)
+            os.utime(folder / name, (1, 1))
+        self.python = folder / "system" / "bin" / "python"
+        self.python.parent.mkdir(parents=True)
+        self.python.write_text(FAKE_PYTHON)
+        self.python.chmod(0o755)
+
+    def start(self, *arguments, **settings):
+        # What an outer make hands down must not reach this one.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "VENV"}
+        return subprocess.Popen(
+            ["make", *arguments, f"PYTHON={self.python}"],
+            cwd=self.folder, env={**kept, "MAKEFLAGS": "", "CALLS": str(self.log), **settings}, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def make(self, *arguments, **settings):
+        """(exit code, stdout, stderr, [which python and what it was asked])"""
+        self.log.write_text("")
+        process = self.start(*arguments, **settings)
+        out, errors = process.communicate(timeout=60)
+        return process.returncode, out, errors, self.log.read_text().splitlines()
+
+    def outdate(self, name):
+        """Make a requirements file newer than its stamp, whatever the resolution of the clock."""
+        stamp = self.folder / ".venv" / (Path(name).stem + ".stamp")
+        os.utime(stamp, (2, 2))
+        os.utime(self.folder / name, (3, 3))
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+def installs(calls):
+    return [call.split(" -r ")[1].split()[0] for call in calls if "-m pip install" in call]
+
+
+def test_train_installs_once_and_again_only_when_requirements_are_newer(project):
+    code, out, _, calls = project.make("train")
+    assert code == 0
+    assert calls[0] == "system preflight.py setup --venv .venv"
+    assert calls[1] == "system -m venv .venv"
+    assert installs(calls) == ["requirements.txt"]
+    assert calls[-1] == ".venv train.py"
+    assert "539.1 MB  torch-2.15.0" in out and "Collecting" not in out
+
+    assert project.make("train")[3] == [".venv train.py"]
+
+    project.outdate("requirements.txt")
+    assert installs(project.make("train")[3]) == ["requirements.txt"]
+    assert project.make("train")[3] == [".venv train.py"]
+
+
+def test_test_installs_the_test_tools_too_each_with_its_own_stamp(project):
+    project.make("train")
+    code, _, _, calls = project.make("test")
+    assert code == 0
+    assert installs(calls) == ["requirements-dev.txt"]
+    assert calls[-1] == ".venv -m pytest"
+    assert project.make("test")[3] == [".venv -m pytest"]
+
+    project.outdate("requirements-dev.txt")
+    assert installs(project.make("train")[3]) == []
+    assert installs(project.make("test")[3]) == ["requirements-dev.txt"]
+
+    project.outdate("requirements.txt")
+    assert installs(project.make("test")[3]) == ["requirements.txt"]
+    assert project.make("test")[3] == [".venv -m pytest"]
+
+
+def test_a_failed_pip_leaves_no_stamp_and_starts_nothing(project):
+    code, _, _, calls = project.make("train", PIP_EXIT="1")
+    assert code != 0
+    assert not list((project.folder / ".venv").glob("*.stamp"))
+    assert not any("train.py" in call for call in calls)
+    assert installs(project.make("train")[3]) == ["requirements.txt"]
+
+
+def test_a_refused_set_up_exits_2_and_makes_nothing(project):
+    code, _, _, calls = project.make("train", PREFLIGHT_EXIT="2")
+    assert code == 2
+    assert calls == ["system preflight.py setup --venv .venv"]
+    assert not (project.folder / ".venv").exists()
+
+
+def test_two_makes_at_once_install_once(project):
+    if shutil.which("flock") is None:
+        pytest.skip("needs flock, which is not on this machine")
+    both = [project.start("train", PIP_SECONDS="0.3") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert installs(project.log.read_text().splitlines()) == ["requirements.txt"]
+
+
+@pytest.mark.parametrize("target", ["train", "gallery", "bench", "test", "test-all", "check"])
+def test_a_given_environment_is_used_and_nothing_is_installed(project, target):
+    code, _, _, calls = project.make(target, f"VENV={project.folder / 'system'}")
+    assert code == 0
+    assert calls and not installs(calls) and not any("preflight" in call or "-m venv" in call for call in calls)
+    assert all(call.startswith("system ") for call in calls)
+    assert not (project.folder / ".venv").exists()
+
+
+def test_a_given_environment_without_python_is_named(project):
+    code, _, errors, calls = project.make("train", "VENV=elsewhere")
+    assert code == 2 and not calls
+    assert "VENV=elsewhere is not an environment" in errors.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("train", "train.py --epochs 5 --name two words"),
+        ("gallery", "gradcam.py --ckpt model.pt --out gallery.png --epochs 5 --name two words"),
+        ("bench", "-m bench --epochs 5 --name two words"),
+        ("test", "-m pytest --epochs 5 --name two words"),
+        ("test-all", "-m pytest -m  --epochs 5 --name two words"),
+        ("check", "-m pytest --epochs 5 --name two words"),
+    ],
+)
+def test_args_are_passed_on(project, target, command):
+    calls = project.make(target, f"VENV={project.folder / 'system'}", "ARGS=--epochs 5 --name 'two words'")[3]
+    assert calls[-1] == f"system {command}"
+
+
+def test_a_failed_test_fails_make(project):
+    code, out, _, _ = project.make("test", PYTEST_EXIT="1")
+    assert code != 0 and out.endswith("1 failed\n")
+
+
+def test_clean_keeps_results_and_a_given_environment(project):
+    kept = ["model.pt", "gallery.png", "runs/1/log.jsonl", "cifar.tgz", "system/bin/python"]
+    gone = [".venv/requirements.stamp", ".pytest_cache/x", "engine/__pycache__/model.pyc"]
+    for name in kept[:-1] + gone:
+        (project.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (project.folder / name).write_text("")
+    assert project.make("clean", f"VENV={project.folder / 'system'}")[0] == 0
+    assert [name for name in kept + gone if (project.folder / name).exists()] == kept
+
+
+def test_the_default_lists_every_target(project):
+    code, out, _, calls = project.make()
+    assert code == 0 and not calls
+    listed = [line.split()[0] for line in out.splitlines()[1:]]
+    assert sorted(listed) == ["bench", "check", "clean", "gallery", "help", "test", "test-all", "train"]
+    assert all(len(line.split()) >= 3 for line in out.splitlines()[1:])

@@ -1,0 +1,468 @@
+"""What a run says and leaves behind: report/."""
+
+import copy
+import io
+import json
+import math
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+from torch import nn
+
+from engine.config import PRESETS, Config
+from engine.learner import Progress
+from engine.model import ResNet
+from report import curves, progress, run_folder
+from report.progress import Reporter, throughput
+from report.run_folder import RunFolder
+from report.summary import model_summary, training_flops
+
+SUMMARY = {
+    "test_accuracy": 0.8290,
+    "test_accuracy_tta": 0.8333,
+    "test_correct": 8290,
+    "test_total": 10000,
+    "data_seconds": 1.23,
+    "train_seconds": 301.2,
+    "eval_seconds": 12.3,
+    "images_per_second": 3200.0,
+    "images_per_second_q1": 3150.0,
+    "images_per_second_q3": 3250.0,
+    "peak_memory_bytes": 3 << 30,
+    "checkpoint": "/a/very/long/path/that/no/terminal/of/eighty/columns/would/show/on/a/single/line/model.pt",
+}
+
+
+def row(epoch, epochs=4, steps=10, **changed):
+    return {
+        "epoch": epoch,
+        "epochs": epochs,
+        "step": epoch * steps,
+        "steps": epochs * steps,
+        "resolution": 16 if epoch < 3 else 24,
+        "lr": 0.5 / epoch,
+        "loss": 1.5 / epoch,
+        "last_loss": 1.4 / epoch,
+        "train_accuracy": 1 - 0.6 / epoch,
+        "last_accuracy": 1 - 0.5 / epoch,
+        "it_per_s": 12.34,
+        "images_per_s": 3159.0,
+        "train_seconds": 15.0,
+        "eval_seconds": 3.0,
+        "test_loss": 1.2 / epoch,
+        "test_correct": 10000 - 4000 // epoch,
+        "test_total": 10000,
+        "test_accuracy": 1 - 0.4 / epoch,
+        "split": "test",
+    } | changed
+
+
+def reporter(terminal, width=80):
+    file = io.StringIO()
+    return Reporter(Console(file=file, force_terminal=terminal, width=width)), file
+
+
+def run_epoch(said, steps=20, metrics=None, epoch=1, epochs=4, pause=0.0):
+    """Train one make-believe epoch; gives how often the metrics were asked for."""
+    asked = 0
+
+    def peek():
+        nonlocal asked
+        asked += 1
+        return metrics
+
+    with said.epoch(epoch, epochs, steps, batch_size=100) as bar:
+        for _ in range(steps):
+            time.sleep(pause)
+            bar.advance(peek)
+    return asked
+
+
+# What is said
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_last_line_is_the_summary_as_json_at_any_width(terminal, width):
+    said, file = reporter(terminal, width)
+    said.finish(SUMMARY)
+    text = file.getvalue()
+    assert text.endswith("}\n")
+    assert json.loads(text.splitlines()[-1]) == SUMMARY
+    for shown in ("82.90%", "8290 of 10000", "83.33%", "5 min 01 s", "3,200", "3,150 to 3,250", "3.00 GiB"):
+        assert shown in text
+    assert f"{SUMMARY['checkpoint']}\n" in text, "a path must be copied from one line"
+
+
+def test_plain_and_mirrored_accuracy_are_on_lines_of_their_own():
+    said, file = reporter(terminal=False)
+    said.finish(SUMMARY)
+    plain, flip = (line for line in file.getvalue().splitlines()[:-1] if "accuracy" in line)
+    assert "82.90%" in plain and "TTA" not in plain
+    assert "83.33%" in flip and "TTA" in flip
+
+
+def test_what_was_not_measured_says_so_and_nan_is_null():
+    said, file = reporter(terminal=False)
+    said.finish({"test_accuracy": 0.5, "compile_seconds": None, "split": "validation", "x": [math.nan, math.inf]})
+    lines = {line[:26].strip(): line[26:].strip() for line in file.getvalue().splitlines()[:-1]}
+    assert lines["validation accuracy"] == "50.00%"
+    for label in ("data", "compile", "training", "evaluation", "images/s", "peak memory"):
+        assert lines[label.strip()].endswith("not measured"), label
+    assert json.loads(file.getvalue().splitlines()[-1])["x"] == [None, None]
+
+
+def test_off_a_terminal_there_are_only_plain_lines(monkeypatch):
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.02)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stdout", file)
+    said = Reporter(progress.stdout_console())
+    said.say(model_summary(ResNet(width=8), 16))
+    run_epoch(said, pause=0.005, metrics=Progress(1.2345, 0.5678, 0, 0, 100))
+    said.row(row(1))
+    said.finish(SUMMARY)
+    text = file.getvalue()
+    assert "epoch 1/4" in text and "loss 1.234" in text and "56.8%" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_a_plain_epoch_of_less_than_half_a_minute_is_one_line():
+    said, file = reporter(terminal=False)
+    assert run_epoch(said, metrics=Progress(1.2345, 0.5678, 0, 0, 100)) == 0
+    assert file.getvalue() == ""
+
+
+@pytest.mark.parametrize(("width", "shown", "left_out"), [(80, ["images/s", "ETA"], []), (40, [], ["images/s"])])
+def test_a_bar_shows_what_fits_on_one_line(monkeypatch, width, shown, left_out):
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0.02)
+    said, file = reporter(True, width)
+    asked = run_epoch(said, pause=0.005, metrics=Progress(1.2345, 0.5678, 0, 0, 100), epoch=3, epochs=20)
+    text = file.getvalue()
+    assert 1 <= asked <= 10, "metrics are asked for only when something is drawn"
+    for part in ("epoch 3/20", "/20", "loss 1.234", *shown):
+        assert part in text
+    for part in left_out:
+        assert part not in text
+    # Everything is drawn over one line, which is gone at the end.
+    assert text.count("\n") == 1
+    assert "…" not in text
+
+
+def test_a_bar_without_numbers_yet_and_a_failing_epoch_leave_the_cursor_as_it_was(monkeypatch):
+    monkeypatch.setattr(progress, "BAR_SECONDS", 0.0)
+    said, file = reporter(True)
+    run_epoch(said, metrics=None)
+    assert "loss" not in file.getvalue() and "20/20" in file.getvalue()
+    with pytest.raises(KeyboardInterrupt), said.epoch(1, 4, 20, 100):
+        raise KeyboardInterrupt
+    assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
+
+
+def test_a_step_costs_less_than_20_microseconds():
+    said, _ = reporter(True)
+    with said.epoch(1, 1, 30000, 100) as bar:
+        costs = []
+        for _ in range(3):
+            start = time.perf_counter()
+            for _ in range(10000):
+                bar.advance(lambda: None)
+            costs.append((time.perf_counter() - start) / 10000)
+    assert min(costs) < 20e-6
+
+
+def test_eta_weighs_the_epochs_by_their_pixels(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(progress, "perf_counter", lambda: now)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 10.0)
+    said, file = reporter(terminal=False)
+    config = Config(epochs=3, resolutions=(16, 16, 32))
+    options = {"device": "cpu", "precision": "bf16", "compiled": False, "seconds": 60.0, "run_folder": "runs/x"}
+    said.choice(preset="cpu", config=config, full_seconds=7200.0, **options)
+    # A run that goes on in epoch 2: 20 s for half an epoch of 16 px; the other half and one of 32 px (4 times as dear).
+    with said.epoch(2, 3, 2, 100) as bar:
+        now = 20.0
+        bar.advance(lambda: None)
+    assert "1/2  ETA 3:00  5 images/s" in file.getvalue()
+    assert "1 min 00 s" in file.getvalue() and "2 h 00 min" in file.getvalue()
+
+
+def test_the_choice_names_everything_that_was_chosen():
+    said, file = reporter(terminal=False)
+    said.choice(
+        preset="cpu",
+        config=PRESETS["cpu"],
+        device="some device",
+        precision="bf16",
+        compiled=True,
+        seconds=287.4,
+        full_seconds=None,
+        run_folder="runs/[red]x",
+    )
+    for part in ("cpu", "some device", "bf16", ", compiled", "4 min 47 s", "not measured", "runs/[red]x"):
+        assert part in file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_epoch_is_one_line_of_at_most_80_columns_with_all_its_numbers(terminal):
+    said, file = reporter(terminal)
+    for epoch in range(1, 26):
+        said.row(row(epoch, epochs=25))
+    header, first, *rest = file.getvalue().splitlines()
+    assert len(rest) == 25, "24 rows and one more heading"
+    assert len(header) == len(first) <= 80
+    cells = ["1/25", "16", "1.5000", "1.4000", "40.00", "12.3", "3,159", "1.2000", "6000/10000", "60.00"]
+    assert first.split() == cells
+
+
+def test_an_epoch_without_evaluation_and_held_out_images_are_told_apart():
+    said, file = reporter(terminal=False)
+    absent = {"test_loss": None, "test_correct": None, "test_accuracy": None}
+    said.row(row(1, split="validation", **absent))
+    header, line = file.getvalue().splitlines()
+    assert "val loss" in header and "test" not in header
+    assert line.split()[-3:] == ["-", "-", "-"]
+
+
+def test_no_console_says_nothing(capsys):
+    said = Reporter(None)
+    said.say("x")
+    run_epoch(said)
+    said.row(row(1))
+    said.finish(SUMMARY)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_throughput_is_median_and_quartiles():
+    names = ("images_per_second_q1", "images_per_second", "images_per_second_q3")
+    assert [throughput([10, 40, 20, 30, 50])[name] for name in names] == [20, 30, 40]
+    assert [throughput([7.0])[name] for name in names] == [7, 7, 7]
+    assert throughput([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "not measured"),
+        (0.04, "0.0 s"),
+        (9.96, "10 s"),
+        (59.6, "1 min 00 s"),
+        (3599, "1 h 00 min"),
+        (1e5, "27 h 47 min"),
+    ],
+)
+def test_durations_carry_over(seconds, text):
+    assert progress.duration(seconds) == text
+
+
+# What is left behind
+
+
+def logged(path):
+    return [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
+
+
+def board(path, tag="loss/training"):
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return [(event.step, round(event.value, 4)) for event in events.Scalars(tag)]
+
+
+def test_a_run_folder_holds_config_log_scalars_and_picture(tmp_path):
+    with RunFolder(tmp_path / "a" / "b") as folder:
+        folder.write_config({"epochs": 2, "resolutions": (16, 24)})
+        for epoch in (1, 2):
+            folder.add(row(epoch, test_loss=math.nan))
+            assert len(logged(folder.path)) == epoch, "each row is on disk before the next epoch"
+    assert json.loads((folder.path / "config.json").read_text()) == {"epochs": 2, "resolutions": [16, 24]}
+    assert logged(folder.path) == [row(1, test_loss=None), row(2, test_loss=None)]
+    assert board(folder.path) == [(10, 1.5), (20, 0.75)]
+    assert board(folder.path, "accuracy/test") == [(10, 0.6), (20, 0.8)]
+    assert Image.open(folder.path / "curves.png").width > 1000
+    assert folder.resume_path.parent == folder.path
+    assert not list(folder.path.glob(".*")), "no temporary file stays"
+
+
+def test_going_on_drops_the_rows_beyond_the_resumed_epoch(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        for epoch in (1, 2, 3):
+            folder.add(row(epoch))
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"epoch": 4, "lo')
+    with RunFolder(tmp_path, resume_epoch=1) as folder:
+        for epoch in (2, 3, 4):
+            folder.add(row(epoch, loss=0.25))
+    assert logged(tmp_path) == folder.rows == [row(1)] + [row(epoch, loss=0.25) for epoch in (2, 3, 4)]
+    assert board(tmp_path) == [(10, 1.5), (20, 0.25), (30, 0.25), (40, 0.25)]
+
+
+def test_a_fresh_run_in_an_old_folder_starts_anew(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.add(row(1))
+    with RunFolder(tmp_path) as folder:
+        assert logged(tmp_path) == []
+        folder.add(row(1, loss=0.25))
+    assert logged(tmp_path) == [row(1, loss=0.25)]
+    assert board(tmp_path) == [(10, 0.25)]
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [RunFolder() for _ in range(3)]
+    assert len({folder.path for folder in folders}) == 3
+    assert all(folder.path.parent.name == "runs" for folder in folders)
+    for folder in folders:
+        folder.close()
+        assert not (folder.path / "curves.png").exists(), "nothing to draw"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("a file")
+    for path in ("", "runs", "runs/x"):
+        with pytest.raises(ValueError, match=r"^cannot write runs.*--run-dir$"):
+            RunFolder(path)
+
+
+def test_a_log_of_something_else_is_not_gone_on_with(tmp_path):
+    (tmp_path / "log.jsonl").write_text("hello\n")
+    with pytest.raises(ValueError, match=r"log\.jsonl is not a log of this program"):
+        RunFolder(tmp_path, resume_epoch=1)
+    assert (tmp_path / "log.jsonl").read_text() == "hello\n"
+
+
+def test_pictures_between_epochs_take_little_of_the_time(tmp_path, monkeypatch):
+    drawn = []
+    now = 0.0
+    monkeypatch.setattr(run_folder, "perf_counter", lambda: now)
+
+    def slow_draw(rows, path, lrs):
+        nonlocal now
+        drawn.append((now, len(rows)))
+        now += 1.0
+
+    monkeypatch.setattr(run_folder, "draw", slow_draw)
+    with RunFolder(tmp_path) as folder:
+        for epoch in range(1, 101):
+            now += 2.0
+            folder.add(row(epoch, epochs=100))
+    assert drawn[-1][1] == 100, "the last picture has all rows"
+    assert 2 <= len(drawn) - 1 <= 200 * 0.02 + 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [row(1, epochs=1)],
+        [row(1, test_loss=None, test_accuracy=None), row(2)],
+        [{"epoch": 1, "loss": 1.0, "lr": 0.1}, {"epoch": 2, "loss": math.nan}],
+        [{"epoch": 1}],
+        [row(epoch, epochs=100) for epoch in range(1, 101)],
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_curves_of_short_long_and_incomplete_runs_are_drawn(tmp_path, rows):
+    path = tmp_path / "curves.png"
+    path.write_text("the old one")
+    curves.draw(rows, path, lrs=[0.1, 0.2, 0.1] * 10)
+    image = np.asarray(Image.open(path).convert("RGB"))
+    assert image.shape[1] > 2 * image.shape[0] > 600
+    training = np.frombuffer(bytes.fromhex(curves.TRAIN["color"][1:]), np.uint8)
+    assert (image == training).all(2).any() == ("loss" in rows[0])
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_a_failed_picture_leaves_the_old_one(tmp_path, monkeypatch):
+    (tmp_path / "curves.png").write_text("the old one")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        curves.draw([row(1)], tmp_path / "curves.png")
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["the old one"]
+
+
+# The model's summary
+
+
+def closed_form_flops(depth, width, resolution):
+    """Forward FLOPs of one image, layer by layer from the architecture alone."""
+    blocks = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[depth]
+    macs, before, side = 27 * width * resolution**2, width, resolution
+    for stage, count in enumerate(blocks):
+        channels = width << stage
+        side = side if stage == 0 else math.ceil(side / 2)
+        first = 9 * before * channels + 9 * channels**2 + (before * channels if stage else 0)
+        macs += side**2 * (first + (count - 1) * 18 * channels**2)
+        before = channels
+    return 2 * (macs + before * 10)
+
+
+def cells(table):
+    return [list(column.cells) for column in table.columns], [str(column.footer) for column in table.columns]
+
+
+@pytest.mark.parametrize(("depth", "width", "resolution"), [(18, 64, 32), (34, 8, 20), (18, 8, 15)])
+def test_summary_totals_are_the_models(depth, width, resolution):
+    model = ResNet(depth, width)
+    (names, _, shapes, parameters, mflops), footer = cells(model_summary(model, resolution))
+    total = sum(p.numel() for p in model.parameters())
+    assert footer[3] == f"{total:,}"
+    assert footer[4] == f"{closed_form_flops(depth, width, resolution) / 1e6:,.2f}"
+    layers = [i for i, name in enumerate(names) if name.startswith(" ")] + [names.index("fc")]
+    groups = [i for i, name in enumerate(names) if not name.startswith(" ")]
+    assert sum(int(parameters[i].replace(",", "")) for i in layers) == total
+    assert sum(int(parameters[i].replace(",", "")) for i in groups) == total
+    # Each group's figure is rounded to two digits.
+    assert sum(float(mflops[i]) for i in groups) == pytest.approx(
+        closed_form_flops(depth, width, resolution) / 1e6, abs=0.03
+    )
+    side = math.ceil(resolution / 8)
+    assert shapes[names.index("layer4")] == f"{8 * width} x {side} x {side}"
+    assert len(layers) == sum(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear) for m in model.modules())
+
+
+def test_the_standard_network_has_its_known_size():
+    model = ResNet()
+    _, footer = cells(model_summary(model, 32))
+    assert footer[3] == "11,173,962"
+    assert training_flops(model, 32) == pytest.approx(3.34e9, rel=0.005)
+
+
+def test_training_costs_three_forward_passes_less_the_images_gradient():
+    forward = closed_form_flops(18, 8, 16)
+    assert training_flops(ResNet(width=8), 16) == 3 * forward - 2 * 27 * 8 * 16**2
+
+
+def test_the_summary_fits_80_columns():
+    _, file = reporter(terminal=False)
+    Console(file=file, width=80).print(model_summary(ResNet(depth=34), 32))
+    assert "…" not in file.getvalue()
+    assert "layer4" in file.getvalue()
+
+
+def test_summary_and_flops_leave_model_and_random_state_alone():
+    model = ResNet(width=8)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    model(images).sum().backward()
+    model.get_submodule("layer2").eval()
+    modes = [module.training for module in model.modules()]
+    state = copy.deepcopy(model.state_dict())
+    gradients = [copy.deepcopy(p.grad) for p in model.parameters()]
+    random = torch.get_rng_state()
+    with torch.no_grad():
+        model_summary(model, 16)
+        training_flops(model, 16)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert parameter.grad is not None and gradient is not None and torch.equal(parameter.grad, gradient)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(module._forward_hooks for module in model.modules())
