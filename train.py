@@ -8,8 +8,6 @@ Writes model.pt (`--out`) and, in the run folder, the log, TensorBoard scalars, 
 last line on stdout is JSON.
 """
 
-import sys
-
 import preflight
 
 preflight.require_environment("train.py")
@@ -17,16 +15,14 @@ preflight.require_dali()
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
-from pathlib import Path
+from functools import partial
 from time import perf_counter
-from typing import Any
 
 import torch
 
 from bench.estimate import train_seconds
-from engine import checkpoint, runtime
-from engine.config import PRESETS, Config, default_preset, differences, parse
+from engine import checkpoint, resume, runtime
+from engine.config import PRESETS, default_preset, parse
 from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.model import MEAN, create
 from pipeline.dali import DaliLoader, evaluation_loader
@@ -38,7 +34,7 @@ from report.summary import model_summary
 
 
 def main(arguments: Sequence[str]) -> None:
-    state = resume_state(arguments)
+    state = resume.named(arguments)
     preset, config = parse(arguments, state["config"] if state else default_preset(torch.cuda.is_available()))
     preflight.check_driver(config.device)
     device = runtime.pick_device(config.device)
@@ -61,13 +57,13 @@ def main(arguments: Sequence[str]) -> None:
     mean_colour = [round(255 * channel) for channel in MEAN]
     loader = DaliLoader(train, plan, device, threads, config.resolution, fill=mean_colour)
     test = evaluation_loader(held_out, config.resolutions[-1], device, threads)
+    data = train.sha256
     seconds["data"] += perf_counter() - start
 
-    model = create(config, train.images).to(device, memory_format=torch.channels_last)
+    model = create(config, train.images).to(device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, plan.steps_per_epoch, device, precision, compiled)
     if state:
-        refuse_changes(state, config, train.sha256)
-        learner.load_state_dict(state["learner"])
+        resume.restore(learner, state, config, data)
     done = learner.step // plan.steps_per_epoch
     folder = RunFolder(config.run_dir, resume_epoch=done)
     config = replace(config, run_dir=str(folder.path), resume="")
@@ -95,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
             start = perf_counter()
             with reporter.epoch(epoch + 1, config.epochs, len(loader), plan.batch_size) as bar:
                 try:
-                    progress = learner.train_epoch(loader.epoch(epoch), lambda bar=bar: bar.advance(learner.peek))
+                    progress = learner.train_epoch(loader.epoch(epoch), partial(bar.advance, learner.peek))
                 except NonFiniteLoss as error:
                     raise ValueError(f"{error}: try a smaller --max-lr; last good resume state: {saved}") from None
             took = perf_counter() - start
@@ -121,18 +117,8 @@ def main(arguments: Sequence[str]) -> None:
                 | result.row()
             )
             reporter.row(folder.rows[-1])
+            resume.save(folder.resume_path, learner, config, data, seconds, card)
             saved = str(folder.resume_path)
-            checkpoint.write(
-                saved,
-                checkpoint.RESUME,
-                {
-                    "config": checkpoint.config_dict(config),
-                    "learner": learner.state_dict(),
-                    "seconds": seconds,
-                    "data": train.sha256,
-                    "environment": card,
-                },
-            )
 
     start = perf_counter()
     plain, flipped = (evaluate(model, test, device, precision, flip) for flip in (False, True))
@@ -148,26 +134,6 @@ def main(arguments: Sequence[str]) -> None:
     }
     checkpoint.save_model(config.out, model, config, metrics)
     reporter.finish(metrics | {"checkpoint": config.out, "environment": card})
-
-
-def resume_state(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `--resume PATH` names, a file or a run folder; {} without that flag. Its config gives the flags' defaults."""
-    named = [b for a, b in pairwise([*arguments, ""]) if a == "--resume"]
-    named += [a.partition("=")[2] for a in arguments if a.startswith("--resume=")]
-    if not named:
-        return {}
-    path = Path(named[-1])
-    path = path / "resume.pt" if path.is_dir() else path
-    state = checkpoint.read(path, checkpoint.RESUME)
-    return state | {"path": str(path), "config": checkpoint.config_from(state["config"], path)}
-
-
-def refuse_changes(state: dict[str, Any], config: Config, data: str) -> None:
-    """A resumed run must be the run that was stopped."""
-    if changed := differences(state["config"], config):
-        raise ValueError(f"{state['path']}: a resumed run keeps its settings, but {'; '.join(changed)}")
-    if state["data"] != data:
-        raise ValueError(f"{state['path']}: it was trained on other data than this run would be")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def _images_per_second(config: Config, side: int, device: torch.device, precisio
     batch_size = min(batch_size, config.batch_size)
     steps = 3
     with torch.random.fork_rng():
-        model = ResNet(config.depth, config.width, side).to(device, memory_format=torch.channels_last)
+        model = ResNet(config.depth, config.width, side).to(device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, steps, device, precision)
     model.train()
     seconds = []

@@ -8,7 +8,7 @@ it and nothing in it can run), with the keys
     sha256   hexadecimal digest over the names, types, shapes and bytes of all the rest
     config   the run's Config as a dict
     model:   weights (name -> tensor), metrics (name -> number or string)
-    resume:  state (Learner.state_dict()), and what train.py adds
+    resume:  what engine/resume.py says
 """
 
 import dataclasses

@@ -121,7 +121,7 @@ def default_preset(cuda: bool) -> str:
 
 
 def parse(arguments: Sequence[str], default: str | Config) -> tuple[str, Config]:
-    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name and the config; without a name, `default` (a name or a config).
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name and the config; `default` is one of these for no preset.
 
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
     """
@@ -133,7 +133,7 @@ def parse(arguments: Sequence[str], default: str | Config) -> tuple[str, Config]
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
     base = default if isinstance(default, Config) else PRESETS[name]
-    summary = f"Train ResNet-18 on CIFAR-10: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults are those of {name}."
+    summary = f"Train ResNet-18 on CIFAR-10: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     return name, tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
 
 

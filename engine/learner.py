@@ -3,6 +3,7 @@
 Inside an epoch nothing waits for the device: metrics stay on it, and `peek` reads them only when they have arrived.
 """
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -121,13 +122,16 @@ class Learner:
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
         if compile:
-            self._forward_and_loss = torch.compile(_forward_and_loss, fullgraph=True)
+            self.use_backend("inductor")
         self._metrics = Metrics(device)
+
+    def use_backend(self, backend: str) -> None:
+        """Compile forward and loss in one graph by a backend of torch.compile; every shape gets its own."""
+        self._forward_and_loss = torch.compile(_forward_and_loss, fullgraph=True, dynamic=False, backend=backend)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of SGD on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
-        with runtime.autocast(self.device, self.precision):
-            loss, correct = self._forward_and_loss(self.model, images, labels, self.config.label_smoothing)
+        loss, correct = self._loss(images, labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -141,6 +145,10 @@ class Learner:
             elif self.step % LOOKAHEAD_EVERY == 0:
                 self.lookahead.update(self.step / self.total_steps)
 
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        with runtime.autocast(self.device, self.precision):
+            return self._forward_and_loss(self.model, images, labels, self.config.label_smoothing)
+
     def warm_up(self, batch_size: int) -> float:
         """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing."""
         start = time.perf_counter()
@@ -149,9 +157,7 @@ class Learner:
         for side in sorted(set(self.config.resolutions)):
             nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
             labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-            with runtime.autocast(self.device, self.precision):
-                loss, _ = self._forward_and_loss(self.model, nhwc.permute(0, 3, 1, 2), labels, self.config.label_smoothing)
-            loss.backward()
+            self._loss(nhwc.permute(0, 3, 1, 2), labels)[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
@@ -192,8 +198,8 @@ class Learner:
         """All that the next step depends on, as tensors and plain values."""
         return {
             "step": self.step,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": copy.deepcopy(self.model.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "schedule": {"last_epoch": self.schedule.last_epoch},
             "scaler": self.scaler.state_dict(),
             "lookahead": [t.clone() for t in self.lookahead.slow] if self.lookahead else [],
@@ -311,7 +317,9 @@ def evaluate(
     return Evaluation(loss / total, int(correct), int(total))
 
 
-def predict_logits(model: nn.Module, images: Tensor, device: torch.device, precision: str, flip: bool = False) -> Tensor:
+def predict_logits(
+    model: nn.Module, images: Tensor, device: torch.device, precision: str, flip: bool = False
+) -> Tensor:
     """Logits (B, classes) float32 of uint8 images (B, 3, H, W) on the device, in mixed precision."""
     with runtime.autocast(device, precision):
         logits = model(images)

@@ -5,8 +5,6 @@ have 11,173,962 parameters. Images come in as uint8; normalising is the model's 
 given any uint8 picture and the data pipeline moves a quarter of the bytes.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -136,7 +134,7 @@ def _position(stage: str) -> int:
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing; the same at that size."""
+    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing; as they are if so."""
     if images.shape[-2:] == (resolution, resolution):
         return images
     resized = F.interpolate(images.float(), (resolution, resolution), mode="bilinear", antialias=True)
@@ -186,9 +184,11 @@ def dirac_(model: ResNet) -> None:
             nn.init.dirac_(module.weight[: module.in_channels])
 
 
-def parameter_groups(model: nn.Module) -> Sequence[list[nn.Parameter]]:
-    """Parameters in three lists: weights of convolutions and linear layers, weights of norms, biases of norms and linear."""
-    weights, gains, biases = [], [], []
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Parameters in three lists: matrices (of convolutions and linear layers), norms' weights, all biases."""
+    weights: list[nn.Parameter] = []
+    gains: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         group = weights if parameter.ndim > 1 else gains if name.endswith("weight") else biases
         group.append(parameter)

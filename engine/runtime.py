@@ -15,7 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def pick_device(wanted: str) -> torch.device:
-    """"auto", "cuda" or "cpu" -> the device.
+    """The device that "auto", "cuda" or "cpu" means here.
 
     Raises:
         ValueError: CUDA was asked for and torch finds none.
@@ -28,7 +28,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_precision(device: torch.device, wanted: str = "auto") -> str:
-    """"auto" -> bf16 where the hardware has it, fp16 on older CUDA, fp32 elsewhere; anything else as asked.
+    """Type for "auto": bf16 where the hardware has it, fp16 on older CUDA, else fp32; anything else as asked.
 
     Raises:
         ValueError: fp16 was asked for on a CPU, where it is slower than fp32 and has no gradient scaler.
@@ -65,6 +65,8 @@ def configure(device: torch.device, threads: int = 0) -> int:
     """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core)."""
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
+    # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
+    torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True

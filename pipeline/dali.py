@@ -55,6 +55,7 @@ class DaliLoader:
         self._stored = _chunked(split.images, plan.translate, plan.flip != "none", device)
         self._rows = len(self._stored[0]) // (SIZE + 2 * plan.translate)
         self._pipe: Any = None
+        self._side = 0
         self._next = (0, 0)
 
     def __len__(self) -> int:
@@ -68,8 +69,8 @@ class DaliLoader:
         side = self.resolution(epoch)
         for iteration in range(start, len(self)):
             # The pipeline runs ahead along the plan. Another place or another resolution needs a new one (20 ms).
-            if self._pipe is None or (epoch, iteration) != self._next or side != self._pipe_side:
-                self._pipe, self._pipe_side = self._build(epoch, iteration, side), side
+            if self._pipe is None or (epoch, iteration) != self._next or side != self._side:
+                self._pipe, self._side = self._build(epoch, iteration, side), side
             images, labels = self._run()
             self._next = divmod(epoch * len(self) + iteration + 1, len(self))
             count = sum(shape[0] for shape in labels.shape())
@@ -144,7 +145,7 @@ def _graph(feed: Any, device: str, side: int, cutout: bool, fill: Sequence[float
     chunk, source, target, window, size, labels, *hole = fn.external_source(
         source=feed, num_outputs=8 if cutout else 6, batch=True
     )
-    images = fn.multi_paste(
+    images: Any = fn.multi_paste(
         data, in_ids=chunk, in_anchors=source, out_anchors=target, shapes=window, output_size=size
     )
     if cutout:

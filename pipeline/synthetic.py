@@ -1,4 +1,4 @@
-"""Data without a data set: generated images for tests and trials, and one constant device batch, the compute ceiling."""
+"""Data without a data set: generated images for tests, and one constant device batch, the compute ceiling."""
 
 from collections.abc import Iterator
 

@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, log, curves, model summary. Knows engine/config.py, nothing of DALI."""
+"""What a person sees of a run: progress, log, curves, model summary. Knows engine/, nothing of DALI."""

@@ -2,7 +2,7 @@
 
     python train.py             # writes curves.png in the run folder
 
-pyplot is left out: its figures are global and would have to be closed. A picture takes 0.25 s on one 2.x GHz core.
+pyplot is left out: its figures are global and would have to be closed. A picture takes 0.25 s (one core of a Xeon).
 """
 
 import os

@@ -1,6 +1,13 @@
-"""Skips what this machine cannot run, with the reason."""
+"""Skips what this machine cannot run, with the reason, and keeps torch to one thread.
+
+The tests' networks are so small that a second thread only waits for the first: many times slower on a busy machine.
+"""
+
+import os
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, here and in the processes that tests start
 
 
 def pytest_collection_modifyitems(items):

@@ -140,7 +140,8 @@ def test_a_given_environment_is_used_and_nothing_is_installed(project, target):
 def test_a_given_environment_without_python_is_named(project):
     code, _, errors, calls = project.make("train", "VENV=elsewhere")
     assert code == 2 and not calls
-    assert "VENV=elsewhere is not an environment" in errors.splitlines()[0]
+    line, of_make = errors.splitlines()
+    assert "VENV=elsewhere is not an environment" in line and "Error 2" in of_make
 
 
 @pytest.mark.parametrize(

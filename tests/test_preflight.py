@@ -92,6 +92,7 @@ def test_the_paths_named_fit_the_folder_one_stands_in(refusal, modules, monkeypa
     monkeypatch.chdir(tmp_path / "here")
     line = refusal(preflight.require_environment, "gradcam.py")
     assert "../project/.venv/bin/python ../project/gradcam.py`" in line
+    assert "../project/.venv/bin/python -m bench`" in refusal(preflight.require_environment, "-m bench")
 
 
 def test_the_systems_python_gets_a_line_not_a_traceback(tmp_path):
@@ -214,6 +215,7 @@ def test_python_3_11_to_3_14(refusal, good_machine, monkeypatch, minor):
         ("linux", "aarch64", True),
         ("linux", "ppc64le", False),
         ("darwin", "arm64", False),
+        ("darwin", "x86_64", False),
         ("win32", "AMD64", False),
     ],
 )

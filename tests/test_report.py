@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import math
+import re
 import time
 
 import numpy as np
@@ -36,6 +37,7 @@ SUMMARY = {
     "peak_memory_bytes": 3 << 30,
     "checkpoint": "/a/very/long/path/that/no/terminal/of/eighty/columns/would/show/on/a/single/line/model.pt",
 }
+METRICS = Progress(loss=1.2345, accuracy=0.5678, last_loss=1.0, last_accuracy=0.5, images=100)
 
 
 def row(epoch, epochs=4, steps=10, **changed):
@@ -67,8 +69,25 @@ def reporter(terminal, width=80):
     return Reporter(Console(file=file, force_terminal=terminal, width=width)), file
 
 
-def run_epoch(said, steps=20, metrics=None, epoch=1, epochs=4, pause=0.0):
-    """Train one make-believe epoch; gives how often the metrics were asked for."""
+class Clock:
+    """Stands in for perf_counter: it goes on when told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(progress, "perf_counter", clock)
+    monkeypatch.setattr(run_folder, "perf_counter", clock)
+    return clock
+
+
+def run_epoch(said, clock, seconds_a_step, metrics=METRICS, epoch=1, epochs=4):
+    """20 make-believe steps of 100 images; gives how often the metrics were asked for."""
     asked = 0
 
     def peek():
@@ -76,9 +95,9 @@ def run_epoch(said, steps=20, metrics=None, epoch=1, epochs=4, pause=0.0):
         asked += 1
         return metrics
 
-    with said.epoch(epoch, epochs, steps, batch_size=100) as bar:
-        for _ in range(steps):
-            time.sleep(pause)
+    with said.epoch(epoch, epochs, steps=20, batch_size=100) as bar:
+        for _ in range(20):
+            clock.now += seconds_a_step
             bar.advance(peek)
     return asked
 
@@ -109,56 +128,68 @@ def test_plain_and_mirrored_accuracy_are_on_lines_of_their_own():
 
 def test_what_was_not_measured_says_so_and_nan_is_null():
     said, file = reporter(terminal=False)
-    said.finish({"test_accuracy": 0.5, "compile_seconds": None, "split": "validation", "x": [math.nan, math.inf]})
-    lines = {line[:26].strip(): line[26:].strip() for line in file.getvalue().splitlines()[:-1]}
-    assert lines["validation accuracy"] == "50.00%"
-    for label in ("data", "compile", "training", "evaluation", "images/s", "peak memory"):
-        assert lines[label.strip()].endswith("not measured"), label
+    said.finish(
+        {
+            "test_accuracy": 0.5,
+            "test_accuracy_tta": None,
+            "compile_seconds": None,
+            "split": "validation",
+            "x": [math.nan, math.inf],
+        }
+    )
+    lines = dict(re.split("  +", line, maxsplit=1) for line in file.getvalue().splitlines()[1:-1])
+    assert lines.pop("validation accuracy") == "50.00%"
+    assert lines.pop("checkpoint") == "none"
+    assert len(lines) == 7 and set(lines.values()) == {"not measured"}
     assert json.loads(file.getvalue().splitlines()[-1])["x"] == [None, None]
 
 
-def test_off_a_terminal_there_are_only_plain_lines(monkeypatch):
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.02)
+def test_off_a_terminal_there_are_only_plain_lines(monkeypatch, clock):
     monkeypatch.setenv("FORCE_COLOR", "1")
     file = io.StringIO()
     monkeypatch.setattr("sys.stdout", file)
     said = Reporter(progress.stdout_console())
     said.say(model_summary(ResNet(width=8), 16))
-    run_epoch(said, pause=0.005, metrics=Progress(1.2345, 0.5678, 0, 0, 100))
+    run_epoch(said, clock, seconds_a_step=31)
     said.row(row(1))
     said.finish(SUMMARY)
     text = file.getvalue()
-    assert "epoch 1/4" in text and "loss 1.234" in text and "56.8%" in text
+    assert "layer4" in text and "correct/total" in text and text.count("loss 1.234") == 20
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_a_plain_epoch_of_less_than_half_a_minute_is_one_line():
+def test_a_plain_epoch_is_silent_but_for_a_line_every_half_minute(clock):
     said, file = reporter(terminal=False)
-    assert run_epoch(said, metrics=Progress(1.2345, 0.5678, 0, 0, 100)) == 0
+    assert run_epoch(said, clock, seconds_a_step=1) == 0
     assert file.getvalue() == ""
+    assert run_epoch(said, clock, seconds_a_step=4, epoch=2) == 2
+    first, second = file.getvalue().splitlines()
+    assert first.startswith("epoch 2/4  8/20  loss 1.234  acc 56.8%  ETA")
+    assert second.startswith("epoch 2/4  16/20 ")
 
 
-@pytest.mark.parametrize(("width", "shown", "left_out"), [(80, ["images/s", "ETA"], []), (40, [], ["images/s"])])
-def test_a_bar_shows_what_fits_on_one_line(monkeypatch, width, shown, left_out):
-    monkeypatch.setattr(progress, "BAR_SECONDS", 0.02)
+@pytest.mark.parametrize("width", range(30, 101, 10))
+def test_a_bar_and_what_fits_beside_it_are_one_line(clock, width):
     said, file = reporter(True, width)
-    asked = run_epoch(said, pause=0.005, metrics=Progress(1.2345, 0.5678, 0, 0, 100), epoch=3, epochs=20)
+    assert run_epoch(said, clock, seconds_a_step=0.25, epoch=12, epochs=20) == 10, "every half second"
     text = file.getvalue()
-    assert 1 <= asked <= 10, "metrics are asked for only when something is drawn"
-    for part in ("epoch 3/20", "/20", "loss 1.234", *shown):
-        assert part in text
-    for part in left_out:
-        assert part not in text
-    # Everything is drawn over one line, which is gone at the end.
-    assert text.count("\n") == 1
-    assert "…" not in text
+    assert text.endswith("\x1b[1A\x1b[2K"), "the bar is gone at the end"
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r")[-2].rstrip("\n")
+    assert len(last) <= width and "…" not in last
+    assert sum(last.count(glyph) for glyph in "━╸╺") >= progress.MINIMUM_BAR
+    shown = [part in last for part in ("epoch 12/20", "20/20", "loss 1.234", "acc 56.8%", "ETA 0:40", "400 images/s")]
+    assert shown == sorted(shown, reverse=True), "what matters less goes first"
+    assert sum(shown) == 6 or width < 80
 
 
-def test_a_bar_without_numbers_yet_and_a_failing_epoch_leave_the_cursor_as_it_was(monkeypatch):
-    monkeypatch.setattr(progress, "BAR_SECONDS", 0.0)
+def test_a_bar_without_numbers_yet_shows_its_steps(clock):
     said, file = reporter(True)
-    run_epoch(said, metrics=None)
+    run_epoch(said, clock, seconds_a_step=1, metrics=None)
     assert "loss" not in file.getvalue() and "20/20" in file.getvalue()
+
+
+def test_an_interrupted_epoch_gives_the_cursor_back():
+    said, file = reporter(True)
     with pytest.raises(KeyboardInterrupt), said.epoch(1, 4, 20, 100):
         raise KeyboardInterrupt
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
@@ -176,19 +207,16 @@ def test_a_step_costs_less_than_20_microseconds():
     assert min(costs) < 20e-6
 
 
-def test_eta_weighs_the_epochs_by_their_pixels(monkeypatch):
-    now = 0.0
-    monkeypatch.setattr(progress, "perf_counter", lambda: now)
-    monkeypatch.setattr(progress, "PLAIN_SECONDS", 10.0)
+def test_eta_weighs_the_epochs_by_their_pixels(clock):
     said, file = reporter(terminal=False)
     config = Config(epochs=3, resolutions=(16, 16, 32))
     options = {"device": "cpu", "precision": "bf16", "compiled": False, "seconds": 60.0, "run_folder": "runs/x"}
     said.choice(preset="cpu", config=config, full_seconds=7200.0, **options)
-    # A run that goes on in epoch 2: 20 s for half an epoch of 16 px; the other half and one of 32 px (4 times as dear).
+    # A run that goes on in epoch 2: 40 s for half an epoch of 16 px; the other half and one of 32 px (4 times as dear).
     with said.epoch(2, 3, 2, 100) as bar:
-        now = 20.0
+        clock.now += 40
         bar.advance(lambda: None)
-    assert "1/2  ETA 3:00  5 images/s" in file.getvalue()
+    assert "1/2  ETA 6:00  2 images/s" in file.getvalue()
     assert "1 min 00 s" in file.getvalue() and "2 h 00 min" in file.getvalue()
 
 
@@ -229,10 +257,10 @@ def test_an_epoch_without_evaluation_and_held_out_images_are_told_apart():
     assert line.split()[-3:] == ["-", "-", "-"]
 
 
-def test_no_console_says_nothing(capsys):
+def test_no_console_says_nothing(capsys, clock):
     said = Reporter(None)
     said.say("x")
-    run_epoch(said)
+    assert run_epoch(said, clock, seconds_a_step=100) == 0
     said.row(row(1))
     said.finish(SUMMARY)
     assert capsys.readouterr() == ("", "")
@@ -252,7 +280,8 @@ def test_throughput_is_median_and_quartiles():
         (0.04, "0.0 s"),
         (9.96, "10 s"),
         (59.6, "1 min 00 s"),
-        (3599, "1 h 00 min"),
+        (3599, "59 min 59 s"),
+        (3599.6, "1 h 00 min"),
         (1e5, "27 h 47 min"),
     ],
 )
@@ -278,7 +307,7 @@ def test_a_run_folder_holds_config_log_scalars_and_picture(tmp_path):
         folder.write_config({"epochs": 2, "resolutions": (16, 24)})
         for epoch in (1, 2):
             folder.add(row(epoch, test_loss=math.nan))
-            assert len(logged(folder.path)) == epoch, "each row is on disk before the next epoch"
+            assert len(logged(folder.path)) == len(board(folder.path)) == epoch, "on disk before the next epoch"
     assert json.loads((folder.path / "config.json").read_text()) == {"epochs": 2, "resolutions": [16, 24]}
     assert logged(folder.path) == [row(1, test_loss=None), row(2, test_loss=None)]
     assert board(folder.path) == [(10, 1.5), (20, 0.75)]
@@ -304,6 +333,7 @@ def test_going_on_drops_the_rows_beyond_the_resumed_epoch(tmp_path):
 def test_a_fresh_run_in_an_old_folder_starts_anew(tmp_path):
     with RunFolder(tmp_path) as folder:
         folder.add(row(1))
+    (tmp_path / "log.jsonl").write_text("not even a log\n")
     with RunFolder(tmp_path) as folder:
         assert logged(tmp_path) == []
         folder.add(row(1, loss=0.25))
@@ -329,30 +359,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
             RunFolder(path)
 
 
-def test_a_log_of_something_else_is_not_gone_on_with(tmp_path):
-    (tmp_path / "log.jsonl").write_text("hello\n")
+@pytest.mark.parametrize("log", [b"hello\n", b"[1]\n", b"{}\n", b"\xff\n"])
+def test_a_log_of_something_else_is_not_gone_on_with(tmp_path, log):
+    (tmp_path / "log.jsonl").write_bytes(log)
     with pytest.raises(ValueError, match=r"log\.jsonl is not a log of this program"):
         RunFolder(tmp_path, resume_epoch=1)
-    assert (tmp_path / "log.jsonl").read_text() == "hello\n"
+    assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
-def test_pictures_between_epochs_take_little_of_the_time(tmp_path, monkeypatch):
+def test_pictures_between_epochs_take_little_of_the_time(tmp_path, monkeypatch, clock):
     drawn = []
-    now = 0.0
-    monkeypatch.setattr(run_folder, "perf_counter", lambda: now)
 
     def slow_draw(rows, path, lrs):
-        nonlocal now
-        drawn.append((now, len(rows)))
-        now += 1.0
+        drawn.append(len(rows))
+        clock.now += 1
 
     monkeypatch.setattr(run_folder, "draw", slow_draw)
     with RunFolder(tmp_path) as folder:
         for epoch in range(1, 101):
-            now += 2.0
+            clock.now += 2
             folder.add(row(epoch, epochs=100))
-    assert drawn[-1][1] == 100, "the last picture has all rows"
-    assert 2 <= len(drawn) - 1 <= 200 * 0.02 + 1
+    assert drawn[-1] == 100, "the last picture has all rows"
+    assert 2 <= len(drawn) - 1 <= 200 * run_folder.DRAWING_SHARE + 1
 
 
 @pytest.mark.parametrize(
@@ -409,7 +437,7 @@ def cells(table):
     return [list(column.cells) for column in table.columns], [str(column.footer) for column in table.columns]
 
 
-@pytest.mark.parametrize(("depth", "width", "resolution"), [(18, 64, 32), (34, 8, 20), (18, 8, 15)])
+@pytest.mark.parametrize(("depth", "width", "resolution"), [(18, 16, 32), (34, 8, 20), (18, 8, 15), (18, 8, 8)])
 def test_summary_totals_are_the_models(depth, width, resolution):
     model = ResNet(depth, width)
     (names, _, shapes, parameters, mflops), footer = cells(model_summary(model, resolution))
@@ -429,23 +457,20 @@ def test_summary_totals_are_the_models(depth, width, resolution):
     assert len(layers) == sum(isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear) for m in model.modules())
 
 
-def test_the_standard_network_has_its_known_size():
+def test_the_standard_network_has_its_known_size_and_fits_80_columns():
     model = ResNet()
-    _, footer = cells(model_summary(model, 32))
-    assert footer[3] == "11,173,962"
+    table = model_summary(model, 32)
+    _, footer = cells(table)
+    assert footer[3:] == ["11,173,962", "1,110.85"]
     assert training_flops(model, 32) == pytest.approx(3.34e9, rel=0.005)
+    file = io.StringIO()
+    Console(file=file, width=80).print(table)
+    assert "layer4" in file.getvalue() and "…" not in file.getvalue()
 
 
 def test_training_costs_three_forward_passes_less_the_images_gradient():
     forward = closed_form_flops(18, 8, 16)
     assert training_flops(ResNet(width=8), 16) == 3 * forward - 2 * 27 * 8 * 16**2
-
-
-def test_the_summary_fits_80_columns():
-    _, file = reporter(terminal=False)
-    Console(file=file, width=80).print(model_summary(ResNet(depth=34), 32))
-    assert "…" not in file.getvalue()
-    assert "layer4" in file.getvalue()
 
 
 def test_summary_and_flops_leave_model_and_random_state_alone():

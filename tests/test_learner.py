@@ -1,0 +1,287 @@
+"""Learning: it learns, repeats bitwise, resumes bitwise, follows the schedule, and reports what happened."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine import runtime
+from engine.config import PRESETS, Config
+from engine.learner import Learner, NonFiniteLoss, evaluate
+from engine.model import ResNet, create
+from pipeline.dali import DaliLoader, evaluation_loader
+from pipeline.plan import Plan
+from pipeline.synthetic import generated
+
+CPU = torch.device("cpu")
+SMALL = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=32)
+
+
+def start(config=SMALL, count=128, precision="fp32", compiled=False):
+    """A learner, its loader and its plan, on generated images."""
+    split = generated(count)
+    plan = Plan(count=count, batch_size=config.batch_size, translate=config.translate, flip=config.flip, cutout=4)
+    loader = DaliLoader(split, plan, CPU, 2, config.resolution)
+    model = create(config, split.images).to(memory_format=torch.channels_last)
+    return Learner(model, config, plan.steps_per_epoch, CPU, precision, compiled), loader
+
+
+def weights(learner):
+    return {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_overfits_32_images(precision):
+    split = generated(32)
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(split.labels).long()
+    config = replace(SMALL, epochs=1, label_smoothing=0.0)
+    model = create(config, split.images).to(memory_format=torch.channels_last)
+    learner = Learner(model, config, 60, CPU, precision)
+    first = evaluate(model, [(images, labels)], CPU, precision)
+    learner.train_epoch([(images, labels)] * 60)
+    last = evaluate(model, [(images, labels)], CPU, precision)
+    assert first.accuracy < 0.5
+    assert last.accuracy == 1.0
+    assert last.loss < 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_runs_give_bitwise_equal_weights(precision):
+    results = []
+    for _ in range(2):
+        learner, loader = start(precision=precision)
+        for epoch in range(2):
+            learner.train_epoch(loader.epoch(epoch))
+        results.append(weights(learner))
+    assert same(*results)
+    other, loader = start(replace(SMALL, seed=1), precision=precision)
+    assert not same(results[0], weights(other))
+
+
+def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path):
+    config = replace(SMALL, epochs=3, resolutions=(16, 24, 32))
+    whole, loader = start(config)
+    rows = [whole.train_epoch(loader.epoch(epoch)) for epoch in range(3)]
+
+    stopped, loader = start(config)
+    stopped.train_epoch(loader.epoch(0))
+    torch.save(stopped.state_dict(), tmp_path / "state.pt")
+    resumed, loader = start(replace(config, seed=9))
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert resumed.step == loader.plan.steps_per_epoch
+    assert [resumed.train_epoch(loader.epoch(epoch)) for epoch in (1, 2)] == rows[1:]
+    assert same(weights(whole), weights(resumed))
+
+
+def test_state_is_a_copy():
+    learner, loader = start()
+    state = learner.state_dict()
+    before = {name: tensor.clone() for name, tensor in state["model"].items()}
+    learner.train_epoch(loader.epoch(0))
+    assert same(before, state["model"])
+
+
+def test_schedule_equals_torchs_onecycle_for_each_group():
+    config = replace(SMALL, epochs=5, max_lr=0.7, pct_start=0.3, div_factor=5.0, bias_lr_scale=3.0)
+    learner = Learner(ResNet(width=8), config, 8, CPU, "fp32")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    oracle_of = {}
+    for peak in (0.7, 2.1):
+        optimizer = torch.optim.SGD([parameter], lr=1.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, peak, 40, pct_start=0.3, anneal_strategy="linear", cycle_momentum=False, div_factor=5.0
+        )
+        oracle_of[peak] = (optimizer, schedule)
+    images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    seen = []
+    for _ in range(40):
+        rates = [group["lr"] for group in learner.optimizer.param_groups]
+        small, large = (optimizer.param_groups[0]["lr"] for optimizer, _ in oracle_of.values())
+        assert rates == pytest.approx([small, small, large], rel=1e-12)
+        seen.append(rates[0])
+        learner.train_step(images, labels)
+        for optimizer, schedule in oracle_of.values():
+            optimizer.step()
+            schedule.step()
+    assert seen[0] == pytest.approx(0.14)
+    assert max(seen) == pytest.approx(0.7)
+    assert seen[-1] < 1e-3
+
+
+def test_one_step_equals_the_textbook():
+    """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled; against plain torch."""
+    config = replace(SMALL, lookahead=False, weight_decay=0.1, label_smoothing=0.2, bias_lr_scale=2.0)
+    learner = Learner(ResNet(width=8), config, 10, CPU, "fp32")
+    oracle = ResNet(width=8)
+    oracle.load_state_dict(learner.model.state_dict())
+    images = torch.from_numpy(generated(16).images).permute(0, 3, 1, 2)
+    labels = torch.arange(16) % 10
+    log = oracle(images).log_softmax(1)
+    target = torch.full((16, 10), 0.02).scatter(1, labels[:, None], 0.82)
+    loss = -(target * log).sum(1).mean()
+    loss.backward()
+    rate = config.max_lr / config.div_factor
+    learner.model.train()
+    learner.train_step(images, labels)
+    for (name, parameter), own in zip(oracle.named_parameters(), learner.model.parameters(), strict=True):
+        matrix, bias = parameter.ndim > 1, name.endswith("bias")
+        assert parameter.grad is not None
+        gradient = parameter.grad + 0.1 * parameter.detach() * matrix
+        # Nesterov's first step: the gradient plus momentum times the velocity, which is the gradient.
+        expected = parameter.detach() - rate * (2.0 if bias else 1.0) * 1.9 * gradient
+        assert torch.allclose(own, expected, rtol=1e-4, atol=1e-6), name
+
+
+def test_epoch_metrics_are_those_of_its_batches():
+    learner, _ = start(replace(SMALL, lookahead=False))
+    images = torch.from_numpy(generated(48).images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(generated(48).labels).long()
+    batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
+    steps = []
+
+    def note():
+        steps.append(learner.peek())
+
+    progress = learner.train_epoch(batches, note)
+    assert [step.images for step in steps] == [32, 48]
+    first, second = steps[0].last_loss, steps[1].last_loss
+    assert progress.loss == pytest.approx((32 * first + 16 * second) / 48)
+    assert progress == steps[1]
+    correct = round(progress.accuracy * 48)
+    assert correct == round(steps[0].last_accuracy * 32) + round(steps[1].last_accuracy * 16)
+    assert learner.peek().images == 0
+
+
+def test_a_loss_that_is_not_finite_is_named_by_its_step():
+    config = replace(SMALL, max_lr=1e30, div_factor=1.0, lookahead=False)
+    learner, loader = start(config)
+    with pytest.raises(NonFiniteLoss, match=r"not finite at epoch 1, step \d") as caught:
+        learner.train_epoch(loader.epoch(0))
+    assert 1 <= caught.value.step <= 3
+
+
+def test_lookahead_pulls_every_five_steps_and_ends_on_the_slow_weights():
+    learner, loader = start(replace(SMALL, epochs=3))
+    plain, _ = start(replace(SMALL, epochs=3, lookahead=False))
+    batches = [batch for epoch in range(3) for batch in loader.epoch(epoch)]
+    for step, batch in enumerate(batches, start=1):
+        for own in (learner, plain):
+            own.model.train()
+            own.train_step(*batch)
+        if step == 4:
+            assert same(weights(learner), weights(plain))
+        if step == 5:
+            assert not same(weights(learner), weights(plain))
+    slow = dict(zip([n for n, t in learner.model.state_dict().items() if t.is_floating_point()],
+                    learner.lookahead.slow, strict=True))
+    assert step == learner.total_steps == 12
+    assert all(torch.equal(learner.model.state_dict()[name], tensor) for name, tensor in slow.items())
+
+
+def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
+    model = ResNet(width=8, resolution=32).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    split = generated(70)
+    result = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), CPU, "fp32")
+    flipped = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), CPU, "fp32", flip=True)
+    assert model.training
+    assert same(before, model.state_dict())
+    images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(split.labels).long()
+    with torch.no_grad():
+        model.eval()
+        logits, mirrored = model(images), model(images.flip(3))
+    assert result.total == 70
+    assert result.correct == int((logits.argmax(1) == labels).sum())
+    assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert flipped.correct == int(((logits + mirrored).argmax(1) == labels).sum())
+    assert flipped.loss == pytest.approx(F.cross_entropy((logits + mirrored) / 2, labels).item(), rel=1e-5)
+
+
+def test_compiled_training_has_one_graph_and_learns_the_same():
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    eager, loader = start(replace(SMALL, epochs=1))
+    compiled, _ = start(replace(SMALL, epochs=1))
+    compiled.use_backend("aot_eager")
+    before = weights(compiled)
+    assert compiled.warm_up(32) > 0
+    assert same(before, weights(compiled))
+    assert same({"lr": torch.tensor(eager.lr)}, {"lr": torch.tensor(compiled.lr)})
+    for learner in (eager, compiled):
+        learner.train_epoch(loader.epoch(0))
+    for name, tensor in weights(eager).items():
+        assert torch.allclose(tensor.float(), weights(compiled)[name].float(), rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.parametrize(
+    ("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp16")]
+)
+def test_precision_follows_cuda_capability(monkeypatch, capability, precision):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert runtime.pick_precision(torch.device("cuda", 0)) == precision
+    assert runtime.pick_precision(torch.device("cuda", 0), "fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fpu avx512_bf16", "bf16"), ("fpu amx_bf16 amx_tile", "bf16"), ("fpu avx512f avx2", "fp32"), ("", "fp32")],
+)
+def test_precision_follows_the_cpus_flags(monkeypatch, tmp_path, flags, precision):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t: amx_bf16\n")
+    found = runtime.cpu_flags(cpuinfo)
+    assert found == set(flags.split())
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: found)
+    assert runtime.pick_precision(CPU) == precision
+
+
+def test_without_a_list_of_flags_there_are_none(tmp_path):
+    assert runtime.cpu_flags(tmp_path / "none") == set()
+
+
+def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="--precision is fp16 on a CPU"):
+        runtime.pick_precision(CPU, "fp16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device is cuda, but torch finds no usable NVIDIA GPU"):
+        runtime.pick_device("cuda")
+    assert runtime.pick_device("auto") == CPU
+
+
+def test_resolutions_spread_evenly_over_the_epochs():
+    config = Config(epochs=5, resolutions=(16, 16, 20, 24))
+    assert [config.resolution(epoch) for epoch in range(5)] == [16, 16, 16, 20, 24]
+    assert {Config(epochs=7).resolution(epoch) for epoch in range(7)} == {32}
+
+
+@pytest.mark.gpu
+def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
+    device = torch.device("cuda", 0)
+    config = replace(SMALL, epochs=6, resolutions=(32,))
+    split = generated(512)
+    plan = Plan(count=512, batch_size=32, translate=4, flip="random", cutout=8)
+    loader = DaliLoader(split, plan, device, 2, config.resolution)
+    model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
+    learner = Learner(model, config, plan.steps_per_epoch, device, runtime.pick_precision(device))
+    learner.train_epoch(loader.epoch(0))
+    model.train()
+    batches = loader.epoch(1)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for images, labels in batches:
+            learner.train_step(images, labels)
+            learner.peek()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for epoch in range(2, 6):
+        learner.train_epoch(loader.epoch(epoch))
+    result = evaluate(model, evaluation_loader(split, 32, device, 2), device, learner.precision)
+    assert result.accuracy > 0.9

@@ -1,0 +1,124 @@
+"""The network: its size, its stages, its start, and what it does with pictures."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from engine.config import PRESETS, Config
+from engine.model import STAGES, ResNet, create, dirac_, parameter_groups, resize, whiten_stem_
+from pipeline.synthetic import generated
+
+
+def pictures(count=4, side=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(("depth", "width", "count"), [(18, 64, 11_173_962), (34, 64, 21_282_122), (18, 8, 176_402)])
+def test_parameter_count(depth, width, count):
+    with torch.device("meta"):
+        model = ResNet(depth, width)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_stage_shapes_and_forward_is_head_of_features():
+    model = ResNet(width=8).eval()
+    images = pictures()
+    shapes = [tuple(model.features(images, stage).shape[1:]) for stage in STAGES]
+    assert shapes == [(8, 32, 32), (8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
+    for stage in STAGES:
+        assert torch.equal(model.from_stage(model.features(images, stage), stage), model(images))
+    with pytest.raises(ValueError, match="stage 'layer5' is unknown"):
+        model.features(images, "layer5")
+
+
+def test_normalises_first_to_the_training_sets_mean_and_deviation():
+    model = ResNet(width=8)
+    grey = torch.tensor([[125, 123, 114]], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert model.normalise(grey).abs().max() < 0.01
+    white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    expected = [(1 - 0.49139968) / 0.24703223, (1 - 0.48215841) / 0.24348513, (1 - 0.44653091) / 0.26158784]
+    assert model.normalise(white).flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    assert {"mean", "std"} <= set(model.state_dict())
+
+
+def test_head_runs_in_float32_under_autocast():
+    model = ResNet(width=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = model.features(pictures())
+        logits = model.head(features)
+    assert (features.dtype, logits.dtype) == (torch.bfloat16, torch.float32)
+    assert torch.equal(logits, F.linear(features.float().mean((2, 3)), model.fc.weight, model.fc.bias))
+
+
+def test_predict_resizes_and_gives_probabilities():
+    model = ResNet(width=8, resolution=24).eval()
+    images = pictures(side=48).permute(0, 2, 3, 1)
+    expected = model(resize(images.permute(0, 3, 1, 2), 24)).softmax(1)
+    assert torch.equal(model.predict(images), expected)
+    assert torch.allclose(expected.sum(1), torch.ones(4))
+    for wrong in (images.float(), images.permute(0, 3, 1, 2), images[0]):
+        with pytest.raises(ValueError, match=r"uint8 images \(N, H, W, 3\)"):
+            model.predict(wrong)
+
+
+def test_resize_keeps_flat_colour_and_size():
+    flat = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
+    assert (resize(flat, 20) == 77).all()
+    assert resize(flat, 20).shape == (1, 3, 20, 20)
+    assert resize(flat, 32) is flat
+
+
+def test_whitened_stem_gives_uncorrelated_channels_of_equal_power_and_their_negatives():
+    model = ResNet(width=64)
+    images = torch.from_numpy(generated(500).images).permute(0, 3, 1, 2)
+    before = model.get_parameter("stem.0.weight").clone()
+    whiten_stem_(model, images, eps=0.0)
+    after = model.get_parameter("stem.0.weight")
+    assert torch.equal(after[54:], before[54:])
+    assert torch.equal(after[:27], -after[27:54])
+    answers = F.conv2d(model.normalise(images), after[:27]).detach().transpose(0, 1).flatten(1).double()
+    power = answers @ answers.T / answers.shape[1]
+    # The filters come from every fourth patch, so the identity holds nearly.
+    assert (power - torch.eye(27)).abs().max() < 0.1
+
+
+def test_dirac_makes_convolutions_pass_through():
+    model = ResNet(width=8)
+    dirac_(model)
+    x = torch.randn(2, 8, 6, 6)
+    for name in ("layer1.0.conv1", "layer1.1.conv2"):
+        assert torch.equal(model.get_submodule(name)(x), x)
+    wider = model.get_submodule("layer2.0.conv1")
+    assert torch.equal(F.conv2d(x, wider.get_parameter("weight"), padding=1)[:, :8], x)
+
+
+def test_a_start_depends_on_the_seed_alone():
+    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    config = Config(width=8)
+    one, two = (create(config, images).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = create(Config(width=8, seed=1), images).state_dict()
+    assert not torch.equal(one["fc.weight"], other["fc.weight"])
+
+
+def test_parameter_groups_hold_each_parameter_once():
+    model = ResNet(width=8)
+    weights, gains, biases = parameter_groups(model)
+    assert sum(map(len, (weights, gains, biases))) == len(list(model.parameters()))
+    assert all(p.ndim in (2, 4) for p in weights)
+    assert all((p == 1).all() for p in gains)
+    assert any(p is model.fc.bias for p in biases)
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 50}, {"width": 0}, {"num_classes": 0}])
+def test_impossible_networks_are_refused(wrong):
+    with pytest.raises(ValueError, match="must be"):
+        ResNet(**wrong)
+
+
+def test_every_preset_builds_its_network():
+    for config in PRESETS.values():
+        with torch.device("meta"):
+            ResNet(config.depth, config.width, config.resolutions[-1])

@@ -1,0 +1,180 @@
+"""train.py as a user meets it: what it writes, what it says, and how it refuses. Generated images, width 8."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from engine import checkpoint, runtime
+from engine.config import PRESETS
+from pipeline import cifar10, splits
+from pipeline.synthetic import generated
+
+QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch, tmp_path):
+    """256 images to train on, 128 to report on, and no estimate: this is about the loop."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        train, "training_splits", lambda validate, generate: (generated(256, "training"), generated(128, "test", 1))
+    )
+    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr of one command line in this process."""
+    sys.argv = ["train.py", *arguments]
+    with pytest.raises(SystemExit) as end:
+        runtime.run(train.main, "train.py")
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def weights(path):
+    return checkpoint.load(path).model.state_dict()
+
+
+def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
+    code, out, _ = run(capsys, *QUICK, "--epochs", "4", "--batch-size", "16", "--run-dir", "runs/a")
+    assert code == 0
+    summary = json.loads(out.splitlines()[-1])
+    assert summary["test_accuracy"] > 0.8
+    assert {"test_accuracy_tta", "train_seconds", "images_per_second", "data_seconds", "eval_seconds"} <= set(summary)
+    rows = [json.loads(line) for line in (tmp_path / "runs/a/log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["test_accuracy"] == summary["test_accuracy"]
+    names = {path.name for path in (tmp_path / "runs/a").iterdir()}
+    assert {"config.json", "log.jsonl", "curves.png", "resume.pt"} <= names
+    assert any(name.startswith("events.out") for name in names)
+    loaded = checkpoint.load("model.pt")
+    assert loaded.metrics["test_correct"] == round(summary["test_accuracy"] * 128)
+    assert loaded.metrics["precision"] == "fp32"
+    assert loaded.config.epochs == 4
+    assert "ResNet" in out
+    assert "estimated time" in out
+    assert "\x1b" not in out
+
+
+def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, monkeypatch, tmp_path):
+    assert run(capsys, *QUICK, "--run-dir", "whole", "--out", "whole.pt")[0] == 0
+
+    def stop(*args, **named):
+        raise KeyboardInterrupt
+
+    real = train.checkpoint.write
+    monkeypatch.setattr(train.checkpoint, "write", lambda *args: (real(*args), stop()))
+    assert run(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
+    monkeypatch.setattr(train.checkpoint, "write", real)
+    code, out, _ = run(capsys, "--resume", "part", "--out", "part.pt")
+    assert code == 0
+    one, two = weights("whole.pt"), weights("part.pt")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    rows = [json.loads(line) for line in Path("part/log.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert json.loads(out.splitlines()[-1])["test_accuracy"] == checkpoint.load("whole.pt").metrics["test_accuracy"]
+
+    code, _, err = run(capsys, "--resume", "part/resume.pt", "--seed", "7")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--seed 0 -> 7" in err
+    code, _, err = run(capsys, "cpu", "--resume", "part")
+    assert (code, err.count("\n")) == (2, 1)
+
+
+def test_a_diverging_run_stops_and_keeps_no_state(capsys):
+    code, _, err = run(capsys, *QUICK, "--max-lr", "1e30", "--div-factor", "1", "--run-dir", "bad", "--no-lookahead")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not finite at epoch 1, step" in err
+    assert not Path("model.pt").exists()
+    assert not Path("bad/resume.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cpux"], "preset 'cpux' is unknown"),
+        (["smoke", "--epochs", "0"], "--epochs is 0"),
+        (["smoke", "--max-lr", "-1"], "--max-lr is -1.0"),
+        (["smoke", "--width", "0"], "--width is 0"),
+        (["smoke", "--epochz", "3"], "--epochz"),
+        (["smoke", "--epochs", "three"], "three"),
+        (["smoke", "--batch-size", "300"], "--batch-size is 300: it must be 1 to 256"),
+        (["smoke", "--resolutions", "4"], "--resolutions is (4,)"),
+        (["smoke", "--out", "missing/model.pt"], "missing"),
+        (["smoke", "--out", "."], "it is a folder"),
+        (["smoke", "--resume", "none.pt"], "none.pt: No such file or directory"),
+        (["smoke", "--precision", "fp16", "--device", "cpu"], "--precision is fp16 on a CPU"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, message):
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_foreign_or_damaged_resume_state_is_refused(capsys):
+    Path("text.pt").write_text("hello")
+    code, _, err = run(capsys, "--resume", "text.pt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "text.pt is not a resume checkpoint" in err
+    checkpoint.write("model.pt", checkpoint.MODEL, {"config": {}})
+    code, _, err = run(capsys, "--resume=model.pt")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "model.pt is not a resume checkpoint" in err
+
+
+def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys, monkeypatch):
+    assert run(capsys, *QUICK, "--epochs", "1")[0] == 0
+    old = Path("model.pt").read_bytes()
+
+    def full(*args):
+        raise OSError(28, "No space left on device", "model.pt")
+
+    monkeypatch.setattr(train.checkpoint, "save_model", full)
+    code, _, err = run(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
+    assert (code, err) == (2, "train.py: model.pt: No space left on device\n")
+    assert Path("model.pt").read_bytes() == old
+    assert checkpoint.read("second/resume.pt", checkpoint.RESUME)["config"]["seed"] == 1
+
+
+def test_validate_never_opens_the_test_set(monkeypatch):
+    opened = []
+
+    def load(name):
+        opened.append(name)
+        return generated(6000, name)
+
+    monkeypatch.setattr(cifar10, "load", load)
+    train_part, held_out = splits.training_splits(validate=True, generate=False)
+    assert opened == ["train"]
+    assert (len(train_part.images), len(held_out.images), held_out.name) == (1000, 5000, "validation")
+    whole = generated(6000, "train")
+    assert (held_out.images == whole.images[1000:]).all()
+    assert (held_out.labels == whole.labels[1000:]).all()
+    splits.training_splits(validate=False, generate=False)
+    assert opened == ["train", "train", "test"]
+
+
+def test_presets_are_for_real_data_but_smoke():
+    assert {name for name, config in PRESETS.items() if config.generated} == {"smoke"}
+    assert not any(config.validate for config in PRESETS.values())
+
+
+def test_help_names_every_setting_and_prints_no_traceback(tmp_path):
+    entry = Path(train.__file__)
+    result = subprocess.run([sys.executable, str(entry), "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0
+    for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "full|cpu|smoke"):
+        assert flag in result.stdout
+    assert result.stderr == ""
