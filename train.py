@@ -23,7 +23,7 @@ import torch
 from bench.estimate import train_seconds
 from engine import checkpoint, resume, runtime
 from engine.config import PRESETS, default_preset, parse
-from engine.learner import Learner, NonFiniteLoss, evaluate
+from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
 from engine.model import MEAN, create
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     if state:
         resume.restore(learner, state, config, data)
     done = learner.step // plan.steps_per_epoch
-    folder = RunFolder(config.run_dir, resume_epoch=done)
+    folder = RunFolder(config.run_dir, done, learning_rates(config, learner.total_steps))
     config = replace(config, run_dir=str(folder.path), resume="")
     folder.write_config(checkpoint.config_dict(config))
 
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> None:
         "test_accuracy_tta": flipped.accuracy,
         "split": held_out.name,
         "precision": precision,
-        **{f"{name}_seconds": value for name, value in seconds.items()},
+        **{f"{name}_seconds": value or None for name, value in seconds.items()},
         **throughput([row["images_per_s"] for row in folder.rows]),
         "peak_memory_bytes": runtime.peak_memory(device),
     }

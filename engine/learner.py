@@ -108,16 +108,7 @@ class Learner:
             nesterov=config.momentum > 0,
             fused=True,
         )
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=[config.max_lr, config.max_lr, bias_lr],
-            total_steps=self.total_steps,
-            pct_start=config.pct_start,
-            anneal_strategy="linear",
-            cycle_momentum=False,
-            div_factor=config.div_factor,
-            final_div_factor=1e4,
-        )
+        self.schedule = _one_cycle(self.optimizer, config, self.total_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
@@ -216,6 +207,31 @@ class Learner:
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.device) for t in state["lookahead"]])
         self._metrics.values.copy_(state["metrics"])
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
+    """Each group's own lr is its peak."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=steps,
+        pct_start=config.pct_start,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=config.div_factor,
+    )
+
+
+def learning_rates(config: Config, steps: int) -> list[float]:
+    """The learning rate of every step of a run, of all but biases."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.max_lr)
+    schedule = _one_cycle(optimizer, config, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def _forward_and_loss(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -168,8 +168,8 @@ def evaluation_loader(
     return DaliLoader(split, plan, device, threads, lambda epoch: resolution, pad_last=True)
 
 
-def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> list[Any]:
-    """Padded images, then their mirror images, as CHUNKS tall pictures (rows * side, side, 3) of equal height."""
+def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
+    """Padded images, then their mirror images, as tall pictures: (CHUNKS, rows * side, side, 3), on the device."""
     count, side = len(images), SIZE + 2 * pad
     around = np.pad(np.arange(SIZE), pad, mode="reflect")
     border = [*range(pad), *range(pad + SIZE, side)]
@@ -184,4 +184,4 @@ def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> 
     if both:
         stored[count : 2 * count] = upright[:, :, ::-1]
     chunks = stored.reshape(CHUNKS, rows * side, side, 3)
-    return list(torch.from_numpy(chunks).to(device)) if device.type == "cuda" else list(chunks)
+    return torch.from_numpy(chunks).to(device) if device.type == "cuda" else chunks

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from engine import runtime
 from engine.config import PRESETS, Config
-from engine.learner import Learner, NonFiniteLoss, evaluate
+from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
 from engine.model import ResNet, create
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
@@ -109,6 +109,7 @@ def test_schedule_equals_torchs_onecycle_for_each_group():
         for optimizer, schedule in oracle_of.values():
             optimizer.step()
             schedule.step()
+    assert seen == learning_rates(config, 40)
     assert seen[0] == pytest.approx(0.14)
     assert max(seen) == pytest.approx(0.7)
     assert seen[-1] < 1e-3
