@@ -83,7 +83,7 @@ class ResNet(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) in 0..255 -> float32 of the training set's mean 0 and deviation 1."""
-        return (images.to(torch.float32) - self.mean) / self.std
+        return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def features(self, images: Tensor, stage: str = "layer4") -> Tensor:
         """Activations of `stage`, (N, K, h, w) in the autocast type, of uint8 images (N, 3, H, W).
@@ -100,7 +100,7 @@ class ResNet(nn.Module):
     def head(self, features: Tensor) -> Tensor:
         """Logits (N, num_classes) float32 of layer4's activations: global average pool and linear, outside autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.fc(features.float().mean((2, 3)))
+            return self.fc(features.to(self.fc.weight.dtype).mean((2, 3)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) float32 of uint8 images (N, 3, H, W)."""

@@ -68,7 +68,6 @@ def configure(device: torch.device, threads: int = 0) -> int:
     # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
     torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
         torch.backends.cudnn.benchmark = True
     return threads
 

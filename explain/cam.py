@@ -54,7 +54,7 @@ def heatmaps(
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
     device = net.mean.device
-    with evaluating(net), torch.inference_mode(False), _autocast_without_cache(device):
+    with evaluating(net), torch.inference_mode(False):
         classes = _checked(targets, len(images), net.fc.out_features).to(device)
         parts = [
             _batch(net, some.to(device), wanted, layer, method)
@@ -70,23 +70,27 @@ def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
     The gradient of logit c by a pooled channel is W[c] / (h w) everywhere, so this is Grad-CAM and HiResCAM at once;
     `map.sum((2, 3)) + head.bias` is the logits. Costs nothing beside the forward pass that made the activations.
     """
-    area = features.shape[-2] * features.shape[-1]
+    # CUDA may round float32 products to TF32 (1e-3); on a CPU float64 would cost 3% of a small forward pass.
+    exact = torch.float64 if features.is_cuda else head.weight.dtype
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
-        return torch.einsum("nkhw,ck->nchw", features.to(head.weight.dtype), head.weight) / area
+        maps = torch.einsum("nkhw,ck->nchw", features.to(exact), head.weight.to(exact))
+        return (maps / (features.shape[-2] * features.shape[-1])).to(head.weight.dtype)
 
 
 def check_class_maps(model: nn.Module, images: Tensor) -> float:
     """Compare `class_maps` with autograd on images (N, 3, R, R) uint8; the largest difference over the largest value.
 
     Raises:
-        ValueError: it is above 1e-4: what follows the last stage is not a pool and a linear layer.
+        ValueError: it is above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
     """
     net = unwrap(model)
+    if not len(images):
+        return 0.0
     with evaluating(net), torch.no_grad():
-        analytic = class_maps(net.features(images), net.fc)
+        analytic = class_maps(net.features(images.to(net.mean.device)), net.fc)
     every = torch.arange(net.fc.out_features).expand(len(images), -1)
     difference = float((heatmaps(net, images, every) - analytic).abs().max() / analytic.abs().max().clamp_min(1e-30))
-    if not difference <= 1e-4:
+    if not difference <= 5e-3:
         raise ValueError(f"the last stage's maps differ from autograd's by {difference:.1e} of their largest value")
     return difference
 
@@ -173,16 +177,6 @@ def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
         )
     columns = targets.to(torch.int64, copy=True)
     return columns if targets.ndim == 2 else columns[:, None]
-
-
-@contextmanager
-def _autocast_without_cache(device: torch.device) -> Iterator[None]:
-    """The autocast that is on, but without its cache, which may hold casts made under inference_mode: no backward."""
-    kind = device.type
-    with torch.autocast(
-        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind), cache_enabled=False
-    ):
-        yield
 
 
 def _over_peak(maps: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Outcome:
 class Errors:
     """The misclassified images of a split, E of `total`, in order of their index; every array starts with E."""
 
+    split: str
+    """Name of the split."""
     total: int
     index: Ints
     """Place in the split."""
@@ -122,6 +124,8 @@ class Maps:
     layer: str
     method: str
     target: str
+    computed: int
+    """Maps that were computed: at layer4 those of all classes of all images."""
     predicted: Tensor
     """Of the predicted class."""
     true: Tensor
@@ -176,6 +180,7 @@ def misclassified(outcome: Outcome, split: Split) -> Errors:
     order = logits.argsort(dim=1, descending=True, stable=True).numpy()
     known = split.labels_sha256 == SHA256["test_labels"]
     return Errors(
+        split=split.name,
         total=len(outcome.labels),
         index=wrong,
         true=true,
@@ -215,7 +220,9 @@ def explain(
     if target not in ("pred", "true", "margin"):
         columns.append(np.full_like(errors.true, class_number(target)))
     classes = torch.from_numpy(np.stack(columns, 1))
+    computed = len(errors) * len(columns)
     if layer == "layer4":
+        computed = errors.total * len(CLASSES)
         maps = errors.class_maps[torch.arange(len(errors))[:, None], classes]
         on_batch(len(errors))
     else:
@@ -227,7 +234,7 @@ def explain(
         maps = torch.cat(parts)
     predicted, true, other = maps[:, 0], maps[:, 1], maps[:, -1]
     chosen = {"pred": predicted, "true": true, "margin": margin(predicted, true)}.get(target, other)
-    return Maps(layer, method, target, predicted, true, chosen)
+    return Maps(layer, method, target, computed, predicted, true, chosen)
 
 
 def class_number(name: str) -> int:

@@ -6,13 +6,14 @@ Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest)
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -22,32 +23,30 @@ from pipeline.cifar10 import CLASSES
 
 UInt8 = npt.NDArray[np.uint8]
 
-LARGEST = 200
-"""Rows that one picture holds: 50 megapixels."""
 DPI = 150
 ZOOM = 6
 SIDE = 32
 TILE = SIDE * ZOOM
 GAP = 14
 MARGIN = 32
-TEXT_WIDTH = 240
+TEXT_WIDTH = 284
 CAPTION = 26
 HEADING = 60
 ROW = TILE + CAPTION + GAP
 OPACITY = 0.65
 """Of the strongest evidence, so that the object stays visible under it."""
-INK, FAINT, LINE, PAPER = "#1a1a1a", "#595959", "#d0d0d0", "#ffffff"
+INK, LINE, PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
 METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One map of every row."""
+    """One picture of every row."""
 
     heading: tuple[str, str]
     captions: list[str]
-    maps: Tensor
-    signed: bool = False
+    tiles: UInt8
+    """(n, 32, 32, 3)."""
 
 
 def draw(
@@ -70,41 +69,41 @@ def draw(
         source: words for the model that erred.
         on_row: called after each row.
     """
-    columns = _columns(errors, maps, positions)
-    sheets = _sheets(len(positions))
-    rows = -(-len(positions) // sheets)
-    # 1 column of rows fits a page's width; many rows are easier to look through side by side.
-    sheet_width = TEXT_WIDTH + (1 + len(columns)) * (TILE + GAP)
+    columns = [Column(("input", f"{SIDE} x {SIDE} pixels"), [""] * len(images), images)]
+    columns += _maps(errors, maps, positions, images)
     header = _header(errors, maps, len(positions), choice, source)
-    top = MARGIN + 44 + 27 * (len(header) - 1) + (84 if len(positions) else 0)
-    size = (2 * MARGIN + sheets * (sheet_width + MARGIN) - MARGIN, top + (HEADING + rows * ROW if rows else 0) + MARGIN)
-    canvas = Image.new("RGB", size, PAPER)
+    sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4  # columns of rows: one fits a page's width
+    rows = -(-len(positions) // sheets)
+    sheet_width = TEXT_WIDTH + len(columns) * (TILE + GAP)
+    top = MARGIN + 44 + 27 * (len(header) - 1) + 84
+    canvas = Image.new(
+        "RGB", (MARGIN + sheets * (sheet_width + MARGIN), top + bool(rows) * HEADING + rows * ROW + MARGIN), PAPER
+    )
     pen = Pen(canvas)
     pen.text((MARGIN, MARGIN), header[0], points=13, bold=True)
     for i, line in enumerate(header[1:]):
         pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9)
-    if not len(positions):
-        return _png(canvas)
-    _colour_bars(pen, MARGIN, top - 72)
-    for sheet in range(sheets):
-        left = MARGIN + sheet * (sheet_width + MARGIN)
-        for place, heading in enumerate([("input", f"{SIDE} x {SIDE} pixels"), *(c.heading for c in columns)]):
-            centre = left + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
-            pen.text((centre, top), heading[0], points=9, bold=True, centred=True)
-            pen.text((centre, top + 24), heading[1], points=8, centred=True)
-    tiles = [_tiles(images, column) for column in columns]
-    for i, position in enumerate(positions):
+    if rows:
+        _colour_bars(pen, MARGIN, top - 72)
+    for sheet in range(sheets if rows else 0):
+        for place, column in enumerate(columns):
+            centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
+            pen.text((centre, top), column.heading[0], points=9, bold=True, centred=True)
+            pen.text((centre, top + 24), column.heading[1], centred=True)
+    for i, position in enumerate(positions.tolist()):
         sheet, row = divmod(i, rows)
         left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
         pen.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2))
-        _describe(pen, errors, int(position), (left, y))
-        shown = [(images[i], ""), *((tile[i], column.captions[i]) for tile, column in zip(tiles, columns, strict=True))]
-        for place, (tile, caption) in enumerate(shown):
+        _describe(pen, errors, position, (left, y))
+        for place, column in enumerate(columns):
             x = left + TEXT_WIDTH + place * (TILE + GAP)
-            canvas.paste(Image.fromarray(tile).resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
-            pen.text((x + TILE // 2, y + TILE + 3), caption, points=8, centred=True)
+            tile = Image.fromarray(column.tiles[i]).resize((TILE, TILE), Image.Resampling.NEAREST)
+            canvas.paste(tile, (x, y))
+            pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True)
         on_row()
-    return _png(canvas)
+    buffer = io.BytesIO()
+    canvas.save(buffer, "PNG", dpi=(DPI, DPI))
+    return buffer.getvalue()
 
 
 def overlay(images: UInt8, shown: Tensor, signed: bool = False) -> UInt8:
@@ -132,18 +131,12 @@ class Pen:
         self._folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
     def text(
-        self,
-        place: tuple[int, int],
-        text: str,
-        points: float = 8,
-        bold: bool = False,
-        centred: bool = False,
-        colour: str = INK,
+        self, place: tuple[int, int], text: str, points: float = 8, bold: bool = False, centred: bool = False
     ) -> int:
         """Write one line below `place`, its left end or its middle; returns its width in pixels."""
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
         font = ImageFont.truetype(self._folder / name, round(points * DPI / 72))
-        self._draw.text(place, text, fill=colour, font=font, anchor="ma" if centred else "la")
+        self._draw.text(place, text, fill=INK, font=font, anchor="ma" if centred else "la")
         return round(font.getlength(text))
 
     def line(self, ends: tuple[int, int, int, int]) -> None:
@@ -153,25 +146,20 @@ class Pen:
         self._draw.rectangle(corners, outline=INK, width=2)
 
 
-def _sheets(count: int) -> int:
-    return 1 if count <= 12 else 2 if count <= 60 else 4
-
-
-def _columns(errors: Errors, maps: Maps, positions: Ints) -> list[Column]:
-    """The maps of every row: that of the target first."""
+def _maps(errors: Errors, maps: Maps, positions: Ints, images: UInt8) -> list[Column]:
+    """The columns of heat, that of the target first."""
     method = METHODS[maps.method]
     names = np.array(CLASSES)
     predicted, true = errors.predicted[positions], errors.true[positions]
 
     def of_class(role: str, values: Tensor, classes: Ints) -> Column:
-        chosen = values[positions]
+        shown, empty = display(values[positions], SIDE)
         probabilities = np.take_along_axis(errors.probabilities[positions], classes[:, None], 1)[:, 0]
-        empty = display(chosen)[1].tolist()
         captions = [
             "no positive evidence" if nothing else f"{name} {percent(p)}"
-            for name, p, nothing in zip(names[classes], probabilities.tolist(), empty, strict=True)
+            for name, p, nothing in zip(names[classes], probabilities.tolist(), empty.tolist(), strict=True)
         ]
-        return Column((f"{method} of the", role), captions, chosen)
+        return Column((f"{method} of the", role), captions, overlay(images, shown))
 
     columns = {
         "pred": of_class("predicted class", maps.predicted, predicted),
@@ -179,8 +167,7 @@ def _columns(errors: Errors, maps: Maps, positions: Ints) -> list[Column]:
         "margin": Column(
             ("margin", "predicted minus true"),
             [f"{a} \N{MINUS SIGN} {b}" for a, b in zip(names[predicted], names[true], strict=True)],
-            maps.margin[positions],
-            signed=True,
+            overlay(images, display(maps.margin[positions], SIDE, signed=True)[0], signed=True),
         ),
     }
     if maps.target not in columns:
@@ -189,13 +176,9 @@ def _columns(errors: Errors, maps: Maps, positions: Ints) -> list[Column]:
     return [columns.pop(maps.target), *columns.values()]
 
 
-def _tiles(images: UInt8, column: Column) -> UInt8:
-    return overlay(images, display(column.maps, SIDE, column.signed)[0], column.signed)
-
-
 def _header(errors: Errors, maps: Maps, count: int, choice: str, source: str) -> list[str]:
     right = 1 - len(errors) / errors.total
-    lines = [f"{len(errors):,} errors of {errors.total:,} images: {right:.2%} right", source]
+    lines = [f"{len(errors):,} errors of {errors.total:,} {errors.split} images: {right:.2%} right", source]
     if not count:
         return [*lines, "There is nothing to draw."]
     height, width = maps.predicted.shape[-2:]
@@ -209,16 +192,15 @@ def _describe(pen: Pen, errors: Errors, position: int, place: tuple[int, int]) -
     left, top = place
     predicted, true = int(errors.predicted[position]), int(errors.true[position])
     probabilities = errors.probabilities[position]
-    pen.text((left, top), f"test image {errors.index[position]}", points=9, bold=True)
+    pen.text((left, top), f"{errors.split} image {errors.index[position]}", points=9, bold=True)
     lines = (
-        f"predicted {CLASSES[predicted]}",
-        f"with {percent(probabilities[predicted])}",
-        f"true {CLASSES[true]}",
-        f"with {percent(probabilities[true])}, place {errors.rank[position]}",
+        f"predicted {CLASSES[predicted]} {percent(probabilities[predicted])}",
+        f"true {CLASSES[true]} {percent(probabilities[true])}",
+        f"true class ranked {errors.rank[position]} of {len(CLASSES)}",
         f"loss {errors.loss[position]:.2f}",
     )
     for i, line in enumerate(lines):
-        pen.text((left, top + 30 + 25 * i), line, points=8.5)
+        pen.text((left, top + 30 + 25 * i), line)
     if errors.disputed[position]:
         y = top + 30 + 25 * len(lines) + 6
         width = pen.text((left + 8, y), "label disputed", points=8, bold=True)
@@ -227,15 +209,13 @@ def _describe(pen: Pen, errors: Errors, position: int, place: tuple[int, int]) -
 
 def _colour_bars(pen: Pen, left: int, top: int) -> None:
     """What the colours mean, drawn over mid grey as over a picture: evidence from 0 to 1, margins from -1 to 1."""
-    from torch import linspace
-
     for x, start, ticks, title in (
         (left, 0, ("0", "0.5", "1"), "evidence for a class, as a share of its map's maximum"),
         (left + 560, -1, ("true", "0", "predicted"), "margin: which of the two classes a place speaks for"),
     ):
         width, height = 320, 18
         grey = np.full((1, 1, width, 3), 128, np.uint8)
-        ramp = overlay(grey, linspace(start, 1, width)[None, None], signed=start < 0)[0]
+        ramp = overlay(grey, torch.linspace(start, 1, width)[None, None], signed=start < 0)[0]
         pen.text((x, top), title, points=8)
         pen.canvas.paste(Image.fromarray(ramp).resize((width, height)), (x, top + 25))
         for i, tick in enumerate(ticks):
@@ -247,9 +227,3 @@ def percent(probability: float) -> str:
     if probability < 1e-4:
         return "<0.01%"
     return f"{min(probability, 0.9999):.2%}" if not 0.01 <= probability <= 0.999 else f"{probability:.1%}"
-
-
-def _png(canvas: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", dpi=(DPI, DPI))
-    return buffer.getvalue()

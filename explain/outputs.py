@@ -7,7 +7,6 @@ archive. The same run writes the same bytes.
 import csv
 import io
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,21 +17,6 @@ from pipeline.cifar10 import CLASSES
 CSV_NAME = "errors.csv"
 NPZ_NAME = "heatmaps.npz"
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
-
-
-def check_writable(path: Path) -> None:
-    """Find out before the work whether `path` can be written.
-
-    Raises:
-        ValueError: it is a folder, or its folder is missing or cannot be written; the line says which.
-    """
-    if path.is_dir():
-        raise ValueError(f"--out is {path}, which is a folder: name a file")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ValueError(f"--out is {path}, but nothing can be written in {path.parent}: {error.strerror}") from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

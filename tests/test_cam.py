@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from trained import trained
 
 from engine.model import STAGES, ResNet
 from explain.cam import METHODS, check_class_maps, class_maps, display, evaluating, heatmaps, margin, unwrap
+from tests.trained import trained
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
@@ -23,7 +23,7 @@ def net() -> ResNet:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return trained()[1].images[:12]
+    return trained()[1].inputs[:12]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_check_of_class_maps_refuses_another_head(net: ResNet, images: Tenso
 def test_layer4_maps_and_bias_sum_to_every_logit():
     net, test = trained()
     with torch.no_grad():
-        features = net.features(test.images)
+        features = net.features(test.inputs)
         logits = net.head(features)
     total = class_maps(features, net.fc).sum((2, 3)) + net.fc.bias
     assert ((total - logits).abs() <= 1e-4 * (1 + logits.abs())).all()
@@ -191,7 +191,7 @@ def test_wrapped_compiled_frozen_and_training_models_give_the_same_maps(net: Res
 
 
 def test_autocast_around_the_call_is_followed_even_after_inference_mode(net: ResNet, images: Tensor, targets: Tensor):
-    """Autocast caches the casts that inference_mode made, and those cannot take part in a backward pass."""
+    """Autocast caches casts; torch before 2.11 kept those of inference_mode, which no backward pass can use."""
     full = heatmaps(net, images, targets, "layer2")
     with torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
@@ -223,7 +223,7 @@ def test_the_model_is_left_as_it_was_also_after_an_exception(
     net: ResNet, images: Tensor, targets: Tensor, layer: str, monkeypatch: pytest.MonkeyPatch
 ):
     model = copy.deepcopy(net).train()
-    model.layer2.eval()  # flags that differ from module to module
+    model.get_submodule("layer2").eval()  # flags that differ from module to module
     next(model.parameters()).requires_grad_(False)
     before = state(model)
     heatmaps(model, images, targets, layer)
@@ -240,7 +240,7 @@ def test_the_model_is_left_as_it_was_also_after_an_exception(
 
 def test_evaluating_restores_flags_that_differ(net: ResNet):
     model = copy.deepcopy(net).train()
-    model.layer3.eval()
+    model.get_submodule("layer3").eval()
     flags = [module.training for module in model.modules()]
     with evaluating(model):
         assert not any(module.training for module in model.modules())
@@ -302,8 +302,8 @@ def test_maps_of_a_trained_net_lie_on_the_glyph_of_their_class():
     """The two glyphs of an image lie in different halves: the maps of their two classes should too."""
     net, test = trained()
     both = torch.stack([test.labels, test.others], 1)
-    side = test.images.shape[-1]
-    shown, _ = display(heatmaps(net, test.images, both, "layer3").flatten(0, 1), side)
+    side = test.inputs.shape[-1]
+    shown, _ = display(heatmaps(net, test.inputs, both, "layer3").flatten(0, 1), side)
     mass = shown.unflatten(0, (-1, 2)).sum(2)
     in_left = mass[..., : side // 2].sum(2) / mass.sum(2).clamp_min(1e-9)
     own = torch.where(torch.stack([test.left, ~test.left], 1), in_left, 1 - in_left)
@@ -319,11 +319,11 @@ def test_a_random_linear_layer_destroys_the_order_of_the_cells():
     spoilt = copy.deepcopy(net)
     torch.manual_seed(1)
     spoilt.fc.reset_parameters()
-    maps = [heatmaps(model, test.images, test.labels) for model in (net, copy.deepcopy(net), spoilt)]
+    maps = [heatmaps(model, test.inputs, test.labels) for model in (net, copy.deepcopy(net), spoilt)]
 
     def correlation(a: Tensor, b: Tensor) -> float:
-        centred = [ranks(x) - ranks(x).mean(1, keepdim=True) for x in (a, b)]
-        return float(nn.functional.cosine_similarity(*centred, dim=1).mean())
+        left, right = (ranks(x) - ranks(x).mean(1, keepdim=True) for x in (a, b))
+        return float(nn.functional.cosine_similarity(left, right).mean())
 
     assert correlation(maps[0], maps[1]) > 0.999
     assert abs(correlation(maps[0], maps[2])) < 0.3

@@ -11,16 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.model import ResNet
+from engine.model import ResNet, resize
 
-SIDE = 24
-GLYPH = 10
+SIDE = 32
+GLYPH = 12
+RESOLUTION = 24
 
 
 @dataclass(frozen=True)
 class Glyphs:
     images: Tensor
-    """(N, 3, 24, 24) uint8, channels_last."""
+    """(N, 32, 32, 3) uint8, as a data set holds them."""
+    inputs: Tensor
+    """(N, 3, 24, 24) uint8, channels_last, as the net takes them."""
     labels: Tensor
     """(N,) int64, the stronger glyph."""
     others: Tensor
@@ -30,8 +33,8 @@ class Glyphs:
 
 
 def glyphs(count: int, seed: int) -> Glyphs:
-    shapes = torch.rand(10, 3, 5, 5, generator=torch.Generator().manual_seed(0)).gt(0.5).float().mul(2).sub(1)
-    shapes = F.interpolate(shapes, scale_factor=2.0)
+    shapes = torch.rand(10, 3, 4, 4, generator=torch.Generator().manual_seed(0)).gt(0.5).float().mul(2).sub(1)
+    shapes = F.interpolate(shapes, scale_factor=3.0)
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, SIDE, SIDE, generator=generator) * 18 + 120
     labels = torch.randint(10, (count,), generator=generator)
@@ -45,8 +48,9 @@ def glyphs(count: int, seed: int) -> Glyphs:
         for k, (shape, scale) in enumerate(((labels[i], strength[i]), (others[i], strength[i] * share[i]))):
             top, start = rows[i][k], columns[i][k] + (0 if bool(left[i]) == (k == 0) else SIDE // 2)
             images[i, :, top : top + GLYPH, start : start + GLYPH] += shapes[shape] * scale
-    images = images.round().clamp(0, 255).to(torch.uint8).contiguous(memory_format=torch.channels_last)
-    return Glyphs(images, labels, others, left)
+    images = images.round().clamp(0, 255).to(torch.uint8)
+    inputs = resize(images, RESOLUTION).contiguous(memory_format=torch.channels_last)
+    return Glyphs(images.permute(0, 2, 3, 1).contiguous(), inputs, labels, others, left)
 
 
 @cache
@@ -59,13 +63,13 @@ def trained() -> tuple[ResNet, Glyphs]:
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ResNet(width=8, resolution=SIDE).to(memory_format=torch.channels_last)
+        model = ResNet(width=8, resolution=RESOLUTION).to(memory_format=torch.channels_last)
         epochs, batch = 4, 100
         optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=epochs * 3000 // batch)
         for _ in range(epochs):
             for chosen in torch.randperm(3000).split(batch):
-                loss = F.cross_entropy(model(training.images[chosen]), training.labels[chosen])
+                loss = F.cross_entropy(model(training.inputs[chosen]), training.labels[chosen])
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

@@ -1,0 +1,64 @@
+"""What `python gradcam.py` can be asked for: every field is a flag, checked before any work starts.
+
+Imports nothing heavy, so that `--help` and mistakes are answered at once.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Class = Literal["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+ORDERS = {
+    "loss": "largest loss first",
+    "confidence": "most confident first",
+    "index": "in their own order",
+    "random": "drawn at random (seed {seed})",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    ckpt: str = "model.pt"
+    """Checkpoint that train.py wrote."""
+    out: str = "gallery.png"
+    """The picture; errors.csv and heatmaps.npz go into its folder."""
+    n: int = 10
+    """Errors to draw, 1 to 200; the table and the heatmaps always hold all."""
+    sort: Literal["loss", "confidence", "index", "random"] = "loss"
+    """Which errors come first."""
+    seed: int = 0
+    """Of --sort random."""
+    true: Class | Literal["any"] = "any"
+    """Draw only errors of this true class."""
+    pred: Class | Literal["any"] = "any"
+    """Draw only errors of this predicted class."""
+    layer: Literal["stem", "layer1", "layer2", "layer3", "layer4"] = "layer4"
+    """Stage whose activations are weighed: later ones know more, earlier ones see finer."""
+    method: Literal["gradcam", "hirescam"] = "gradcam"
+    """How they are weighed; both agree at layer4."""
+    target: Literal["pred", "true", "margin"] | Class = "pred"
+    """What is drawn first and stored as `maps`: the predicted, the true or a named class, or predicted minus true."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where the model runs; auto takes a CUDA GPU where there is one."""
+    precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
+    """Type of convolutions; by default the one that the checkpoint was evaluated in."""
+    threads: int = 0
+    """CPU threads (0: one per core)."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("n", 1, 200), ("seed", 0, 2**31 - 1), ("threads", 0, 1024)):
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+        if Path(self.out).suffix.lower() != ".png":
+            raise ValueError(f"--out is {self.out}: its name must end in .png")
+        if self.true == self.pred != "any":
+            raise ValueError(f"--true and --pred are both {self.true}, but an error's two classes differ")
+
+    @property
+    def choice(self) -> str:
+        """Which errors are drawn, in words."""
+        words = [ORDERS[self.sort].format(seed=self.seed)]
+        words += [f"true class {self.true}"] * (self.true != "any")
+        words += [f"predicted class {self.pred}"] * (self.pred != "any")
+        return ", ".join(words)

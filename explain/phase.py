@@ -1,0 +1,43 @@
+"""One phase of the work: a bar with the time left on a terminal's stderr, and the seconds it took."""
+
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Phase:
+    """`with Phase("evaluation", 10_000) as phase: ... phase.advance(500)`; afterwards `phase.seconds`.
+
+    Stdout stays free for results, and without a terminal nothing is shown.
+    """
+
+    def __init__(self, name: str, total: int) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._task = self._progress.add_task(f"{name:>16}", total=total)
+        self.seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        self._start = perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.seconds = perf_counter() - self._start
+        self._progress.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        self._progress.advance(self._task, steps)

@@ -1,0 +1,281 @@
+"""gradcam.py from its command line, in this process: what it finds, what it writes, and what it says to mistakes."""
+
+import copy
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gradcam
+from engine import checkpoint, runtime
+from engine.config import Config
+from engine.learner import evaluate
+from engine.model import STAGES, ResNet
+from explain import cam, errors, options
+from pipeline import cifar10, splits
+from pipeline.cifar10 import CLASSES, Split
+from pipeline.dali import evaluation_loader
+from tests.trained import trained
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU = torch.device("cpu")
+CONFIG = Config(width=8, resolutions=(24,), device="cpu", generated=True)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    test = trained()[1]
+    return Split(test.images.numpy(), test.labels.numpy().astype(np.uint8), "test")
+
+
+@pytest.fixture(scope="module")
+def loaded(split: Split) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Logits by a plain forward pass over the loader, and the metrics that train.py would report."""
+    net = trained()[0]
+    loader = evaluation_loader(split, 24, CPU, 2)
+    with torch.no_grad():
+        logits = torch.cat([net(images) for images, _ in loader])
+    return logits, {**evaluate(net, loader, CPU, "fp32").row(), "precision": "fp32"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, split: Split, loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run gradcam.py in a folder that holds model.pt; gives the exit code, the result and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(splits, "test_split", lambda generated: split)
+    checkpoint.save_model("model.pt", trained()[0], CONFIG, loaded[1])
+
+    def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        monkeypatch.setattr(sys, "argv", ["gradcam.py", "--device", "cpu", "--threads", "1", *arguments])
+        threads = torch.get_num_threads()
+        with pytest.raises(SystemExit) as stopped:
+            gradcam.main()
+        torch.set_num_threads(threads)
+        out, err = capsys.readouterr()
+        code = int(stopped.value.code or 0)
+        return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
+
+    return command
+
+
+def table(path: str = "errors.csv") -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+def test_the_whole_set_is_found_explained_and_written(run, split: Split, loaded):
+    code, result, err = run()
+    assert (code, err) == (0, "")
+    wrong = np.flatnonzero(loaded[0].numpy().argmax(1) != split.labels)
+    assert [int(row["index"]) for row in table()] == wrong.tolist()
+    assert (
+        result["errors"]
+        == result["maps"]
+        == result["checkpoint_errors"]
+        == len(wrong)
+        == 1000 - loaded[1]["test_correct"]
+    )
+    assert result["accuracy"] == pytest.approx(loaded[1]["test_accuracy"])
+    assert (result["maps_computed"], result["drawn"], result["total"]) == (10_000, 10, 1000)
+    assert 0 < result["layer4_against_autograd"] <= 1e-5
+    with np.load("heatmaps.npz") as archive:
+        assert archive["index"].tolist() == wrong.tolist()
+        assert archive["maps"].shape == (len(wrong), 3, 3)
+        net = trained()[0]
+        sums = archive["maps"].sum((1, 2)) + net.fc.bias.detach().numpy()[archive["predicted"]]
+        np.testing.assert_allclose(sums, archive["logits"].max(1), rtol=1e-4, atol=1e-4)
+    assert Image.open("gallery.png").size[0] > 800
+    assert sum(n for *_, n in result["confusions"]) <= result["errors"]
+    assert set(Path().iterdir()) == {Path(n) for n in ("model.pt", "gallery.png", "errors.csv", "heatmaps.npz")}
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["--layer", "layer2", "--method", "hirescam", "--sort", "random", "--seed", "3"]]
+)
+def test_running_twice_gives_the_same_bytes(run, flags: list[str]):
+    written = []
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        assert run("--out", f"{folder}/gallery.png", *flags)[0] == 0
+        written.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+    assert written[0] == written[1]
+    assert set(written[0]) == {"gallery.png", "errors.csv", "heatmaps.npz"}
+
+
+def test_layer_method_and_target_reach_the_maps(run, split: Split):
+    _, result, _ = run("--layer", "layer3", "--method", "hirescam", "--target", "frog")
+    net = trained()[0]
+    with np.load("heatmaps.npz") as archive:
+        images = next(iter(evaluation_loader(split, 24, CPU, 2)))[0][archive["index"]]
+        expected = cam.heatmaps(net, images, torch.full((len(images),), 6), "layer3", "hirescam").numpy()
+        np.testing.assert_allclose(archive["maps"], expected, rtol=1e-3, atol=1e-5)
+        assert not np.allclose(archive["maps"], archive["predicted_maps"], rtol=1e-2)
+    assert result["maps_computed"] == 3 * result["errors"]
+
+
+def test_filters_choose_what_is_drawn_but_not_what_is_stored(run):
+    run()
+    pairs = [(row["true"], row["predicted"]) for row in table()]
+    true, predicted = max(pairs, key=pairs.count)
+    everything = Path("errors.csv").read_bytes()
+    code, result, _ = run("--true", true, "--pred", predicted, "--n", "200")
+    assert (code, result["drawn"]) == (0, pairs.count((true, predicted)))
+    assert Path("errors.csv").read_bytes() == everything
+
+
+def test_one_row_and_more_rows_than_errors(run):
+    assert run("--n", "1")[1]["drawn"] == 1
+    small = Image.open("gallery.png").height
+    _, result, _ = run("--n", "200")
+    assert result["drawn"] == min(200, result["errors"]) > 100
+    assert Image.open("gallery.png").height > small
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
+def test_a_perfect_model_has_an_empty_table_and_a_picture_that_says_so(
+    run, split: Split, loaded, layer: str, monkeypatch: pytest.MonkeyPatch
+):
+    perfect = Split(split.images, loaded[0].argmax(1).numpy().astype(np.uint8), "test")
+    monkeypatch.setattr(splits, "test_split", lambda generated: perfect)
+    code, result, _ = run("--layer", layer)
+    assert (code, result["errors"], result["drawn"], result["accuracy"]) == (0, 0, 0, 1.0)
+    assert table() == []
+    with np.load("heatmaps.npz") as archive:
+        assert archive["maps"].shape[0] == 0
+    assert Image.open("gallery.png").size[0] > 800
+
+
+def test_a_checkpoint_of_another_width_and_depth(run, loaded):
+    torch.manual_seed(0)
+    model = ResNet(depth=34, width=4, resolution=24).eval()
+    checkpoint.save_model("other.pt", model, replace(CONFIG, width=4, depth=34), loaded[1])
+    code, result, _ = run("--ckpt", "other.pt", "--n", "2")
+    assert code == 0
+    assert result["errors"] != result["checkpoint_errors"]
+
+
+def test_a_validation_checkpoint_never_opens_the_test_set(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
+    opened: list[str] = []
+
+    def load(name: str, progress: bool = True) -> Split:
+        opened.append(name)
+        return Split(split.images, split.labels, name)
+
+    def test_split(generated: bool) -> Split:
+        raise AssertionError("the test set was opened")
+
+    monkeypatch.setattr(cifar10, "load", load)
+    monkeypatch.setattr(splits, "HELD_OUT", 300)
+    monkeypatch.setattr(splits, "test_split", test_split)
+    checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True, generated=False), loaded[1])
+    code, result, _ = run("--ckpt", "held_out.pt", "--n", "1")
+    assert (code, opened) == (0, ["train"])
+    assert (result["split"], result["total"]) == ("validation", 300)
+
+
+@pytest.mark.parametrize(
+    ("stored", "flags", "used"),
+    [
+        ("bf16", [], "bf16"),
+        ("fp16", [], "fp32"),
+        ("bf16", ["--precision", "fp32"], "fp32"),
+    ],
+)
+def test_the_precision_is_the_checkpoints_own(run, loaded, stored: str, flags: list[str], used: str):
+    checkpoint.save_model("model.pt", trained()[0], CONFIG, loaded[1] | {"precision": stored})
+    assert run(*flags)[1]["precision"] == used
+
+
+# Mistakes: one line, exit code 2, and nothing touched
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--n", "0"], "--n is 0: it must be 1 to 200"),
+        (["--n", "-3"], "--n is -3: it must be 1 to 200"),
+        (["--n", "201"], "--n is 201"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--threads", "-1"], "--threads is -1"),
+        (["--out", "gallery.jpg"], "must end in .png"),
+        (["--true", "cat", "--pred", "cat"], "both cat"),
+        (["--nn", "3"], "--nn"),
+        (["--sort", "size"], "--sort"),
+        (["--true", "wolf"], "--true"),
+        (["--layer", "layer5"], "--layer"),
+        (["--precision", "fp16"], "fp16 on a CPU"),
+        (["--out", "missing/gallery.png"], "missing"),
+        (["--out", "folder.png"], "folder.png"),
+        (["--ckpt", "missing.pt"], "missing.pt: No such file or directory"),
+        (["--ckpt", "corrupt.pt"], "corrupt.pt is damaged"),
+        (["--ckpt", "foreign.pt"], "foreign.pt is not a model checkpoint"),
+        (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
+        (["--ckpt", "spoilt.pt"], "not finite for 1000 of 1000 images"),
+        (["--true", "cat", "--pred", "ship"], "of true class cat and predicted class ship"),
+    ],
+)
+def test_mistakes(run, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, loaded):
+    Path("folder.png").mkdir()
+    data = bytearray(Path("model.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    Path("corrupt.pt").write_bytes(data)
+    Path("text.pt").write_text("no checkpoint")
+    torch.save({"weights": torch.zeros(3)}, "foreign.pt")
+    spoilt = copy.deepcopy(trained()[0])
+    with torch.no_grad():
+        next(spoilt.parameters())[0] = torch.nan
+    checkpoint.save_model("spoilt.pt", spoilt, CONFIG, loaded[1])
+    if "ship" in flags:  # no cat is taken for a ship, whatever the little net says
+        monkeypatch.setattr(errors, "class_number", lambda name: {"cat": 3, "ship": -1}[name])
+    before = {path.name for path in Path().iterdir()}
+    code, _, err = run(*flags)
+    assert code == 2
+    assert message in " ".join(err.replace("|", " ").split())
+    assert "For full helptext" in err or (err.startswith("gradcam.py: ") and err.count("\n") == 1)
+    assert {path.name for path in Path().iterdir()} == before
+
+
+def test_old_files_survive_a_full_disk(run, monkeypatch: pytest.MonkeyPatch):
+    assert run()[0] == 0
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        code, _, err = run("--layer", "layer3")
+    assert code == 2 and "No space left on device" in err
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+
+
+# The command line
+
+
+def test_flags_name_the_classes_stages_methods_and_orders():
+    assert get_args(options.Class) == CLASSES
+    fields = options.Options.__dataclass_fields__
+    assert get_args(fields["layer"].type) == STAGES
+    assert get_args(fields["method"].type) == cam.METHODS
+    assert get_args(fields["sort"].type) == errors.SORTS == tuple(options.ORDERS)
+    assert {"checkpoint", *runtime.DTYPES} == set(get_args(fields["precision"].type))
+
+
+def test_help_loads_nothing_heavy():
+    code = (
+        "import runpy, sys; sys.argv = ['gradcam.py', '--help']\n"
+        "try: runpy.run_path('gradcam.py', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'nvidia.dali', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--layer" in done.stdout
