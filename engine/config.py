@@ -8,7 +8,7 @@ Every field is a flag. Ranges are checked before any work starts.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -81,12 +81,14 @@ class Config:
             if not ok:
                 raise ValueError(f"--{field.replace('_', '-')} is {getattr(self, field)}: it must be {rule}")
 
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
         need(1 <= self.epochs <= 10_000, "epochs", "1 to 10000")
         need(2 <= self.batch_size <= 50_000, "batch_size", "2 to 50000, and no larger than the training set")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         need(all(8 <= r <= 256 for r in self.resolutions), "resolutions", "8 to 256 pixels each")
         need(1 <= self.width <= 1024, "width", "1 to 1024")
-        need(self.depth in (18, 34), "depth", "18 or 34")
         need(0 < self.max_lr < math.inf, "max_lr", "a positive number")
         need(0 <= self.weight_decay < 1, "weight_decay", "0 or more, and below 1")
         need(0 <= self.momentum < 1, "momentum", "0 or more, and below 1")
