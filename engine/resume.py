@@ -30,6 +30,7 @@ from engine.stopwatch import Stopwatch
 T = TypeVar("T")
 
 KEPT = 2
+ROW_KEYS = ("epoch", "step", "train_seconds", "eval_seconds", "images_per_s")  # what going on needs of a row
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
 SHARE = 0.01
 BYTES_PER_SECOND = 150e6
@@ -89,11 +90,19 @@ def find(wanted: str, run_dir: str) -> State:
 
 def _load(path: Path) -> State:
     content = checkpoint.read(path, checkpoint.RESUME)
-    keys = {"config", "learner", "rows", "seconds", "data", "environment"}
-    if content.keys() != keys or not isinstance(content["rows"], list):
+    if content.keys() != {"config", "learner", "rows", "seconds", "data", "environment"} or not (
+        isinstance(content["rows"], list)
+        and all(_numbers(row, ROW_KEYS) for row in content["rows"])
+        and _numbers(content["seconds"], content["seconds"])
+        and isinstance(content["environment"], dict)
+    ):
         raise ValueError(f"{path} is no resume state of this version of the program")
     config = checkpoint.config_from(content.pop("config"), path)
     return State(path, replace(config, run_dir=str(path.parent)), **content)
+
+
+def _numbers(values: Any, keys: Iterable[str]) -> bool:
+    return isinstance(values, dict) and all(isinstance(values.get(key), int | float) for key in keys)
 
 
 def restore(learner: Learner, state: State, config: Config, data: str) -> None:
@@ -107,13 +116,13 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
         raise ValueError(f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}")
     if state.data != data:
         raise ValueError(f"{state.path}: it was trained on other data than this run would be")
+    steps, epoch = learner.steps_per_epoch, len(state.rows)
     try:
         learner.load_state_dict(state.learner)
+        if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
+            raise ValueError(f"step {learner.step} after {epoch} finished epochs cannot be")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
-    epoch = len(state.rows)
-    if not 0 <= learner.step - epoch * learner.steps_per_epoch <= learner.steps_per_epoch or epoch > config.epochs:
-        raise ValueError(f"{state.path}: step {learner.step} after {epoch} finished epochs cannot be")
 
 
 class Keeper:

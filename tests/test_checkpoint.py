@@ -115,7 +115,7 @@ def rewritten(path, change):
 
 
 def nested(depth):
-    inner = []
+    inner: list = []
     for _ in range(depth):
         inner = [inner, inner]
     return inner
