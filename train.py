@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     reporter = Reporter(stdout_console())
 
     with (
-        RunFolder(config.run_dir, state.rows, learning_rates(config, learner.total_steps)) as folder,
+        RunFolder(config.run_dir, state, learning_rates(config, learner.total_steps)) as folder,
         runtime.memory_advice(config.batch_size, device),
     ):
         config = replace(config, run_dir=str(folder.path), resume="")

@@ -131,14 +131,11 @@ class Keeper:
     In its `with`, SIGINT, SIGTERM and SIGHUP stop the run between two steps; a second one ends the process at once.
 
     Args:
-        folder: the run folder, which this process alone writes to. States beyond `state` in it are removed.
+        folder: the run folder, claimed for `state`; this process alone writes to it.
         rows: the log's rows, read at each save.
         config, data, environment: go into the states; `config.checkpoint_every` are the seconds between two inside an
             epoch. An epoch's end has one too. More rarely, where saving would take over 1% of the time.
         state: where this run goes on.
-
-    Raises:
-        ValueError: the folder holds another run that is not finished.
     """
 
     def __init__(
@@ -158,7 +155,6 @@ class Keeper:
         self.notes = [*state.notes, *_announcements(state, self.environment)]
         self._signals = StopSignals()
         self._last, self._cost = perf_counter(), 3 * _bytes(learner) / BYTES_PER_SECOND
-        self._claim(state)
         if state.path:
             self.notes.append(f"going on from {state.path}: {self.position}")
 
@@ -245,30 +241,30 @@ class Keeper:
             advice = f"go on with: python train.py --resume {self.folder}"
             raise Stopped(self._signals.received, f"stopped and saved at {self.position}; {advice}")
 
-    def _claim(self, state: State) -> None:
-        for leftover in self.folder.glob(".resume-*.tmp"):  # of a save that was killed
-            leftover.unlink(missing_ok=True)
-        own = state.path is not None and state.path.parent.resolve() == self.folder.resolve()
-        if not own and (files := states(self.folder)):
-            _refuse_unfinished(self.folder, files)
-        for file in states(self.folder):
-            if not own or (state.path is not None and file.name > state.path.name):
-                file.unlink(missing_ok=True)
 
+def claim(folder: Path, state: State) -> None:
+    """Make the folder ready for a run that goes on from `state`, before anything in it is written: removes the states
+    of another, finished run, those beyond `state`, and what a killed save left.
 
-def _refuse_unfinished(folder: Path, files: Sequence[Path]) -> None:
-    """ValueError where a fresh run would overwrite one that can go on; damaged states stop nobody."""
-    for file in files:
+    Raises:
+        ValueError: it holds another run, which is not finished.
+    """
+    own = state.path is not None and state.path.parent.resolve() == folder.resolve()
+    for file in () if own else states(folder):
         try:
-            state = _load(file)
+            other = _load(file)
         except (ValueError, OSError):
             continue
-        if len(state.rows) < state.config.epochs:
+        if len(other.rows) < other.config.epochs:
             raise ValueError(
                 f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
                 f"or remove its resume-*.pt"
             )
-        return
+    for leftover in folder.glob(".resume-*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for file in states(folder):
+        if not own or (state.path is not None and file.name > state.path.name):
+            file.unlink(missing_ok=True)
 
 
 def _announcements(state: State, environment: Mapping[str, str]) -> list[str]:

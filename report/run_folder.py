@@ -25,6 +25,7 @@ from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
+from engine.resume import State, claim
 from report.curves import draw
 from report.progress import json_line
 
@@ -47,7 +48,7 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing. "" makes a new one, runs/YYYYMMDD-HHMMSS, never shared by two runs.
-        rows: those of the resume state, none for a fresh run. The log is written anew from them, so that the rows
+        state: where the run goes on; empty for a fresh one. The log is written anew from its rows, so that the rows
             that follow neither double one nor leave a gap, whatever became of the log. TensorBoard hides the points
             beyond them.
         lrs: learning rate of each step of the run, for the picture; without it, one point an epoch.
@@ -57,18 +58,24 @@ class RunFolder:
         rows: the log's rows so far.
 
     Raises:
-        ValueError: the folder or a file in it cannot be written, or another process holds it; says which.
+        ValueError: the folder or a file in it cannot be written, another process holds it, or it holds another run
+            that is not finished; says which. Nothing in it is changed then.
     """
 
-    def __init__(
-        self, path: str | Path = "", rows: Sequence[Mapping[str, Any]] = (), lrs: Sequence[float] = ()
-    ) -> None:
+    def __init__(self, path: str | Path = "", state: State | None = None, lrs: Sequence[float] = ()) -> None:
+        state = state or State()
         self._lrs = lrs
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _held(self.path / "run.lock")
-        self.rows = [dict(row) for row in rows]
+        try:
+            with _writing(self.path):
+                claim(self.path, state)
+        except ValueError:
+            os.close(self._lock)
+            raise
+        self.rows = [dict(row) for row in state.rows]
         with _writing(self.log_path):
             _replace(self.log_path, "".join(json_line(row) + "\n" for row in self.rows))
         # TensorBoard drops what an earlier run left in the folder from this step on.

@@ -20,6 +20,7 @@ from torch import nn
 from engine.config import PRESETS, Config
 from engine.learner import Progress
 from engine.model import ResNet
+from engine.resume import State
 from report import curves, progress, run_folder
 from report.progress import Reporter, throughput
 from report.run_folder import RunFolder
@@ -325,7 +326,7 @@ def test_going_on_drops_the_rows_beyond_the_resumed_epoch(tmp_path):
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"epoch": 4, "lo')
     for path in (tmp_path, tmp_path / "moved"):
-        with RunFolder(path, [row(1)]) as folder:
+        with RunFolder(path, State(rows=[row(1)])) as folder:
             for epoch in (2, 3, 4):
                 folder.add(row(epoch, loss=0.25))
         assert logged(path) == folder.rows == [row(1)] + [row(epoch, loss=0.25) for epoch in (2, 3, 4)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -128,7 +129,7 @@ def test_a_damaged_state_is_passed_over_and_said(damage):
         assert state.notes[0].endswith("using the state before it")
     with pytest.raises(ValueError, match=newest.name):
         resume.find(str(newest), "")
-    keeper(learner(), state=state)
+    resume.claim(Path("run"), state)
     assert resume.states(Path("run")) == [older], "the damaged one would pass for the newest"
     older.write_bytes(b"")
     newest.write_bytes(b"")
@@ -253,17 +254,22 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     kept.save()
     leftover = Path("run/.resume-00000007.pt.abc.tmp")
     leftover.write_bytes(b"half")
-    with pytest.raises(ValueError, match="run holds a run that is not finished: go on with --resume run"):
-        keeper(learner())
-    assert not leftover.exists()
+    Path("run/log.jsonl").write_text("rows")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="run holds a run that is not finished: go on with --resume run"):
+            RunFolder("run")
+    Path("run/run.lock").unlink()
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
     Path(kept.saved).write_bytes(b"damaged")
-    keeper(learner())
+    resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == []
+    assert not leftover.exists()
     own = learner()
     step(own, 2 * STEPS)
     kept = keeper(own, rows=[dict.fromkeys(resume.ROW_KEYS, 1)] * 2)
     kept.save()
-    keeper(learner())
+    resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
 
 
@@ -446,6 +452,29 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatc
     assert json.loads(Path("run/bad_batch.json").read_text())["step"] == 6
     monkeypatch.setattr(Learner, "_loss", real)
     assert run(capsys, "--resume", "run")[0] == 0
+
+
+def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monkeypatch, undisturbed):
+    """A limit on the size of files stands in for the disk."""
+    real, before = Learner.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(own, *batch):
+        real(own, *batch)
+        if own.step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    monkeypatch.setattr(Learner, "train_step", filling)
+    try:
+        code, _, err = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run/resume-00000006.pt: " in err
+    assert "last good resume state: run/resume-00000005.pt" in err
+    assert [path.name for path in resume.states(Path("run"))] == ["resume-00000005.pt", "resume-00000004.pt"]
+    monkeypatch.setattr(Learner, "train_step", real)
+    assert run(capsys, "--resume", "run")[0] == 0
+    assert same(undisturbed(capsys)["weights"], weights("model.pt"))
 
 
 def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
