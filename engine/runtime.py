@@ -76,8 +76,9 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
     torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = not deterministic  # it picks by speed, anew in each process
+        torch.backends.cudnn.benchmark = True
         if deterministic:
+            torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts; CUDA's manual asks for it
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

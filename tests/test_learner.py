@@ -1,6 +1,7 @@
 """Learning: it learns, repeats bitwise, resumes bitwise, follows the schedule, and reports what happened."""
 
 import io
+import os
 from dataclasses import replace
 
 import pytest
@@ -323,3 +324,22 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
         learner.train_epoch(loader.epoch(epoch))
     result = evaluate(model, evaluation_loader(split, 32, device, 2), device, learner.precision)
     assert result.accuracy > 0.9
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_is_for_cuda_and_leaves_a_cpu_alone(monkeypatch, deterministic):
+    """What torch is asked for, seen without a GPU."""
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")
+    runtime.configure(CPU, 1, deterministic)
+    assert asked == []
+    assert not torch.backends.cudnn.benchmark
+    runtime.configure(torch.device("cuda", 0), 1, deterministic)
+    assert asked == [True] * deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if deterministic else "unset")
