@@ -24,11 +24,11 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery bench test test-all check clean given-environment
+.PHONY: help train gallery bench test test-all crash-test check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
 train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train ARGS="full --epochs 10"
 	@$(PY) train.py $(ARGS)
@@ -44,6 +44,9 @@ test: $(TO_TEST)  ## the tests, without those marked slow
 
 test-all: $(TO_TEST)  ## all tests, the slow ones too
 	@$(PY) -m pytest -m "" $(ARGS)
+
+crash-test: $(TO_TEST)  ## kill 30 small trainings at random moments, resume them, compare: 3 minutes
+	@$(PY) tests/crash.py $(ARGS)
 
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .

@@ -9,13 +9,19 @@ it and nothing in it can run), with the keys
     config   the run's Config as a dict
     model:   weights (name -> tensor), metrics (name -> number or string)
     resume:  what engine/resume.py says
+
+A file is not trusted: it is read only up to a size, its zip members must be stored as they are and fit into it, its
+pickle may name nothing but tensors, and what it unpacks to may be no larger than the file.
 """
 
 import dataclasses
 import errno
 import hashlib
 import io
+import math
 import os
+import pickletools
+import stat
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -28,6 +34,11 @@ from engine.config import Config
 from engine.model import ResNet
 
 VERSION = 1
+MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
+MAX_PICKLE_BYTES = 16 * 2**20  # 10,000 epochs' rows have 3 MB
+GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"} | {
+    f"torch {name}Storage" for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
+}
 MODEL = "cifar10-resnet model"
 RESUME = "cifar10-resnet resume"
 
@@ -60,12 +71,15 @@ def load(path: str | Path) -> Checkpoint:
         ValueError: it is damaged, or no checkpoint of this program.
     """
     content = read(path, MODEL)
+    if content.keys() != {"config", "weights", "metrics"} or not isinstance(content["metrics"], dict):
+        raise ValueError(f"{path} is no model checkpoint of this version of the program")
     config = config_from(content["config"], path)
+    with torch.device("meta"):  # a file that only claims to be wide takes no memory
+        expected = ResNet(config.depth, config.width, config.resolutions[-1]).state_dict()
+    if _forms(content["weights"]) != _forms(expected):
+        raise ValueError(f"{path}: the weights do not fit a ResNet-{config.depth} of width {config.width}")
     model = ResNet(config.depth, config.width, config.resolutions[-1])
-    try:
-        model.load_state_dict(content["weights"])
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the weights do not fit a ResNet-{config.depth} of width {config.width}") from error
+    model.load_state_dict(content["weights"])
     model.requires_grad_(False)
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, content["metrics"])
 
@@ -84,7 +98,13 @@ def config_dict(config: Config) -> dict[str, Any]:
 def config_from(values: dict[str, Any], path: str | Path) -> Config:
     """The inverse of `config_dict`; ValueError when the fields are not those of this version."""
     try:
-        return Config(**values | {"resolutions": tuple(values["resolutions"])})
+        values = values | {"resolutions": tuple(values["resolutions"])}
+        for name, default in dataclasses.asdict(Config()).items():
+            if type(values.get(name, default)) is not type(default):
+                raise TypeError(f"{name} is not of type {type(default).__name__}")
+        if any(type(side) is not int for side in values["resolutions"]):
+            raise TypeError("resolutions are not all of type int")
+        return Config(**values)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: its config does not fit this version of the program: {error}") from error
 
@@ -107,25 +127,32 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
 
     Raises:
         OSError: the folder is missing or read-only, or the disk is full; `path` is as it was before.
+        ValueError: it is larger than `read` takes.
     """
     path = Path(path)
     buffer = io.BytesIO()  # torch.save on a full disk raises an odd RuntimeError, so the writing is ours
     torch.save({"format": kind, "version": VERSION, "sha256": digest(content)} | content, buffer)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    if buffer.tell() > MAX_BYTES:
+        raise ValueError(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
+    temporary = None
     try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):  # which names the temporary file, or none
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def read(path: str | Path, kind: str) -> dict[str, Any]:
@@ -136,33 +163,85 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         ValueError: it is damaged, or no checkpoint of this kind.
     """
     foreign = f"{path} is not a {kind.split()[1]} checkpoint of this program"
-    data = Path(path).read_bytes()
+    data = _bounded_bytes(Path(path))
     if not data.startswith(b"PK"):
         raise ValueError(f"{foreign}, or it is damaged")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise ValueError(f"{foreign}: its members are compressed")
+            plain = _inspect(archive, len(data))
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except ValueError:
-        raise
-    except Exception as error:  # torch.load raises nearly anything on a damaged file
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0][:120]}") from error
-    if not isinstance(content, dict) or content.pop("format", None) != kind:
-        raise ValueError(f"{foreign}: train one with `make train`")
-    version, expected = content.pop("version", None), content.pop("sha256", None)
-    if version != VERSION:
-        raise ValueError(f"{path} has format version {version}, this program reads {VERSION}")
-    if digest(content) != expected:
+        if not isinstance(content, dict) or content.pop("format", None) != kind:
+            raise _RefusedError("train one with `make train`")
+        version, expected = content.pop("version", None), content.pop("sha256", None)
+        if version != VERSION:
+            raise _RefusedError(f"it has format version {version!r:.20}, this program reads {VERSION}")
+        found = digest(content, len(data), min(32 * plain, 20_000_000))
+    except _RefusedError as error:
+        raise ValueError(f"{foreign}: {error}") from error
+    except Exception as error:  # zipfile, pickle and torch raise nearly anything over a damaged file
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
+    if found != expected:
         raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
     return content
 
 
-def digest(content: Any) -> str:
-    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of nested dicts, lists, tensors and values."""
+class _RefusedError(Exception):
+    """Why a whole file is none of ours."""
+
+
+def _bounded_bytes(path: Path) -> bytes:
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
+    with os.fdopen(handle, "rb") as file:
+        status = os.fstat(handle)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
+        return file.read(MAX_BYTES)
+
+
+def _inspect(archive: zipfile.ZipFile, size: int) -> int:
+    """Bytes of the pickles of an archive of `size` bytes; refuses what `torch.save` of tensors does not write."""
+    members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _RefusedError("its members are compressed")
+    if sum(member.file_size for member in members) > size:
+        raise _RefusedError("its members claim more bytes than it has")
+    pickles = [member for member in members if member.filename.endswith(".pkl")]
+    plain = sum(member.file_size for member in pickles)
+    if plain > MAX_PICKLE_BYTES:
+        raise _RefusedError(f"its pickle has {plain} bytes")
+    for member in pickles:
+        for opcode, argument, _ in pickletools.genops(archive.read(member)):
+            if opcode.name == "GLOBAL" and argument not in GLOBALS:
+                raise _RefusedError(f"its pickle asks for {str(argument).replace(' ', '.')!r:.80}")
+    return plain
+
+
+def _forms(weights: Any) -> Any:
+    """Names, shapes and types of tensors, to compare; None where that is not what `weights` are."""
+    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
+        return None
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+
+
+def digest(content: Any, tensor_bytes: float = math.inf, plain_cost: float = math.inf) -> str:
+    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of nested dicts, lists, tensors and values.
+
+    A few bytes of a pickle can stand for endless lists or one number for a huge tensor: with more than `tensor_bytes`
+    of tensors, or more than `plain_cost` other values and letters, it is refused.
+    """
     sha = hashlib.sha256()
 
     def add(value: Any) -> None:
+        nonlocal tensor_bytes, plain_cost
+        plain_cost -= 1 + (len(value) if isinstance(value, str) else 0)
+        if isinstance(value, torch.Tensor):
+            tensor_bytes -= value.numel() * value.element_size()
+        if tensor_bytes < 0 or plain_cost < 0:
+            raise _RefusedError("it unpacks to more than it holds")
         if isinstance(value, torch.Tensor):
             sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
             sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

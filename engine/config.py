@@ -7,8 +7,8 @@ Every field is a flag. Ranges are checked before any work starts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -70,19 +70,25 @@ class Config:
     run_dir: str = ""
     """Folder for the log, TensorBoard, curves and resume state (default: runs/DATE_TIME)."""
     resume: str = ""
-    """Resume state, or the run folder that holds one, to go on from."""
+    """Resume state, or the run folder that holds one, to go on from; auto: go on if there is one, else start."""
+    checkpoint_every: float = 60.0
+    """Seconds between resume states inside an epoch, more where saving takes over 1% of the time (0: every step)."""
+    deterministic: bool = False
+    """On CUDA, only algorithms that repeat bit for bit (a CPU always does)."""
 
     def __post_init__(self) -> None:
         def need(ok: bool, field: str, rule: str) -> None:
             if not ok:
                 raise ValueError(f"--{field.replace('_', '-')} is {getattr(self, field)}: it must be {rule}")
 
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal:
+                need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
         need(1 <= self.epochs <= 10_000, "epochs", "1 to 10000")
         need(2 <= self.batch_size <= 50_000, "batch_size", "2 to 50000, and no larger than the training set")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         need(all(8 <= r <= 256 for r in self.resolutions), "resolutions", "8 to 256 pixels each")
         need(1 <= self.width <= 1024, "width", "1 to 1024")
-        need(self.depth in (18, 34), "depth", "18 or 34")
         need(0 < self.max_lr < math.inf, "max_lr", "a positive number")
         need(0 <= self.weight_decay < 1, "weight_decay", "0 or more, and below 1")
         need(0 <= self.momentum < 1, "momentum", "0 or more, and below 1")
@@ -95,6 +101,7 @@ class Config:
         need(0 <= self.seed < 2**31, "seed", "0 to 2147483647")
         need(0 <= self.threads <= 1024, "threads", "0 (one per core) to 1024")
         need(bool(self.out), "out", "a file name")
+        need(0 <= self.checkpoint_every < math.inf, "checkpoint_every", "0 (every step) or more seconds")
 
     def resolution(self, epoch: int) -> int:
         """Side in pixels of the training images of an epoch, counted from 0."""
@@ -128,26 +135,29 @@ def default_preset(cuda: bool) -> str:
     return "full" if cuda else "cpu"
 
 
-def parse(arguments: Sequence[str], default: str | Config) -> tuple[str, Config]:
-    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name and the config; `default` is one of these for no preset.
+def parse(arguments: Sequence[str], default: str, resumed: Config | None = None) -> tuple[str, Config]:
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name and the config.
+
+    Without a preset, the flags' defaults are those of `resumed`, or else of the preset `default`. With both, they are
+    the preset's in the resumed run's folder: the command that started a run may be given again to go on with it.
 
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
     """
-    name = default if isinstance(default, str) else "the resumed run"
     if arguments and not arguments[0].startswith("-"):
         name, arguments = arguments[0], arguments[1:]
-        if isinstance(default, Config):
-            raise ValueError(f"preset {name} with --resume: a resumed run keeps its own settings, leave the preset out")
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
-    base = default if isinstance(default, Config) else PRESETS[name]
+        base = replace(PRESETS[name], run_dir=resumed.run_dir) if resumed else PRESETS[name]
+    else:
+        name = "the resumed run's" if resumed else default
+        base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on CIFAR-10: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     return name, tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Fields that decide a run's weights and differ, as "--field OLD -> NEW"."""
-    free = ("out", "run_dir", "resume", "device", "threads")
+    free = ("out", "run_dir", "resume", "device", "threads", "checkpoint_every")
     return [
         f"--{f.name.replace('_', '-')} {getattr(old, f.name)} -> {getattr(new, f.name)}"
         for f in fields(Config)

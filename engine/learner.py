@@ -3,10 +3,9 @@
 Inside an epoch nothing waits for the device: metrics stay on it, and `peek` reads them only when they have arrived.
 """
 
-import copy
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,10 +64,10 @@ class Evaluation:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of `step` (global, from 0) was not a finite number."""
+    """The loss of `step` (global, from 0) was not a finite number, or the weights after it were not."""
 
-    def __init__(self, step: int, steps_per_epoch: int) -> None:
-        super().__init__(f"the loss was not finite at epoch {step // steps_per_epoch + 1}, step {step}")
+    def __init__(self, step: int, steps_per_epoch: int, what: str = "loss was") -> None:
+        super().__init__(f"the {what} not finite at epoch {step // steps_per_epoch + 1}, step {step}")
         self.step = step
 
 
@@ -122,6 +121,8 @@ class Learner:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of SGD on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
+        if self.step % self.steps_per_epoch == 0:
+            self._metrics.reset()
         loss, correct = self._loss(images, labels)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -166,18 +167,22 @@ class Learner:
             self.train_step(images, labels)
             on_step()
         self.check_finite()
-        progress = self._metrics.read()
-        self._metrics.reset()
-        return progress
+        return self._metrics.read()
 
     def check_finite(self) -> None:
-        """Wait for the device, then raise NonFiniteLoss if any step so far had a loss that was not finite."""
+        """Wait for the device, then raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
         bad = self._metrics.first_bad_step()
         if bad is not None:
             raise NonFiniteLoss(bad, self.steps_per_epoch)
+        norms = torch._foreach_norm([t for t in self.model.state_dict().values() if t.is_floating_point()])
+        if not bool(torch.stack(norms).isfinite().all()):
+            raise NonFiniteLoss(self.step - 1, self.steps_per_epoch, "weights were")
 
     def peek(self) -> Progress | None:
-        """The epoch's metrics so far without waiting: None while the device has not delivered them."""
+        """The epoch's metrics so far without waiting: None while the device has not delivered them.
+
+        An epoch's metrics stay until the next one's first step, so that a state between the two still holds them.
+        """
         return self._metrics.peek()
 
     @property
@@ -186,27 +191,44 @@ class Learner:
         return max(0.0, float(self.optimizer.param_groups[0]["lr"]))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as tensors and plain values."""
-        return {
-            "step": self.step,
-            "model": copy.deepcopy(self.model.state_dict()),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "schedule": {"last_epoch": self.schedule.last_epoch},
-            "scaler": self.scaler.state_dict(),
-            "lookahead": [t.clone() for t in self.lookahead.slow] if self.lookahead else [],
-            "metrics": self._metrics.values.clone(),
-        }
+        """All that the next step depends on, as tensors on the CPU and plain values: copies, all of them."""
+        return _host_copy(
+            {
+                "step": self.step,
+                "model": dict(self.model.state_dict()),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": {"last_epoch": self.schedule.last_epoch},
+                "scaler": self.scaler.state_dict(),
+                "lookahead": self.lookahead.slow if self.lookahead else [],
+                "metrics": self._metrics.values,
+            }
+        )
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict()` of a learner of the same config."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()` of a learner of the same config.
+
+        Raises:
+            ValueError, TypeError, KeyError, RuntimeError and the like: it does not fit; the learner is spoilt.
+        """
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            if kept["momentum_buffer"] is not None and kept["momentum_buffer"].shape != parameter.shape:
+                raise ValueError("the optimizer's momentum does not have the weights' shapes")
         self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.device) for t in state["lookahead"]])
         self._metrics.values.copy_(state["metrics"])
+
+
+def _host_copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _host_copy(item) for key, item in value.items()}
+    return [_host_copy(item) for item in value] if isinstance(value, list) else value
 
 
 def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:

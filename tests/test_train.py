@@ -9,21 +9,24 @@ import pytest
 import torch
 
 import train
-from engine import checkpoint, runtime
+from engine import checkpoint, resume, runtime
 from engine.config import PRESETS
 from pipeline import cifar10, splits
+from pipeline.plan import Plan
 from pipeline.synthetic import generated
 
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
+
+
+def few(validate, generate):
+    return generated(256, "training"), generated(128, "test", 1)
 
 
 @pytest.fixture(autouse=True)
 def few_images(monkeypatch, tmp_path):
     """256 images to train on, 128 to report on, and no estimate: this is about the loop."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        train, "training_splits", lambda validate, generate: (generated(256, "training"), generated(128, "test", 1))
-    )
+    monkeypatch.setattr(train, "training_splits", few)
     monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
     threads = torch.get_num_threads()
     yield
@@ -54,7 +57,7 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["test_accuracy"] == summary["test_accuracy"]
     names = {path.name for path in (tmp_path / "runs/a").iterdir()}
-    assert {"config.json", "log.jsonl", "curves.png", "resume.pt"} <= names
+    assert {"config.json", "log.jsonl", "curves.png"} <= names
     assert any(name.startswith("events.out") for name in names)
     loaded = checkpoint.load("model.pt")
     assert loaded.metrics["test_correct"] == round(summary["test_accuracy"] * 128)
@@ -68,13 +71,14 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
 def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, monkeypatch, tmp_path):
     assert run(capsys, *QUICK, "--run-dir", "whole", "--out", "whole.pt")[0] == 0
 
-    def stop(*args, **named):
+    def stop(keeper):
+        keeper.save()
         raise KeyboardInterrupt
 
-    real = train.checkpoint.write
-    monkeypatch.setattr(train.checkpoint, "write", lambda *args: (real(*args), stop()))
-    assert run(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
-    monkeypatch.setattr(train.checkpoint, "write", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(resume.Keeper, "epoch_done", stop)
+        assert run(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
+    (state,) = resume.states(Path("part"))
     code, out, _ = run(capsys, "--resume", "part", "--out", "part.pt")
     assert code == 0
     one, two = weights("whole.pt"), weights("part.pt")
@@ -83,19 +87,23 @@ def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, mon
     assert [row["epoch"] for row in rows] == [1, 2]
     assert json.loads(out.splitlines()[-1])["test_accuracy"] == checkpoint.load("whole.pt").metrics["test_accuracy"]
 
-    code, _, err = run(capsys, "--resume", "part/resume.pt", "--seed", "7")
+    code, _, err = run(capsys, "--resume", str(state), "--seed", "7")
     assert (code, err.count("\n")) == (2, 1)
     assert "--seed 0 -> 7" in err
     code, _, err = run(capsys, "cpu", "--resume", "part")
     assert (code, err.count("\n")) == (2, 1)
 
 
-def test_a_diverging_run_stops_and_keeps_no_state(capsys):
+def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
     code, _, err = run(capsys, *QUICK, "--max-lr", "1e30", "--div-factor", "1", "--run-dir", "bad", "--no-lookahead")
     assert (code, err.count("\n")) == (2, 1)
     assert "not finite at epoch 1, step" in err
+    named = json.loads(Path("bad/bad_batch.json").read_text())
+    assert f"step {named['step']} (images {named['indices'][0]}, " in err
+    plan = Plan(count=256, batch_size=64)
+    assert named["indices"] == plan.draws(0, named["step"]).indices.tolist()
     assert not Path("model.pt").exists()
-    assert not Path("bad/resume.pt").exists()
+    assert resume.states(Path("bad")) == []
 
 
 @pytest.mark.parametrize(
@@ -141,11 +149,15 @@ def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys,
     def full(*args):
         raise OSError(28, "No space left on device", "model.pt")
 
-    monkeypatch.setattr(train.checkpoint, "save_model", full)
-    code, _, err = run(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.checkpoint, "save_model", full)
+        code, _, err = run(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
     assert (code, err) == (2, "train.py: model.pt: No space left on device\n")
     assert Path("model.pt").read_bytes() == old
-    assert checkpoint.read("second/resume.pt", checkpoint.RESUME)["config"]["seed"] == 1
+    state = resume.find("second", "")
+    assert (state.config.seed, len(state.rows)) == (1, 1)
+    assert run(capsys, "--resume", "second")[0] == 0
+    assert checkpoint.load("model.pt").config.seed == 1
 
 
 def test_validate_never_opens_the_test_set(monkeypatch):

@@ -1,0 +1,49 @@
+"""Stop signals: the first asks a run to stop between two steps, the second ends the process at once.
+
+    kill -TERM PID              # or Ctrl-C, or closing the terminal: exit code 128 + the signal's number
+"""
+
+import os
+import signal
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """A run that was asked to stop did so; the text says where, and how to go on."""
+
+    def __init__(self, signum: int, text: str) -> None:
+        super().__init__(text)
+        self.signum = signum
+
+
+class StopSignals:
+    """In its `with`, `received` is the number of the first stop signal that came, 0 before.
+
+    A signal that was ignored before (nohup, a background job's SIGINT) stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for signum in SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nstopping after this step; once more to stop at once\n")

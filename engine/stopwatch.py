@@ -1,0 +1,34 @@
+"""Where a run's time goes: seconds by kind, carried over a stop by the resume state."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from time import perf_counter
+
+
+class Stopwatch:
+    """Adds up seconds by kind; kinds may run inside one another, and each then counts the whole of its time.
+
+    Args:
+        seconds: what an earlier part of the run had spent.
+    """
+
+    def __init__(self, seconds: Mapping[str, float]) -> None:
+        self._spent = dict(seconds)
+        self._since: dict[str, float] = {}
+
+    @contextmanager
+    def on(self, kind: str) -> Iterator[None]:
+        self._since[kind] = perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[kind] = self[kind]
+            del self._since[kind]
+
+    def __getitem__(self, kind: str) -> float:
+        """Seconds of a kind so far, also while it runs."""
+        return self._spent.get(kind, 0.0) + (perf_counter() - self._since[kind] if kind in self._since else 0.0)
+
+    def seconds(self) -> dict[str, float]:
+        """Of every kind that was ever on."""
+        return {kind: self[kind] for kind in self._spent | self._since}

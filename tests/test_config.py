@@ -1,0 +1,123 @@
+"""Any settings are accepted or refused with one message, and accepted ones run. Values drawn by hypothesis."""
+
+import math
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train
+from engine import checkpoint, runtime
+from engine.config import PRESETS, Config, differences, parse
+from pipeline.synthetic import generated
+
+WHOLE = st.integers(-3, 40) | st.sampled_from([0, 1, 2, 255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
+REAL = (
+    st.floats(-1, 2, allow_nan=False)
+    | st.floats(0, 1e-300)
+    | st.sampled_from([0.0, 1.0, -0.0, 1e30, 1e308, math.inf, -math.inf, math.nan])
+)
+TEXT = st.sampled_from(["", "auto", "on", "off", "random", "alternating", "none", "cpu", "fp32", "bf16", "int8", "a b"])
+SWITCH = st.booleans()
+KINDS = {int: WHOLE, float: REAL, str: TEXT, bool: SWITCH, tuple: st.lists(WHOLE, max_size=4).map(tuple)}
+ANY = st.fixed_dictionaries({}, optional={f.name: KINDS[type(f.default)] for f in fields(Config)})
+
+SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
+RUNNABLE = st.fixed_dictionaries(
+    {
+        "epochs": st.integers(1, 2),
+        "batch_size": st.integers(8, 48),
+        "resolutions": st.lists(st.integers(8, 20), min_size=1, max_size=3),
+        "depth": st.sampled_from([18, 34]),
+        "width": st.integers(1, 8),
+        "max_lr": st.floats(0, 1e3, exclude_min=True),
+        "weight_decay": st.floats(0, 1, exclude_max=True),
+        "momentum": st.floats(0, 1, exclude_max=True),
+        "pct_start": SHARE,
+        "div_factor": st.floats(1, 1e6),
+        "label_smoothing": st.floats(0, 1, exclude_max=True),
+        "bias_lr_scale": st.floats(0, 1e3, exclude_min=True),
+        "whiten": SWITCH,
+        "dirac": SWITCH,
+        "lookahead": SWITCH,
+        "translate": st.integers(0, 16),
+        "flip": st.sampled_from(["random", "alternating", "none"]),
+        "cutout": st.integers(0, 32),
+        "seed": st.integers(0, 2**31 - 1),
+        "precision": st.sampled_from(["auto", "bf16", "fp32"]),
+        "checkpoint_every": st.floats(0, 100),
+        "deterministic": SWITCH,
+    }
+)
+
+
+def flags(values):
+    """As on a command line."""
+    arguments = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            arguments += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return arguments
+
+
+@settings(max_examples=400, deadline=None)
+@given(ANY)
+def test_any_values_are_accepted_or_refused_with_one_message(values):
+    try:
+        config = Config(**values)
+    except ValueError as error:
+        name = str(error).split()[0].removeprefix("--").replace("-", "_")
+        assert name in values
+        assert "it must be" in str(error)
+        assert "\n" not in str(error)
+        return
+    assert checkpoint.config_from(checkpoint.config_dict(config), "x.pt") == config
+    assert differences(config, config) == []
+    assert all(8 <= config.resolution(epoch) <= 256 for epoch in range(min(config.epochs, 20)))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ANY)
+def test_any_command_line_is_accepted_or_refused_with_one_message(capsys, values):
+    try:
+        _, config = parse(["smoke", *flags(values)], "full")
+    except SystemExit as end:
+        assert end.code == 2
+        err = capsys.readouterr().err
+        assert any(f"--{name.replace('_', '-')}" in err for name in values)
+        assert "Traceback" not in err
+        return
+    assert isinstance(config, Config)
+
+
+@pytest.fixture
+def quiet(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    split = generated(48, "training")
+    monkeypatch.setattr(train, "training_splits", lambda validate, generate: (split, split))
+    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
+    monkeypatch.setattr(train, "model_summary", lambda *args: "")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
+@given(values=RUNNABLE)
+def test_ten_accepted_ones_run(quiet, capsys, values):
+    sys.argv = ["train.py", "smoke", *flags(values), "--device", "cpu", "--threads", "1", "--run-dir", ""]
+    with pytest.raises(SystemExit) as end:
+        runtime.run(train.main, "train.py")
+    err = capsys.readouterr().err
+    assert (end.value.code, err) == (0, "") or (end.value.code == 2 and "not finite" in err and err.count("\n") == 1)
+
+
+def test_presets_differ_and_keep_what_they_are_for():
+    assert differences(PRESETS["full"], PRESETS["cpu"])
+    assert not differences(PRESETS["full"], Config(out="x", run_dir="y", threads=3, device="cpu", checkpoint_every=1.0))

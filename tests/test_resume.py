@@ -1,0 +1,543 @@
+"""Stopping and going on: states that check themselves, stop signals, one writer, and what is refused."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from engine import checkpoint, resume, runtime
+from engine.config import PRESETS, Config
+from engine.interrupt import SIGNALS, Stopped, StopSignals
+from engine.learner import Learner, NonFiniteLoss
+from engine.model import ResNet
+from engine.stopwatch import Stopwatch
+from pipeline.synthetic import generated
+from report.run_folder import RunFolder
+
+CPU = torch.device("cpu")
+QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", "--device", "cpu"]
+QUICK += ["--precision", "fp32", "--threads", "1"]
+STEPS = 4
+CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run")
+HERE = {"cpu": "x", "threads": "1"}
+
+
+def few(validate, generate):
+    return generated(32 * STEPS, "training"), generated(64, "test", 1)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "training_splits", few)
+    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
+    monkeypatch.setattr(train, "model_summary", lambda *args: "")
+    monkeypatch.setattr(resume, "SHARE", 1e9)
+    threads = torch.get_num_threads()
+    handlers = [signal.getsignal(signum) for signum in SIGNALS]
+    yield
+    torch.set_num_threads(threads)
+    assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr of one command line in this process."""
+    sys.argv = ["train.py", *arguments]
+    with pytest.raises(SystemExit) as end:
+        runtime.run(train.main, "train.py")
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def weights(path):
+    return checkpoint.load(path).model.state_dict()
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+def rows(folder):
+    times = {"train_seconds", "eval_seconds", "it_per_s", "images_per_s"}
+    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+
+
+def learner():
+    torch.manual_seed(0)
+    return Learner(ResNet(width=8, resolution=16), CONFIG, STEPS, CPU, "fp32")
+
+
+def step(own, count=1):
+    images = torch.from_numpy(generated(8).images[:, ::2, ::2].copy()).permute(0, 3, 1, 2)
+    for _ in range(count):
+        own.train_step(images, torch.arange(8))
+
+
+def keeper(own, folder="run", state=None, config=CONFIG, rows=()):
+    Path(folder).mkdir(exist_ok=True)
+    return resume.Keeper(Path(folder), rows, own, config, "data", HERE, Stopwatch({}), state or resume.State())
+
+
+# States
+
+
+def test_the_last_two_states_are_kept_and_hold_everything():
+    own = learner()
+    kept = keeper(own)
+    for _ in range(3):
+        step(own)
+        kept.save()
+    assert [path.name for path in resume.states(Path("run"))] == ["resume-00000003.pt", "resume-00000002.pt"]
+    state = resume.find("run", "")
+    for found in (state, resume.find("run/resume-00000003.pt", ""), resume.find("auto", "run")):
+        assert found.path == Path("run/resume-00000003.pt")
+    assert (state.config, state.environment, state.data) == (CONFIG, HERE, "data")
+    assert state.seconds.keys() == {"save"}
+    other = learner()
+    resume.restore(other, state, state.config, "data")
+    step(own)
+    step(other)
+    assert checkpoint.digest(own.state_dict()) == checkpoint.digest(other.state_dict())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_state_is_passed_over_and_said(damage):
+    own = learner()
+    kept = keeper(own)
+    for _ in range(2):
+        step(own)
+        kept.save()
+    newest, older = resume.states(Path("run"))
+    data = bytearray(newest.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+    damaged = {"cut": bytes(data[: len(data) // 2]), "empty": b"", "foreign": b"PKhello", "flip": bytes(data)}
+    newest.write_bytes(damaged[damage])
+    for wanted, folder in (("run", ""), ("auto", "run")):
+        state = resume.find(wanted, folder)
+        assert state.path == older
+        assert str(newest) in state.notes[0]
+        assert state.notes[0].endswith("using the state before it")
+    with pytest.raises(ValueError, match=newest.name):
+        resume.find(str(newest), "")
+    resume.claim(Path("run"), state)
+    assert resume.states(Path("run")) == [older], "the damaged one would pass for the newest"
+    older.write_bytes(b"")
+    newest.write_bytes(b"")
+    for wanted, folder in (("run", ""), ("auto", "run")):
+        with pytest.raises(ValueError, match=rf"no state to go on from: .*{newest.name}.*{older.name}"):
+            resume.find(wanted, folder)
+
+
+def test_auto_takes_the_run_written_last_or_none():
+    assert resume.find("auto", "").notes == resume.find("auto", "runs/a").notes == ["nothing to resume: a fresh run"]
+    Path("runs").mkdir()
+    for age, name in ((100, "b"), (300, "a"), (200, "c")):
+        kept = keeper(learner(), f"runs/{name}")
+        kept.save()
+        os.utime(kept.saved, (1e9 - age, 1e9 - age))
+    assert resume.find("auto", "").config.run_dir == "runs/b"
+    assert resume.find("auto", "runs/a").config.run_dir == "runs/a"
+    with pytest.raises(FileNotFoundError, match="no resume state in this folder"):
+        resume.find("runs", "")
+    with pytest.raises(FileNotFoundError):
+        resume.find("runs/z", "")
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    own = learner()
+    step(own)
+    kept = keeper(own)
+    kept.save()
+    state = resume.find("run", "")
+
+    def changed(**parts):
+        return replace(state, learner={**state.learner, **parts})
+
+    momentum = {"momentum_buffer": torch.zeros(3)}
+    optimizer = {**state.learner["optimizer"], "state": dict.fromkeys(state.learner["optimizer"]["state"], momentum)}
+    for wrong in (
+        changed(step=1000),
+        changed(step="1"),
+        changed(model={}),
+        changed(model=3),
+        changed(optimizer={}),
+        changed(optimizer=optimizer),
+        changed(schedule=None),
+        changed(lookahead=[]),
+        changed(metrics=torch.zeros(3)),
+        replace(state, learner={}),
+        replace(state, rows=[{}] * 3),
+    ):
+        with pytest.raises(ValueError, match=r"resume-00000001\.pt"):
+            resume.restore(learner(), wrong, CONFIG, "data")
+    with pytest.raises(ValueError, match="other data"):
+        resume.restore(learner(), state, CONFIG, "other")
+    with pytest.raises(ValueError, match=r"--seed 0 -> 1; --max-lr|--max-lr 0\.1 -> 0\.2; .*--seed 0 -> 1"):
+        resume.restore(learner(), state, replace(CONFIG, seed=1, max_lr=0.2), "data")
+    free = replace(CONFIG, out="x.pt", run_dir="y", device="cpu", threads=3, checkpoint_every=1.0)
+    resume.restore(learner(), state, free, "data")
+
+
+def test_a_state_is_never_written_from_a_spoilt_model():
+    own = learner()
+    kept = keeper(own)
+    step(own)
+    kept.save()
+    next(own.model.parameters()).data[0] = float("nan")
+    step(own)
+    with pytest.raises(NonFiniteLoss):
+        kept.save()
+    assert kept.saved == "run/resume-00000001.pt"
+    assert len(resume.states(Path("run"))) == 1
+
+
+def test_a_save_that_fails_names_the_state_before_it():
+    own = learner()
+    kept = keeper(own)
+    kept.save()
+    before = Path(kept.saved).read_bytes()
+    step(own)
+    os.rename("run", "away")
+    with pytest.raises(FileNotFoundError) as caught:
+        kept.save()
+    assert "last good resume state: run/resume-00000000.pt" in runtime.describe(caught.value)
+    os.rename("away", "run")
+    assert Path(kept.saved).read_bytes() == before
+
+
+def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
+    now, cost = [0.0], 0.5
+    monkeypatch.setattr(resume, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(resume, "SHARE", 0.01)
+    own = learner()
+    saves: list[float] = []
+
+    def write(*args):
+        now[0] += cost
+        saves.append(now[0])
+
+    monkeypatch.setattr(checkpoint, "write", write)
+
+    def train_for(seconds, every):
+        saves.clear()
+        now[0] = 0.0
+        kept = keeper(own, config=replace(CONFIG, checkpoint_every=every))
+        for _ in kept.steps(range(10 * seconds)):
+            now[0] += 0.1
+        return len(saves)
+
+    assert train_for(1000, 60.0) == 16
+    assert cost * train_for(1000, 10.0) <= 0.01 * 1000 + cost
+    assert train_for(10, 0.0) == 100, "0 is every step, whatever it costs"
+    cost = 2.0
+    assert train_for(1000, 60.0) == 5, "after 60 s, then every 200"
+    saves.clear()
+    kept = keeper(own)
+    for _ in range(100):
+        now[0] += 5
+        kept.epoch_done()
+    assert cost * len(saves) <= 0.01 * 500 + cost
+
+
+def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
+    kept = keeper(learner())
+    kept.save()
+    leftover = Path("run/.resume-00000007.pt.abc.tmp")
+    leftover.write_bytes(b"half")
+    Path("run/log.jsonl").write_text("rows")
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="run holds a run that is not finished: go on with --resume run"):
+            RunFolder("run")
+    Path("run/run.lock").unlink()
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+    Path(kept.saved).write_bytes(b"damaged")
+    resume.claim(Path("run"), resume.State())
+    assert resume.states(Path("run")) == []
+    assert not leftover.exists()
+    own = learner()
+    step(own, 2 * STEPS)
+    kept = keeper(own, rows=[dict.fromkeys(resume.ROW_KEYS, 1)] * 2)
+    kept.save()
+    resume.claim(Path("run"), resume.State())
+    assert resume.states(Path("run")) == [], "a finished run may be followed by another"
+
+
+def test_a_change_of_environment_is_one_line():
+    kept = keeper(learner())
+    kept.save()
+    state = replace(resume.find("run", ""), environment={"cpu": "x", "threads": "2", "torch": "2.11"})
+    notes = keeper(learner(), state=state).notes
+    assert notes[0] == "not the environment it began in (threads 2 -> 1, torch 2.11 -> none): weights may differ"
+    assert notes[1].startswith("going on from run/resume-00000000.pt: epoch 1, step 0 of 8")
+    assert len(keeper(learner(), state=replace(state, environment=HERE)).notes) == 1
+
+
+# Signals
+
+
+def test_the_first_signal_is_noted_and_the_second_ends_the_process(capfd):
+    with StopSignals() as signals:
+        assert signals.received == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        assert all(signal.getsignal(signum) == signal.SIG_DFL for signum in SIGNALS)
+    assert "once more to stop at once" in capfd.readouterr().err
+
+
+def test_an_ignored_signal_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Weights, log and metrics of a run that nothing stopped."""
+    found: dict = {}
+
+    def get(capsys):
+        if not found:
+            folder = str(tmp_path_factory.mktemp("whole"))
+            assert run(capsys, *QUICK, "--run-dir", folder, "--out", f"{folder}/model.pt")[0] == 0
+            found.update(weights=weights(f"{folder}/model.pt"), rows=rows(folder))
+        return found
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "at"),
+    [
+        ("SIGINT", 130, "step 1"),
+        ("SIGTERM", 143, "step 1"),
+        ("SIGHUP", 129, "step 2"),
+        ("SIGTERM", 143, "step 4"),
+        ("SIGINT", 130, "evaluation"),
+        ("SIGTERM", 143, "last evaluation"),
+    ],
+)
+def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, undisturbed, name, code, at):
+    expected = undisturbed(capsys)
+    computed = []
+    real_step, real_evaluate = Learner.train_step, train.evaluate
+    evaluations = []
+
+    def stop():
+        os.kill(os.getpid(), getattr(signal, name))
+
+    def counted(own, *batch):
+        real_step(own, *batch)
+        computed.append(own.step)
+        if at == f"step {own.step}":
+            stop()
+
+    def evaluated(*arguments):
+        evaluations.append(1)
+        if (at, len(evaluations)) in (("evaluation", 1), ("last evaluation", 3)):
+            stop()
+        return real_evaluate(*arguments)
+
+    monkeypatch.setattr(Learner, "train_step", counted)
+    monkeypatch.setattr(train, "evaluate", evaluated)
+    command = [*QUICK, "--run-dir", "run", "--resume", "auto"]
+    ended, _, err = run(capsys, *command)
+    assert ended == code
+    done = {"evaluation": 4, "last evaluation": 8}.get(at) or int(at[-1])
+    lines = err.strip().splitlines()
+    assert lines[-1].startswith("train.py: stopped and saved at epoch ")
+    assert lines[-1].endswith(f"step {done} of 8; go on with: python train.py --resume run")
+    assert resume.find("run", "").learner["step"] == done
+    assert not Path("model.pt").exists()
+    ended, out, _ = run(capsys, *command)
+    assert ended == 0
+    assert f"going on from run/resume-{done:08d}.pt" in out
+    assert computed == list(range(1, 9)), "no step twice"
+    assert same(expected["weights"], weights("model.pt"))
+    assert rows("run") == expected["rows"]
+
+
+def test_saving_every_step_changes_nothing_and_times_add_up(capsys, undisturbed):
+    code, out, _ = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    assert code == 0
+    assert same(undisturbed(capsys)["weights"], weights("model.pt"))
+    summary = json.loads(out.splitlines()[-1])
+    assert 0 < summary["save_seconds"] < summary["train_seconds"] + 1
+    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert sum(row["train_seconds"] for row in log) == pytest.approx(summary["train_seconds"])
+    state = resume.find("run", "")
+    assert state.seconds["train"] <= summary["train_seconds"]
+
+
+def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch, undisturbed):
+    real = Learner.train_step
+
+    def stopping(own, *batch):
+        real(own, *batch)
+        if own.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Learner, "train_step", stopping)
+    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
+    monkeypatch.setattr(Learner, "train_step", real)
+    os.rename("run", "moved")
+    free = ["--run-dir", "other", "--out", "other.pt", "--checkpoint-every", "5"]
+    assert run(capsys, "--resume", "moved", *free)[0] == 0
+    assert rows("other") == undisturbed(capsys)["rows"]
+    assert json.loads(Path("other/config.json").read_text())["run_dir"] == "other"
+    assert run(capsys, "--resume", "moved")[0] == 0
+    assert same(weights("model.pt"), weights("other.pt"))
+
+
+def test_the_second_run_in_a_folder_is_told_who_holds_it(capsys):
+    with RunFolder("run"):
+        code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"run is in use by process {os.getpid()} on " in err
+    assert run(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
+
+
+# Failures under way
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA allocation failed: out of memory"),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Learner, "train_step", fail)
+    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    assert (code, err) == (2, "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n")
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="a defect"), runtime.memory_advice(32, CPU):
+        raise RuntimeError("a defect")
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatch):
+    real = Learner._loss
+
+    def spoilt(own, images, labels):
+        loss, correct = real(own, images, labels)
+        return (loss * float("nan") if own.step == 6 else loss), correct
+
+    monkeypatch.setattr(Learner, "_loss", spoilt)
+    code, _, err = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the loss was not finite at epoch 2, step 6 (images " in err
+    assert "last good resume state: run/resume-00000006.pt" in err, "that is before step 6, counted from 0"
+    assert json.loads(Path("run/bad_batch.json").read_text())["step"] == 6
+    monkeypatch.setattr(Learner, "_loss", real)
+    assert run(capsys, "--resume", "run")[0] == 0
+
+
+def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monkeypatch, undisturbed):
+    """A limit on the size of files stands in for the disk."""
+    real, before = Learner.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(own, *batch):
+        real(own, *batch)
+        if own.step == 6:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+
+    monkeypatch.setattr(Learner, "train_step", filling)
+    try:
+        code, _, err = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run/resume-00000006.pt: " in err
+    assert "last good resume state: run/resume-00000005.pt" in err
+    assert [path.name for path in resume.states(Path("run"))] == ["resume-00000005.pt", "resume-00000004.pt"]
+    monkeypatch.setattr(Learner, "train_step", real)
+    assert run(capsys, "--resume", "run")[0] == 0
+    assert same(undisturbed(capsys)["weights"], weights("model.pt"))
+
+
+def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
+    real = train.evaluate
+
+    def deleted(*arguments):
+        for path in Path("run").iterdir():
+            path.unlink()
+        Path("run").rmdir()
+        return real(*arguments)
+
+    monkeypatch.setattr(train, "evaluate", deleted)
+    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "cannot write run/" in err
+
+
+# Processes
+
+
+def test_killed_anywhere_and_resumed_equals_undisturbed(tmp_path):
+    """Six SIGKILLs, two of them in a save, and a SIGTERM; `make crash-test` has more."""
+    script = Path(__file__).with_name("crash.py")
+    command = [sys.executable, str(script), "--kills", "3", "--terms", "1"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert (done["kills"], done["at_saves"], done["terms"], done["equal"]) == (6, 2, 1, 4)
+
+
+def memory(key):
+    """A number of /proc/self/status."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("steps", [300, pytest.param(3000, marks=pytest.mark.slow)])
+def test_memory_descriptors_and_threads_do_not_grow(steps):
+    config = Config(epochs=1000, width=4, resolutions=(8,), batch_size=16, cutout=4)
+    loader, own = small_loop(config)
+    seen: list[tuple[int, int, int]] = []
+    for epoch in range(5):
+        own.train_epoch(loader.epoch(epoch))
+    while len(seen) < steps // 4:
+        epoch += 1
+        own.train_epoch(loader.epoch(epoch))
+        seen.append((memory("VmRSS"), len(os.listdir("/proc/self/fd")), memory("Threads")))
+    first, last = seen[len(seen) // 10], seen[-1]
+    print(f"{4 * len(seen)} steps: RSS {first[0]} -> {last[0]} kB, {first[1]} descriptors, {first[2]} threads")
+    assert last[0] < first[0] * 1.02
+    assert last[1:] == first[1:]
+
+
+def small_loop(config):
+    from pipeline.dali import DaliLoader
+    from pipeline.plan import Plan
+
+    split = generated(64)
+    plan = Plan(count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
+    loader = DaliLoader(split, plan, CPU, 1, config.resolution)
+    model = ResNet(config.depth, config.width, config.resolutions[-1]).to(memory_format=torch.channels_last)
+    return loader, Learner(model, config, plan.steps_per_epoch, CPU, "fp32")
+
+
+def test_stopped_is_no_error_that_anything_else_takes_for_its_own():
+    assert not issubclass(Stopped, ValueError | OSError | ArithmeticError | RuntimeError)
