@@ -32,7 +32,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_precision(device: torch.device, wanted: str = "auto") -> str:
-    """Type for "auto": bf16 where the hardware has it, fp16 on older CUDA, else fp32; anything else as asked.
+    """Type for "auto": bf16 where hardware has it, fp16 on older CUDA, else fp32; anything else as asked.
 
     Raises:
         ValueError: fp16 was asked for on a CPU, where it is slower than fp32 and has no gradient scaler.
