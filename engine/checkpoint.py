@@ -118,8 +118,11 @@ def check_writable(path: str | Path) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
-    with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
-        pass
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
 
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
@@ -138,6 +141,9 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own mode shuts everybody else out of model.pt
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())

@@ -40,6 +40,12 @@ def test_gives_back_weights_config_and_metrics_exactly(saved):
     assert checkpoint.load_model(path).predict(images).shape == (2, 10)
 
 
+def test_the_file_has_the_users_usual_mode(saved):
+    plain = saved[0].with_name("plain")
+    plain.touch()
+    assert saved[0].stat().st_mode == plain.stat().st_mode
+
+
 def test_loads_with_weights_only_and_holds_no_compile_prefix(saved):
     content = torch.load(saved[0], weights_only=True)
     assert set(content) == {"format", "version", "sha256", "config", "weights", "metrics"}
