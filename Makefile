@@ -24,7 +24,7 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery bench test test-all crash-test check clean given-environment
+.PHONY: help train gallery bench profile gpu-check test test-all crash-test check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
@@ -36,8 +36,14 @@ train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train 
 gallery: $(TO_RUN)  ## draw what model.pt gets wrong into gallery.png: make gallery ARGS="--n 20"
 	@$(PY) gradcam.py --ckpt model.pt --out gallery.png $(ARGS)
 
-bench: $(TO_RUN)  ## measure images per second, of training and of the loader alone
+bench: $(TO_RUN)  ## where every image per second goes: make bench ARGS="--only data,ladder --quick"
 	@$(PY) -m bench $(ARGS)
+
+profile: $(TO_RUN)  ## a trace of real training steps for TensorBoard, and what it adds up to
+	@$(PY) -m bench profile $(ARGS)
+
+gpu-check: $(TO_TEST)  ## on a machine with a CUDA GPU: tests, a full run, bench and profile, in one folder
+	@$(PY) -m bench gpu-check $(ARGS)
 
 test: $(TO_TEST)  ## the tests, without those marked slow
 	@$(PY) -m pytest $(ARGS)

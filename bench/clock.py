@@ -1,9 +1,16 @@
-"""The clock of every measurement: it starts before the fetch, stops when the device is done, and reads no scalar."""
+"""The clock of every measurement: warm-up apart, start before the fetch, stop when the device is done, median of laps.
+
+    rate = measure(loader, learner.train_step, device, Budget(seconds=5))
+    print(rate.median, rate.waited, rate.warm_up.first_seconds)
+
+On CUDA the times are those of events on the stream, so that nothing waits inside a lap and the share of data wait is
+what the GPU itself waited; on a CPU they are the host's. No scalar is read from the device inside a lap.
+"""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import pairwise
 from time import perf_counter
 
 import torch
@@ -12,53 +19,185 @@ from torch import Tensor
 from engine import runtime
 
 Batch = tuple[Tensor, Tensor]
+STEADY = 0.1  # warm-up ends when two laps in a row differ by less
+WARM_UP_LAP_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a measurement may take."""
+
+    seconds: float = 5.0
+    """Of timed laps together; a lap is one step at least, so slow steps take longer."""
+    laps: int = 7
+    warm_up_seconds: float = 5.0
+    """After its first step, which may compile, warm-up gives up becoming steady after this long."""
+    warm_up_steps: int = 2
+    """It takes so many steps at least."""
+    lap_steps: int = 1
+    """A lap has a multiple of so many steps: as many as come in one bunch."""
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Images per second over several repeats."""
+class WarmUp:
+    first_seconds: float
+    """Of the first step, with all that happens only once."""
+    seconds: float
+    """In all."""
+    step_seconds: float
+    """Of one step at its end."""
+    steady: bool
+    """False: the time of a step still changed by more than a tenth when the budget ended."""
+
+
+@dataclass(frozen=True)
+class Lap:
+    """Some steps in a row."""
+
+    images: int
+    seconds: float
+    waited: float
+    """Seconds from the end of a step to the arrival of the next batch, in sum."""
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles."""
 
     median: float
     q1: float
     q3: float
 
-    def __str__(self) -> str:
-        return f"{self.median:,.0f} images/s (quartiles {self.q1:,.0f} to {self.q3:,.0f})"
+
+@dataclass(frozen=True)
+class Rate(Spread):
+    """Images per second over the laps."""
+
+    waited: float
+    """Share of the time, 0..1, spent waiting for data."""
+    warm_up: WarmUp
 
 
-def rate(
-    batches: Iterable[Batch],
-    step: Callable[[Tensor, Tensor], object],
-    device: torch.device,
-    warm_up: int,
-    repeats: int,
-    steps: int = 1,
-) -> Rate:
-    """Fetch batches and give each to `step`: `warm_up` untimed steps, then `repeats` times `steps` timed ones.
+class Marks:
+    """Instants in the order of the device's work: `mark` costs a few microseconds and waits for nothing.
 
-    Raises:
-        ValueError: there are fewer batches than that.
+    Args:
+        count: how many there will be; CUDA events are made ahead.
     """
-    source = iter(batches)
-    _run(source, step, warm_up)
-    rates = []
-    for _ in range(repeats):
+
+    def __init__(self, device: torch.device, count: int) -> None:
+        self._device = device
+        self._times: list[float] = []
+        cuda = device.type == "cuda"
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(count)] if cuda else []
+        self._used = 0
         runtime.synchronise(device)
+
+    def mark(self) -> None:
+        if self._events:
+            self._events[self._used].record()
+        else:
+            self._times.append(perf_counter())
+        self._used += 1
+
+    def gaps(self) -> list[float]:
+        """Seconds from each mark to the next, once the device has reached the last."""
+        runtime.synchronise(self._device)
+        if self._events:
+            used = self._events[: self._used]
+            return [a.elapsed_time(b) / 1000 for a, b in pairwise(used)]
+        return [b - a for a, b in pairwise(self._times)]
+
+
+class Lane:
+    """Batches and what is done with each, run a few steps at a time, so that several can take turns.
+
+    Args:
+        batches: as many as will be asked for.
+        step: called with images and labels.
+        device: where `step` works, and so whose time counts.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], step: Callable[[Tensor, Tensor], object], device: torch.device
+    ) -> None:
+        self._source, self._step, self._device = iter(batches), step, device
+
+    def lap(self, steps: int) -> Lap:
+        """Time `steps` steps.
+
+        Raises:
+            ValueError: the batches have come to an end.
+        """
+        images = 0
+        marks = Marks(self._device, 2 * steps + 1)
+        marks.mark()
+        for taken in range(steps):
+            batch = next(self._source, None)
+            if batch is None:
+                raise ValueError(f"the data ended after {taken} of {steps} batches: use a smaller --batch-size")
+            marks.mark()
+            self._step(*batch)
+            marks.mark()
+            images += len(batch[1])
+        gaps = marks.gaps()
+        return Lap(images, sum(gaps), sum(gaps[::2]))
+
+    def warm_up(self, budget: Budget) -> WarmUp:
+        """Run until two laps in a row agree, or the budget is spent."""
         start = perf_counter()
-        images = _run(source, step, steps)
-        runtime.synchronise(device)
-        rates.append(images / (perf_counter() - start))
-    q1, median, q3 = statistics.quantiles(rates, n=4, method="inclusive")
-    return Rate(median, q1, q3)
+        first = self.lap(1)
+        end = perf_counter() + budget.warm_up_seconds
+        per_step, taken, steady = first.seconds, 1, False
+        while taken < budget.warm_up_steps or not (steady or perf_counter() > end):
+            steps = min(max(1, int(WARM_UP_LAP_SECONDS / max(per_step, 1e-9))), max(taken, budget.warm_up_steps))
+            steps = -(-steps // budget.lap_steps) * budget.lap_steps
+            last = self.lap(steps)
+            steady = abs(last.seconds / steps / per_step - 1) < STEADY
+            per_step = last.seconds / steps
+            taken += steps
+        return WarmUp(first.seconds, perf_counter() - start, per_step, steady)
 
 
-def _run(source: Iterator[Batch], step: Callable[[Tensor, Tensor], object], steps: int) -> int:
-    images = 0
-    taken = 0
-    for batch in islice(source, steps):
-        step(*batch)
-        images += len(batch[1])
-        taken += 1
-    if taken < steps:
-        raise ValueError(f"the data ended after {taken} of {steps} batches: use a smaller batch or fewer steps")
-    return images
+def measure(
+    batches: Iterable[Batch], step: Callable[[Tensor, Tensor], object], device: torch.device, budget: Budget
+) -> Rate:
+    """Warm up, then time laps of equally many steps. Raises as `Lane.lap` does."""
+    return race([Lane(batches, step, device)], budget)[0][0]
+
+
+def race(lanes: Sequence[Lane], budget: Budget) -> tuple[list[Rate], list[list[Lap]]]:
+    """Measure several lanes in turns, a lap each, so that what slows the machine for a while slows all of them.
+
+    `budget` is for each lane. Returns the lanes' rates and their laps; laps of the same number ran next to each other.
+    """
+    warm_ups = [lane.warm_up(budget) for lane in lanes]
+    bunches = [budget.seconds / budget.laps / max(w.step_seconds, 1e-9) / budget.lap_steps for w in warm_ups]
+    steps = [budget.lap_steps * max(1, round(bunch)) for bunch in bunches]
+    laps: list[list[Lap]] = [[] for _ in lanes]
+    for _ in range(budget.laps):
+        for lane, count, done in zip(lanes, steps, laps, strict=True):
+            done.append(lane.lap(count))
+    rates = []
+    for warm_up, done in zip(warm_ups, laps, strict=True):
+        spread = quartiles([lap.rate for lap in done])
+        waited = sum(lap.waited for lap in done) / sum(lap.seconds for lap in done)
+        rates.append(Rate(spread.median, spread.q1, spread.q3, waited, warm_up))
+    return rates, laps
+
+
+def quartiles(values: Sequence[float]) -> Spread:
+    """Median and quartiles of one value or more."""
+    several = list(values) * 2 if len(values) == 1 else values  # quantiles() refuses a single value before Python 3.13
+    q1, median, q3 = statistics.quantiles(several, n=4, method="inclusive")
+    return Spread(median, q1, q3)
+
+
+def ratio(over: Sequence[Lap], under: Sequence[Lap]) -> Spread:
+    """Quotient of two lanes' rates, from the pairs of laps that ran next to each other."""
+    return quartiles([a.rate / b.rate for a, b in zip(over, under, strict=True)])

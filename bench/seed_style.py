@@ -1,4 +1,4 @@
-"""The training loop this project grew from, written fairly: what it costs before any of our changes.
+"""The training loop this project grew from, written fairly, and the first changes to it, each a switch.
 
 Float32, NCHW, Adam at 1e-3, batch 64, OneCycle, torchvision transforms in torch's DataLoader, loss and accuracy read
 from the device at every step. Its wrong loss (nll_loss on raw logits) is put right here: only its speed is compared.
@@ -6,31 +6,61 @@ from the device at every step. Its wrong loss (nll_loss on raw logits) is put ri
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from engine import runtime
 from engine.config import Config
 from engine.model import ResNet
 
 
 class SeedStyle:
-    """One training step at a time on images (B, 3, 32, 32) float32, normalised, and labels (B,), from the CPU."""
+    """One training step at a time on images (B, 3, R, R) float32, normalised, and labels (B,), from the CPU.
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.device = device
-        self.model = ResNet(config.depth, config.width).to(device)
-        self.model.normalise = lambda images: images  # type: ignore[method-assign]  # its loader has normalised them
+    Args:
+        channels_last: of the model and its images.
+        precision: "fp32", or the type of convolutions under autocast.
+        synchronise: read loss and accuracy at every step; else they are summed on the device.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        device: torch.device,
+        channels_last: bool = False,
+        precision: str = "fp32",
+        synchronise: bool = True,
+    ) -> None:
+        self.device, self.precision, self.synchronise = device, precision, synchronise
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model = ResNet(config.depth, config.width).to(device).to(memory_format=self.layout)
+        take_normalised(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=1e-2, total_steps=20 * 782)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=1e-2, total_steps=10**9)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.seen, self.loss, self.correct = 0, 0.0, 0
+        self.sums = torch.zeros(2, device=device)
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        images, labels = images.to(self.device), labels.to(self.device)
+        waits = self.synchronise
+        images = images.to(self.device, memory_format=self.layout, non_blocking=not waits)
+        labels = labels.to(self.device, non_blocking=not waits)
         self.optimizer.zero_grad()
-        logits = self.model(images)
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        self.optimizer.step()
+        with runtime.autocast(self.device, self.precision):
+            logits = self.model(images)
+            loss = F.cross_entropy(logits, labels)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
+        correct = (logits.argmax(1) == labels).sum()
         self.seen += len(labels)
-        self.loss += loss.item()
-        self.correct += (logits.argmax(1) == labels).sum().item()
+        if waits:
+            self.loss += loss.item()
+            self.correct += int(correct.item())
+        else:
+            self.sums += torch.stack([loss.detach(), correct])
+
+
+def take_normalised(model: nn.Module) -> None:
+    """Let the model take float32 images that its loader has normalised."""
+    model.normalise = lambda images: images  # type: ignore[assignment]

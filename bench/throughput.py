@@ -1,66 +1,150 @@
-"""Images per second: of the loader alone, of our training loop, and of the loop that a student would write first."""
+"""Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
 
-from collections.abc import Iterator
-from dataclasses import replace
-from itertools import count
+from collections.abc import Callable, Iterator
+from itertools import chain
+from os import sched_getaffinity
 
 import torch
 from torch import Tensor
 
-from bench.clock import Batch, Rate, rate
-from bench.seed_style import SeedStyle
-from engine.config import Config
-from engine.learner import Learner
-from engine.model import MEAN, STD, create
+from bench.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
+from bench.phases import PHASES, Phases
+from bench.results import Row
+from bench.setup import Setup
+from engine.learner import predict_logits
+from explain.cam import class_maps, heatmaps
 from pipeline.cifar10 import Split
-from pipeline.dali import DaliLoader
-from pipeline.plan import Plan
-from pipeline.reference import reference_loader
+from pipeline.dali import evaluation_loader
+
+Say = Callable[[str], None]
+COMPUTE_BOUND = 0.9  # of the synthetic batch's rate
+REFERENCE_BATCH = 512
+REFERENCE_WORKERS = 2
 
 
-def loader_rate(split: Split, config: Config, device: torch.device, threads: int) -> Rate:
-    """DALI alone with the config's full augmentation, at its last resolution and batch size."""
-    return rate(_endless(_dali(split, config, device, threads)), _drop, device, warm_up=50, repeats=20, steps=100)
+def measure_data(setup: Setup, say: Say) -> list[Row]:
+    """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
+    limit = len(setup.split.images)
+    batch = min(REFERENCE_BATCH, limit)
+    sizes = sorted({batch} if setup.quick else {min(size, limit) for size in (256, batch, 1024)})
+    sides = sorted({setup.side} if setup.quick else {16, 24, setup.side})
+    where = "GPU" if setup.cuda else "CPU"
+    rows = []
+    ours = None
+    for size, side in chain(((size, setup.side) for size in sizes), ((batch, s) for s in sides if s != setup.side)):
+        name = f"DALI on the {where}, batch {size}, {side} px"
+        say(name)
+        rate = measure(setup.dali(size, side), _drop, setup.device, setup.budget(2, warm_up_steps=20))
+        rows.append(Row.of_rate("data", name, rate))
+        if (size, side) == (batch, setup.side):
+            ours = rate
+    cores = len(sched_getaffinity(0))
+    theirs = None
+    cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
+    for workers in [REFERENCE_WORKERS] if setup.quick else sorted({0, REFERENCE_WORKERS, 4, max(cores, 4)}):
+        name = f"torch DataLoader, {workers} workers, batch {batch}, {setup.side} px"
+        say(name)
+        # Each worker loads two batches ahead, and all finish at about the same time.
+        budget = setup.budget(2, warm_up_steps=1 + 2 * workers, lap_steps=2 * max(1, workers))
+        rate = measure(setup.torch_batches(batch, workers), _drop, cpu, budget)
+        rows.append(Row.of_rate("data", name, rate, "on the CPU"))
+        if workers == REFERENCE_WORKERS:
+            theirs = rate
+    say("synthetic batch")
+    rate = measure(setup.synthetic(batch), _drop, setup.device, setup.budget(0.5))
+    rows.append(Row.of_rate("data", f"synthetic batch of {batch}, {setup.side} px", rate, "one batch again and again"))
+    if ours and theirs:
+        name = f"DALI over torch DataLoader, {REFERENCE_WORKERS} workers, batch {batch}, {setup.side} px"
+        rows.append(Row("data", name, "x", ours.median / theirs.median))
+    return rows
 
 
-def torch_loader_rate(split: Split, batch_size: int, workers: int) -> Rate:
-    """torch's DataLoader with torchvision's crop and flip."""
-    source = reference_loader(split, batch_size, workers)
-    return rate(source, _drop, torch.device("cpu"), warm_up=2, repeats=5, steps=4)
+def measure_compute(setup: Setup, say: Say) -> list[Row]:
+    """The real train_step on the synthetic batch, and what forward, backward and optimiser take of it."""
+    size = setup.batch_size
+    name = f"synthetic batch of {size}, {setup.side} px, {setup.precision}"
+    say(name)
+    learner = setup.learner()
+    rate = measure(setup.synthetic(size), learner.train_step, setup.device, setup.budget(5))
+    rows = [Row.of_rate("compute", name, rate)]
+    say("forward, backward, optimiser")
+    images, labels = next(iter(setup.synthetic(size)))
+    steps = 3 if setup.quick else 7
+    # Three phases and the end of the step; what lies between the end and the next step is not counted.
+    marks = Marks(setup.device, (len(PHASES) + 1) * (steps + 1))
+    phases = Phases(learner, lambda name: marks.mark())
+    for _ in range(steps + 1):
+        phases.train_step(images, labels)
+    gaps = marks.gaps()[len(PHASES) + 1 :]
+    for i, phase in enumerate(PHASES):
+        seconds = quartiles([1000 * gap for gap in gaps[i :: len(PHASES) + 1]])
+        share = seconds.median / (1000 * size / rate.median)
+        rows.append(Row.of("compute", f"{phase} of a step", "ms", seconds, f"{share:.0%} of a step"))
+    return rows
 
 
-def training_rate(split: Split, config: Config, device: torch.device, precision: str, threads: int) -> Rate:
-    """The real loop, loader and all, at the config's last resolution, uncompiled on a CPU."""
-    model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
-    learner = Learner(model, config, 10_000, device, precision, compile=device.type == "cuda")
-    learner.warm_up(config.batch_size)
-    model.train()
-    repeats, steps = (10, 20) if device.type == "cuda" else (5, 1)
-    batches = _endless(_dali(split, config, device, threads))
-    return rate(batches, learner.train_step, device, warm_up=2, repeats=repeats, steps=steps)
+def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
+    """The real loop next to the same loop on the synthetic batch: the share of waiting and the verdict."""
+    size = setup.batch_size
+    say("real loop and synthetic batch in turns")
+    lanes = [
+        Lane(batches, setup.learner().train_step, setup.device)
+        for batches in (setup.dali(size, setup.side), setup.synthetic(size))
+    ]
+    (real, synthetic), laps = race(lanes, setup.budget(6))
+    share = ratio(*laps)
+    name = f"batch {size}, {setup.side} px, {setup.precision}"
+    return [
+        Row.of_rate("end to end", f"DALI and train_step, {name}", real, verdict(share.median, real.waited)),
+        Row.of_rate("end to end", f"synthetic batch and train_step, {name}", synthetic),
+        Row.of("end to end", "real over synthetic", "x", share),
+        Row("end to end", "time spent waiting for data", "%", 100 * real.waited),
+    ]
 
 
-def seed_rate(split: Split, config: Config, device: torch.device) -> Rate:
-    """The first version's style at the same width, depth and 32 px: see seed_style."""
-    loop = SeedStyle(replace(config, resolutions=(32,)), device)
-    source = reference_loader(split, 64, workers=2, normalise=(MEAN, STD))
-    return rate(source, loop.train_step, device, warm_up=2, repeats=5, steps=2)
+def verdict(of_synthetic: float, waited: float) -> str:
+    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `waited` 0..1."""
+    share = f"{of_synthetic:.0%} of synthetic"
+    if of_synthetic >= COMPUTE_BOUND:
+        return f"compute-bound: {share}"
+    if waited >= (1 - of_synthetic) / 2:
+        return f"data-bound: {share}, waits for data {waited:.0%} of the time"
+    return f"compute-bound, but loading takes the cores that training needs: {share}"
 
 
-def _dali(split: Split, config: Config, device: torch.device, threads: int) -> DaliLoader:
-    plan = Plan(
-        count=len(split.images),
-        batch_size=config.batch_size,
-        translate=config.translate,
-        flip=config.flip,
-        cutout=config.cutout,
-    )
-    return DaliLoader(split, plan, device, threads, lambda epoch: config.resolutions[-1])
+def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
+    """Evaluation with our loader, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
+    size = min(1000 if setup.cuda else 250, len(setup.split.images))
+    few = Split(setup.split.images[:size], setup.split.labels[:size], setup.split.name)
+    model = setup.model().eval()
+    loader = evaluation_loader(few, setup.side, setup.device, setup.threads, size)
 
+    def batches() -> Iterator[Batch]:
+        while True:
+            yield from loader
 
-def _endless(loader: DaliLoader) -> Iterator[Batch]:
-    for epoch in count():
-        yield from loader.epoch(epoch)
+    def evaluate(images: Tensor, labels: Tensor) -> None:
+        with torch.no_grad():
+            predict_logits(model, images, setup.device, setup.precision)
+
+    def map_last(images: Tensor, labels: Tensor) -> None:
+        with torch.no_grad(), setup.autocast():
+            class_maps(model.features(images), model.fc)
+
+    def map_earlier(images: Tensor, labels: Tensor) -> None:
+        with setup.autocast():
+            heatmaps(model, images, labels, "layer3", batch_size=size)
+
+    rows = []
+    for step, name, unit in (
+        (evaluate, f"evaluation, batch {size}", "images/s"),
+        (map_last, "Grad-CAM at layer4, images with all ten maps", "images/s"),
+        (map_earlier, "Grad-CAM at layer3, one map an image", "maps/s"),
+    ):
+        say(name)
+        rate = measure(batches(), step, setup.device, setup.budget(3))
+        rows.append(Row.of_rate("evaluation", name, rate, unit=unit))
+    return rows
 
 
 def _drop(images: Tensor, labels: Tensor) -> None:

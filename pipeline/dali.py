@@ -2,7 +2,7 @@
 
 The whole data set lives in the pipeline, each image padded by reflection and stored in both orientations. A batch is a
 few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, since DALI's per-sample crop and flip
-cost time quadratic in the batch. Measured on 2 cores at 32 px, batch 512: see `python -m bench data`.
+cost time quadratic in the batch. Measured on 2 cores at 32 px, batch 512: see `python -m bench --only data`.
 """
 
 from collections.abc import Callable, Iterator, Sequence

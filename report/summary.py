@@ -8,7 +8,6 @@ torch._dynamo, which every optimizer imports too.
     python train.py             # prints it
 """
 
-import copy
 from functools import partial
 
 import torch
@@ -17,6 +16,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.cost import one_image_and_copy
+
 
 def model_summary(model: nn.Module, resolution: int) -> Table:
     """A table of the layers that hold parameters, grouped by the model's children, for one image of that resolution.
@@ -24,7 +25,7 @@ def model_summary(model: nn.Module, resolution: int) -> Table:
     Its last line has the totals; parameters are sum(p.numel()). The model's weights, buffers, gradients and mode, and
     the random generators, are left as they are.
     """
-    image, replica = _copy(model, resolution)
+    image, replica = one_image_and_copy(model, resolution)
     shapes: dict[str, str] = {}
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -57,24 +58,6 @@ def model_summary(model: nn.Module, resolution: int) -> Table:
         table.add_section()
     table.caption = "FLOPs of one image forward; a multiply-add is 2; convolutions and linear layers"
     return table
-
-
-def training_flops(model: nn.Module, resolution: int) -> int:
-    """FLOPs of the forward and backward pass of one image: convolutions and matrix products, a multiply-add being 2."""
-    image, replica = _copy(model, resolution)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.enable_grad():
-        replica(image).sum().backward()
-    return counter.get_total_flops()
-
-
-def _copy(model: nn.Module, resolution: int) -> tuple[Tensor, nn.Module]:
-    """One black uint8 image (1, 3, R, R) and a copy of the model on the CPU, in eval mode so that one image will do.
-
-    Not on the meta device, which would compute nothing: torch.autocast, which the model's head leaves, refuses it.
-    """
-    image = torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
-    return image, copy.deepcopy(model).cpu().eval()
 
 
 def _kind(module: nn.Module) -> str:

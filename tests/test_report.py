@@ -18,13 +18,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from engine.config import PRESETS, Config
+from engine.cost import training_flops
 from engine.learner import Progress
 from engine.model import ResNet
 from engine.resume import State
 from report import curves, progress, run_folder
 from report.progress import Reporter, throughput
 from report.run_folder import RunFolder
-from report.summary import model_summary, training_flops
+from report.summary import model_summary
 
 SUMMARY = {
     "test_accuracy": 0.8290,

@@ -1,0 +1,83 @@
+"""Pictures of results: bars with quartiles for a bench, curves for a sweep."""
+
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
+
+from bench.results import Result, Row, number
+
+# Okabe and Ito's colour-blind safe set.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+
+
+def draw_bench(result: Result, path: Path) -> None:
+    """All rates of a result as bars: the ladder, and everything else that counts images or maps a second."""
+    rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s") and not _free(row)]
+    groups = [
+        ("From the first version's style to ours", [row for row in rates if row.part == "ladder"], False),
+        ("Loaders, model and roofs (logarithmic)", [row for row in rates if row.part != "ladder"], True),
+    ]
+    groups = [group for group in groups if group[1]]
+    heights = [max(2, len(rows)) for _, rows, _ in groups]
+    figure = Figure(figsize=(11, 1.2 + 0.36 * sum(heights) + 0.6 * len(groups)), dpi=110, layout="constrained")
+    figure.suptitle(f"{result.card.get('gpu') or result.card.get('cpu', '')}, {result.card.get('date', '')[:10]}")
+    if groups:
+        panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (title, rows, log) in zip(panels, groups, strict=True):
+            _bars(axes, title, rows, log)
+    figure.savefig(path, format="png")
+
+
+def draw_sweep(result: Result, path: Path) -> None:
+    """Images/s and memory over batch size."""
+    figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, unit, colour, title in (
+        (left, "images/s", BLUE, "images/s"),
+        (right, "GiB", VERMILION, "peak memory, GiB"),
+    ):
+        rows = [row for row in result.rows if row.unit == unit and row.value is not None]
+        sizes = [int(row.name.split()[-1]) for row in rows]
+        values = [row.value or 0.0 for row in rows]
+        axes.plot(sizes, values, marker="o", color=colour)
+        if rows and rows[0].q1 is not None:
+            axes.fill_between(sizes, [r.q1 or 0 for r in rows], [r.q3 or 0 for r in rows], color=colour, alpha=0.2)
+        if sizes:
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sizes)
+            axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_ylim(0, 1.1 * max(values, default=1.0))
+        axes.set_xlabel("batch size")
+        axes.set_title(title)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+
+
+def _free(row: Row) -> bool:
+    """The synthetic batch without a model: it costs nothing, and would take the scale from all others."""
+    return row.part == "data" and row.name.startswith("synthetic")
+
+
+def _bars(axes: Axes, title: str, rows: list[Row], log: bool) -> None:
+    values = [row.value or 0.0 for row in rows]
+    colours = [GREEN if row.part == "roof" else VERMILION if row.part == "data" else BLUE for row in rows]
+    axes.barh(range(len(rows)), values, color=colours, height=0.7)
+    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
+        if row.q1 is not None and row.q3 is not None:
+            axes.plot([row.q1, row.q3], [place, place], color="black", linewidth=2)
+        end = max(value, row.q3 or 0.0)
+        text = f" {number(value, row.unit)}"
+        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    names = [f"{row.part}: {row.name}" if row.part.startswith("batch") else row.name for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.invert_yaxis()
+    if log:
+        axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(rows[0].unit)
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)

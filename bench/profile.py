@@ -1,0 +1,139 @@
+"""Where the time of a training step goes: a trace of the real train_step and loader, and its sums.
+
+    python -m bench profile
+    python -m bench profile --steps 3 --batch-size 64 --device cpu
+
+Writes a trace for TensorBoard's PyTorch profiler (torch-tb-profiler) and prints the operators with the largest own
+time, the split of a step, and the command that shows the rest. Profiling costs time itself: for images per second
+see `python -m bench`.
+"""
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
+
+from bench import results
+from bench.phases import Phases
+from bench.results import Result, Row
+from bench.setup import Settings, Setup, parse, prepare
+from bench.suite import settings_of, stdout_console
+from bench.trace import Analysis, analyse
+from engine import runtime
+
+# torch-tb-profiler knows the loader and the optimiser by the names that torch gives their ranges.
+LOADER_RANGE = "enumerate(DataLoader)#DaliLoader.__next__"
+WARM_UP = 2
+TOP = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Settings):
+    steps: int = 5
+    """Training steps in the trace."""
+    out: str = "runs/profile"
+    """Folder for traces: TensorBoard's --logdir."""
+
+
+class Ranges:
+    """One named range after another in the trace."""
+
+    def __init__(self) -> None:
+        self._open: list[record_function] = []
+
+    def enter(self, *names: str) -> None:
+        """End the ranges that are open and begin these, each inside the one before; "" begins none."""
+        while self._open:
+            self._open.pop().__exit__(None, None, None)
+        for name in filter(None, names):
+            self._open.append(record_function(name))
+            self._open[-1].__enter__()
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = parse(Options, arguments, "python -m bench profile", (__doc__ or "").split("\n\n")[0])
+    if not 1 <= options.steps <= 100:
+        raise ValueError(f"--steps is {options.steps}: it must be 1 to 100")
+    setup = prepare(options)
+    folder = Path(options.out) / f"{datetime.now():%Y%m%d-%H%M%S}"
+    stem = results.writable_stem(str(folder), "profile", setup.device)
+    console = stdout_console()
+    console.print(f"profiling {options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
+    path = record(setup, folder, options.steps)
+    trace = json.loads(path.read_text(encoding="utf-8"))
+    analysis = analyse(trace, setup.cuda)
+    suit_the_plugin(trace)
+    path.write_text(json.dumps(trace), encoding="utf-8")
+    card = results.environment(setup.device, setup.precision, ["profile", *arguments])
+    result = Result("profile", card, settings_of(setup), rows(analysis, options.steps))
+    results.save(result, stem)
+    console.print(
+        results.table(result.rows, f"{options.steps} steps, {1000 * analysis.seconds / options.steps:,.1f} ms each")
+    )
+    command = shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", options.out])
+    console.print(f"trace: {path}", soft_wrap=True, markup=False)
+    console.print(f"show it with: {command}", soft_wrap=True, markup=False)
+    print(results.summary_line(result, trace=str(path), tensorboard=command), flush=True)
+
+
+def record(setup: Setup, folder: Path, steps: int) -> Path:
+    """Write the trace of `steps` steps; returns its path."""
+    loader = setup.dali(setup.batch_size, setup.side)
+    learner = setup.learner()
+    if setup.compiled:
+        learner.warm_up(setup.batch_size)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
+    ranges = Ranges()
+    phases = Phases(learner, ranges.enter)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setup.cuda else [])
+    with profile(
+        activities=activities,
+        schedule=schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1),
+        on_trace_ready=tensorboard_trace_handler(str(folder), worker_name="train"),
+        record_shapes=True,
+        profile_memory=True,
+    ) as profiler:
+        for step in range(WARM_UP + steps):
+            ranges.enter("data", LOADER_RANGE)
+            images, labels = next(loader)
+            ranges.enter()
+            phases.train_step(images, labels)
+            if step == WARM_UP + steps - 1:
+                runtime.synchronise(setup.device)
+            profiler.step()
+    return next(folder.glob("*.pt.trace.json"))
+
+
+def suit_the_plugin(trace: dict[str, Any]) -> None:
+    """Call the loader's and the optimiser's ranges operators: torch-tb-profiler 0.4.3 skips what is named otherwise."""
+    for event in trace["traceEvents"]:
+        if event.get("cat") == "user_annotation" and event["name"].startswith((LOADER_RANGE, "Optimizer.step#")):
+            event["cat"] = "cpu_op"
+
+
+def rows(analysis: Analysis, steps: int) -> list[Row]:
+    """The split, the ranges and the operators, per step."""
+    window = analysis.seconds
+    kept = [
+        Row("split", name, "%", 100 * seconds / window, note=f"{1000 * seconds / steps:,.1f} ms")
+        for name, seconds in analysis.split.items()
+    ]
+    kept += [Row("host", name, "ms", 1000 * seconds / steps) for name, seconds in analysis.ranges.items()]
+    kept += [
+        Row(
+            "operators",
+            name[:80],
+            "ms",
+            1000 * seconds / steps,
+            note=f"{100 * seconds / window:.1f}%, {calls / steps:g} calls",
+        )
+        for name, seconds, calls in analysis.operators[:TOP]
+    ]
+    return kept

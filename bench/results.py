@@ -1,0 +1,211 @@
+"""A measurement's record: rows, the environment card, and the files they go to.
+
+bench/results/THEME_HARDWARE_DATE.json holds it whole, with a Markdown twin to read. A row without a value was not
+measured; nothing is typed in.
+"""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from rich import box
+from rich.table import Table
+
+from bench.clock import Rate, Spread
+from engine import runtime
+from engine.checkpoint import check_writable
+
+FORMAT = "cifar10-resnet measurement"
+VERSION = 1
+ABSENT = "not measured"
+GAIN = "gain of "  # begins the name of a row that another row's note repeats
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing."""
+
+    part: str
+    name: str
+    unit: str
+    """images/s, maps/s, s, ms, GiB, x, %, ... ; more is better for rates and x."""
+    value: float | None = None
+    """Median over laps, or the one value; None is not measured."""
+    q1: float | None = None
+    q3: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, part: str, name: str, unit: str, spread: Spread, note: str = "") -> Self:
+        return cls(part, name, unit, spread.median, spread.q1, spread.q3, note)
+
+    @classmethod
+    def of_rate(cls, part: str, name: str, rate: Rate, note: str = "", unit: str = "images/s") -> Self:
+        """With a remark where warm-up did not become steady."""
+        unsteady = "" if rate.warm_up.steady else "warm-up did not become steady"
+        return cls.of(part, name, unit, rate, "; ".join(filter(None, [note, unsteady])))
+
+    @property
+    def noise(self) -> float:
+        """Distance of the quartiles over the value; 0 for a single value."""
+        if self.value and self.q1 is not None and self.q3 is not None:
+            return abs((self.q3 - self.q1) / self.value)
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    theme: str
+    card: dict[str, str]
+    settings: dict[str, Any]
+    rows: list[Row]
+
+    def find(self, part: str, name: str) -> Row | None:
+        """The row of that name, or of a name that begins so."""
+        return next((row for row in self.rows if row.part == part and row.name.startswith(name)), None)
+
+
+def environment(device: torch.device, precision: str, arguments: Sequence[str]) -> dict[str, str]:
+    """Hardware, driver, versions, type, commit, date and command."""
+    return {
+        "command": shlex.join(["python", "-m", "bench", *arguments]),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": commit(),
+        "device": device.type,
+        "precision": precision,
+        "threads": str(torch.get_num_threads()),
+        **runtime.environment_card(device),
+    }
+
+
+def commit(folder: Path = ROOT) -> str:
+    """The checkout's commit, "and changes" where files differ from it (results apart); unknown without git."""
+
+    def git(*command: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
+        return git("rev-parse", "--short=12", "HEAD") + (" and changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def writable_stem(folder: str, theme: str, device: torch.device) -> Path:
+    """Path of the files to come, without suffix; the folder is made.
+
+    Raises:
+        OSError: it cannot be made or written.
+    """
+    card = runtime.environment_card(device)
+    hardware = card.get("gpu") or f"{card['cores']} cores {card['cpu']}"
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", hardware.lower())).strip("-")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    stem = Path(folder) / f"{theme}_{slug}_{datetime.now():%Y%m%d-%H%M%S}"
+    check_writable(stem.with_suffix(".json"))
+    return stem
+
+
+def save(result: Result, stem: Path) -> None:
+    """Write the JSON and the Markdown."""
+    content = {"format": FORMAT, "version": VERSION} | asdict(result)
+    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    stem.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+
+
+def load(path: str) -> Result:
+    """Read a result back.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no result of this program.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content.pop("format") != FORMAT or content.pop("version") != VERSION:
+            raise ValueError("of another format")
+        rows = [Row(**row) for row in content.pop("rows")]
+        for row in rows:
+            numbers = [v for v in (row.value, row.q1, row.q3) if v is not None]
+            if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+                raise ValueError(f"the value of {row.name}")
+        return Result(**content, rows=rows)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a result of `python -m bench`: {error}") from None
+
+
+def summary_line(result: Result, **more: Any) -> str:
+    """The whole result as one line of JSON, the last line of a command."""
+    return json.dumps(asdict(result) | more)
+
+
+def number(value: float | None, unit: str) -> str:
+    """A value as people read it, without its unit."""
+    if value is None:
+        return ABSENT
+    if unit == "%":
+        return f"{value:.1f}"
+    if value and abs(value) < 100:
+        return f"{value:.3g}"
+    return f"{value:,.0f}"
+
+
+def cells(row: Row) -> tuple[str, str, str, str]:
+    """Name, value with unit, quartiles, note."""
+    value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
+    spread = "" if row.q1 is None else f"{number(row.q1, row.unit)} to {number(row.q3, row.unit)}"
+    return row.name, value, spread, row.note
+
+
+def table(rows: Iterable[Row], title: str) -> Table:
+    """For the terminal, one section a part."""
+    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    grid.add_column("measured")
+    grid.add_column("value", justify="right")
+    grid.add_column("quartiles", justify="right")
+    grid.add_column("note")
+    part = ""
+    for row in shown(rows):
+        if row.part != part:
+            if part:
+                grid.add_section()
+            grid.add_row(row.part, style="bold")
+            part = row.part
+        name, *rest = cells(row)
+        grid.add_row(f"  {name}", *rest)
+    return grid
+
+
+def markdown(result: Result) -> str:
+    """The table and the card."""
+    lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
+    lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
+    lines += row_lines(result)
+    lines += ["", "| environment | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in result.card.items()]
+    lines += ["", "| setting | |", "|---|---|"]
+    lines += [f"| {key} | {value} |" for key, value in result.settings.items()]
+    return "\n".join(lines) + "\n"
+
+
+def row_lines(result: Result) -> list[str]:
+    """The rows as a Markdown table."""
+    lines = ["| part | measured | value | quartiles | note |", "|---|---|---|---|---|"]
+    for row in shown(result.rows):
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
+    return lines
+
+
+def shown(rows: Iterable[Row]) -> list[Row]:
+    """What people read: the gains of a ladder's rungs are in the notes of the rungs too."""
+    return [row for row in rows if not row.name.startswith(GAIN)]

@@ -1,0 +1,172 @@
+"""What is measured: the settings from the command line, and the loaders, models and learners they mean."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Literal, TypeVar
+
+import torch
+import tyro
+
+from bench.clock import Batch, Budget
+from engine import runtime
+from engine.config import PRESETS, Config
+from engine.learner import Learner
+from engine.model import MEAN, STD, ResNet, create
+from pipeline.cifar10 import Split
+from pipeline.dali import DaliLoader
+from pipeline.plan import Plan
+from pipeline.reference import reference_loader
+from pipeline.splits import training_splits
+from pipeline.synthetic import ConstantLoader
+
+FOREVER = 10**9  # steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Flags that every measuring command knows; the recipe is that of the `full` preset."""
+
+    quick: bool = False
+    """Fewer and shorter measurements: a first look."""
+    batch_size: int | None = None
+    """Images a step (default: 1024 on CUDA, 128 on a CPU, 64 there with --quick)."""
+    resolution: int = 32
+    """Side of the training images in pixels."""
+    depth: Literal[18, 34] = 18
+    """Layers of the ResNet."""
+    width: int = 64
+    """Channels of the first stage; 64 is the standard network."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to measure; auto takes a CUDA GPU where there is one."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Type of convolutions; auto takes what this hardware is fast at."""
+    compile: bool = False
+    """Use torch.compile on a CPU too, where it costs a minute; on CUDA it is always used."""
+    threads: int = 0
+    """CPU threads for the model and for DALI (0: one per core)."""
+    generated: bool = False
+    """Measure on generated images instead of CIFAR-10: the same sizes, no data set."""
+    out: str = "bench/results"
+    """Folder for the results."""
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(settings: type[S], arguments: Sequence[str], prog: str, description: str) -> S:
+    """Flags -> settings; help, or one message on stderr, ends in SystemExit as command lines do."""
+    return tyro.cli(settings, args=list(arguments), prog=prog, description=description)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One machine, one data set, one network: what all parts of a measurement share."""
+
+    config: Config
+    split: Split
+    device: torch.device
+    precision: str
+    threads: int
+    compiled: bool
+    quick: bool
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def side(self) -> int:
+        return self.config.resolutions[-1]
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def budget(self, seconds: float = 5.0, warm_up_steps: int = 2, lap_steps: int = 1) -> Budget:
+        """A budget of about `seconds` timed seconds; a fraction of it with --quick."""
+        seconds, laps, warming = (seconds / 10, 3, 1.0) if self.quick else (seconds, 7, 10.0)
+        return Budget(
+            seconds=seconds, laps=laps, warm_up_seconds=warming, warm_up_steps=warm_up_steps, lap_steps=lap_steps
+        )
+
+    def plan(self, batch_size: int) -> Plan:
+        """The full augmentation in batches of that size."""
+        return Plan(
+            count=len(self.split.images),
+            batch_size=batch_size,
+            translate=self.config.translate,
+            flip=self.config.flip,
+            cutout=self.config.cutout,
+        )
+
+    def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
+        """Our loader, for ever; on `device`, by default that of the setup."""
+        colour = [round(255 * channel) for channel in MEAN]
+        plan = self.plan(batch_size)
+        return endless(DaliLoader(self.split, plan, device or self.device, self.threads, lambda epoch: side, colour))
+
+    def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
+        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
+        statistics = (MEAN, STD) if normalised else None
+        config = self.config
+        loader = reference_loader(
+            self.split, batch_size, workers, statistics, config.translate, config.cutout, self.side
+        )
+        while True:
+            yield from loader
+
+    def synthetic(self, batch_size: int, device: torch.device | None = None) -> ConstantLoader:
+        """One constant batch, for ever."""
+        return ConstantLoader(batch_size, self.side, device or self.device, FOREVER)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The setup's mixed precision."""
+        return runtime.autocast(self.device, self.precision)
+
+    def model(self) -> ResNet:
+        """A fresh network on the device, channels_last, in training mode."""
+        model = create(self.config, self.split.images).to(self.device)
+        return model.to(memory_format=torch.channels_last).train()
+
+    def learner(self, compiled: bool | None = None) -> Learner:
+        """A fresh network and its training; `compiled` instead of the setup's. Nothing is compiled before a step."""
+        compiled = self.compiled if compiled is None else compiled
+        return Learner(self.model(), self.config, FOREVER, self.device, self.precision, compiled)
+
+
+def prepare(settings: Settings) -> Setup:
+    """Check the settings, set torch up and load the images.
+
+    Raises:
+        ValueError: a setting is out of range, or the device is not here.
+        OSError: the data set is not here and cannot be had.
+    """
+    device = runtime.pick_device(settings.device)
+    precision = runtime.pick_precision(device, settings.precision)
+    size = settings.batch_size
+    if size is None:
+        size = 1024 if device.type == "cuda" else 64 if settings.quick else 128
+    config = replace(
+        PRESETS["full"],
+        batch_size=size,
+        resolutions=(settings.resolution,),
+        depth=settings.depth,
+        width=settings.width,
+        threads=settings.threads,
+        generated=settings.generated,
+    )
+    threads = runtime.configure(device, settings.threads)
+    split = training_splits(True, settings.generated)[0]
+    Plan(count=len(split.images), batch_size=size)  # refuses a batch larger than the data set, before any work
+    compiled = settings.compile or device.type == "cuda"
+    return Setup(config, split, device, precision, threads, compiled, settings.quick)
+
+
+def endless(loader: DaliLoader) -> Iterator[Batch]:
+    """Epoch after epoch."""
+    for epoch in count():
+        yield from loader.epoch(epoch)
