@@ -83,6 +83,13 @@ class Errors:
     """(E, C, h, w) float32, raw maps of the last stage."""
     inputs: Tensor
     """(E, 3, R, R) uint8, as the model saw them."""
+    files: tuple[str, ...] = ()
+    """(E,) names of pictures of one's own: they have no label, `true` is the runner-up, all count as errors."""
+
+    @property
+    def rival(self) -> str:
+        """What the class `true` is: "true", or "second" of pictures without a label."""
+        return "second" if self.files else "true"
 
     def __len__(self) -> int:
         return len(self.index)
@@ -112,7 +119,8 @@ class Errors:
             if name != "any":
                 keep &= classes == class_number(name)
         if len(self) and not keep.any():
-            raise ValueError(f"none of the {len(self)} errors is of true class {true} and predicted class {predicted}")
+            what = "pictures is of" if self.files else f"errors is of true class {true} and"
+            raise ValueError(f"none of the {len(self)} {what} predicted class {predicted}")
         order = np.argsort(keys[sort](), kind="stable")
         return order[keep[order]]
 
@@ -132,6 +140,8 @@ class Maps:
     """Of the true class."""
     chosen: Tensor
     """Of `target`."""
+    every: Tensor | None = None
+    """(E, C, h, w), of all classes; only where they were asked for."""
 
     @property
     def margin(self) -> Tensor:
@@ -204,8 +214,9 @@ def explain(
     device: torch.device,
     precision: str,
     on_batch: Callable[[int], None] = lambda images: None,
+    every: bool = False,
 ) -> Maps:
-    """Heatmaps of every error for its predicted and its true class, and for `target`.
+    """Heatmaps of every error for its predicted and its true class, for `target`, and with `every` for all classes.
 
     Args:
         layer: one of engine.model.STAGES; layer4's maps are those of the evaluation pass.
@@ -220,21 +231,23 @@ def explain(
     if target not in ("pred", "true", "margin"):
         columns.append(np.full_like(errors.true, class_number(target)))
     classes = torch.from_numpy(np.stack(columns, 1))
-    computed = len(errors) * len(columns)
-    if layer == "layer4":
-        computed = errors.total * len(CLASSES)
-        maps = errors.class_maps[torch.arange(len(errors))[:, None], classes]
-        on_batch(len(errors))
-    else:
+    whole = errors.class_maps
+    if layer != "layer4":
+        asked = torch.arange(len(CLASSES)).expand(len(errors), -1) if every else classes
         parts = []
         with runtime.autocast(device, precision):
-            for images, wanted in zip(errors.inputs.split(BATCH), classes.split(BATCH), strict=True):
+            for images, wanted in zip(errors.inputs.split(BATCH), asked.split(BATCH), strict=True):
                 parts.append(heatmaps(model, images, wanted, layer, method, BATCH).cpu())
                 on_batch(len(images))
-        maps = torch.cat(parts)
+        whole = torch.cat(parts)
+    else:
+        on_batch(len(errors))
+    named = every or layer == "layer4"
+    maps = whole[torch.arange(len(errors))[:, None], classes] if named else whole
+    computed = errors.total * len(CLASSES) if layer == "layer4" else whole.shape[0] * whole.shape[1]
     predicted, true, other = maps[:, 0], maps[:, 1], maps[:, -1]
     chosen = {"pred": predicted, "true": true, "margin": margin(predicted, true)}.get(target, other)
-    return Maps(layer, method, target, computed, predicted, true, chosen)
+    return Maps(layer, method, target, computed, predicted, true, chosen, whole if every else None)
 
 
 def class_number(name: str) -> int:

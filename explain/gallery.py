@@ -30,6 +30,7 @@ TILE = SIDE * ZOOM
 GAP = 14
 MARGIN = 32
 TEXT_WIDTH = 284
+LONGEST = 22  # letters of a file's name
 CAPTION = 26
 HEADING = 60
 ROW = TILE + CAPTION + GAP
@@ -46,7 +47,7 @@ class Column:
     heading: tuple[str, str]
     captions: list[str]
     tiles: UInt8
-    """(n, 32, 32, 3)."""
+    """(n, S, S, 3)."""
 
 
 def draw(
@@ -64,12 +65,12 @@ def draw(
         errors: all errors, for the header and the rows' text.
         maps: of all errors.
         positions: (n,) which errors to draw, in this order.
-        images: (n, 32, 32, 3) uint8, their pictures.
+        images: (n, S, S, 3) uint8, their pictures; S divides TILE.
         choice: words for which errors these are, such as "largest loss first".
         source: words for the model that erred.
         on_row: called after each row.
     """
-    columns = [Column(("input", f"{SIDE} x {SIDE} pixels"), [""] * len(images), images)]
+    columns = [Column(("input", f"{images.shape[1]} x {images.shape[2]} pixels"), [""] * len(images), images)]
     columns += _maps(errors, maps, positions, images)
     header = _header(errors, maps, len(positions), choice, source)
     sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4  # columns of rows: one fits a page's width
@@ -84,7 +85,7 @@ def draw(
     for i, line in enumerate(header[1:]):
         pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9)
     if rows:
-        _colour_bars(pen, MARGIN, top - 72)
+        _colour_bars(pen, MARGIN, top - 72, errors.rival)
     for sheet in range(sheets if rows else 0):
         for place, column in enumerate(columns):
             centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
@@ -153,7 +154,7 @@ def _maps(errors: Errors, maps: Maps, positions: Ints, images: UInt8) -> list[Co
     predicted, true = errors.predicted[positions], errors.true[positions]
 
     def of_class(role: str, values: Tensor, classes: Ints) -> Column:
-        shown, empty = display(values[positions], SIDE)
+        shown, empty = display(values[positions], images.shape[1])
         probabilities = np.take_along_axis(errors.probabilities[positions], classes[:, None], 1)[:, 0]
         captions = [
             "no positive evidence" if nothing else f"{name} {percent(p)}"
@@ -163,11 +164,11 @@ def _maps(errors: Errors, maps: Maps, positions: Ints, images: UInt8) -> list[Co
 
     columns = {
         "pred": of_class("predicted class", maps.predicted, predicted),
-        "true": of_class("true class", maps.true, true),
+        "true": of_class(f"{errors.rival} class", maps.true, true),
         "margin": Column(
-            ("margin", "predicted minus true"),
+            ("margin", f"predicted minus {errors.rival}"),
             [f"{a} \N{MINUS SIGN} {b}" for a, b in zip(names[predicted], names[true], strict=True)],
-            overlay(images, display(maps.margin[positions], SIDE, signed=True)[0], signed=True),
+            overlay(images, display(maps.margin[positions], images.shape[1], signed=True)[0], signed=True),
         ),
     }
     if maps.target not in columns:
@@ -179,6 +180,8 @@ def _maps(errors: Errors, maps: Maps, positions: Ints, images: UInt8) -> list[Co
 def _header(errors: Errors, maps: Maps, count: int, choice: str, source: str) -> list[str]:
     right = 1 - len(errors) / errors.total
     lines = [f"{len(errors):,} errors of {errors.total:,} {errors.split} images: {right:.2%} right", source]
+    if errors.files:
+        lines[0] = f"{len(errors):,} pictures"
     if not count:
         return [*lines, "There is nothing to draw."]
     height, width = maps.predicted.shape[-2:]
@@ -192,13 +195,14 @@ def _describe(pen: Pen, errors: Errors, position: int, place: tuple[int, int]) -
     left, top = place
     predicted, true = int(errors.predicted[position]), int(errors.true[position])
     probabilities = errors.probabilities[position]
-    pen.text((left, top), f"{errors.split} image {errors.index[position]}", points=9, bold=True)
-    lines = (
+    name = Path(errors.files[position]).name if errors.files else f"{errors.split} image {errors.index[position]}"
+    pen.text((left, top), name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}…{name[-8:]}", points=9, bold=True)
+    lines = [
         f"predicted {CLASSES[predicted]} {percent(probabilities[predicted])}",
-        f"true {CLASSES[true]} {percent(probabilities[true])}",
-        f"true class ranked {errors.rank[position]} of {len(CLASSES)}",
-        f"loss {errors.loss[position]:.2f}",
-    )
+        f"{errors.rival} {CLASSES[true]} {percent(probabilities[true])}",
+    ]
+    if not errors.files:
+        lines += [f"true class ranked {errors.rank[position]} of {len(CLASSES)}", f"loss {errors.loss[position]:.2f}"]
     for i, line in enumerate(lines):
         pen.text((left, top + 30 + 25 * i), line)
     if errors.disputed[position]:
@@ -207,11 +211,11 @@ def _describe(pen: Pen, errors: Errors, position: int, place: tuple[int, int]) -
         pen.box((left, y - 4, left + width + 16, y + 22))
 
 
-def _colour_bars(pen: Pen, left: int, top: int) -> None:
+def _colour_bars(pen: Pen, left: int, top: int, rival: str) -> None:
     """What the colours mean, drawn over mid grey as over a picture: evidence from 0 to 1, margins from -1 to 1."""
     for x, start, ticks, title in (
         (left, 0, ("0", "0.5", "1"), "evidence for a class, as a share of its map's maximum"),
-        (left + 560, -1, ("true", "0", "predicted"), "margin: which of the two classes a place speaks for"),
+        (left + 560, -1, (rival, "0", "predicted"), "margin: which of the two classes a place speaks for"),
     ):
         width, height = 320, 18
         grey = np.full((1, 1, width, 3), 128, np.uint8)

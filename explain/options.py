@@ -22,9 +22,14 @@ class Options:
     ckpt: str = "model.pt"
     """Checkpoint that train.py wrote."""
     out: str = "gallery.png"
-    """The picture; errors.csv and heatmaps.npz go into its folder."""
+    """The picture (.png) or the page (.html); errors.csv and heatmaps.npz go into its folder."""
+    images: tuple[str, ...] = ()
+    """Explain these pictures, and those in these folders, instead of the errors; by confidence, without true classes.
+    Beside --out come images.csv and images.npz."""
+    faithfulness: bool = False
+    """Check also whether the maps point at what the model used; a page shows the result."""
     n: int = 10
-    """Errors to draw, 1 to 200; the table and the heatmaps always hold all."""
+    """Errors to draw, 1 to 200; the page, the table and the heatmaps always hold all."""
     sort: Literal["loss", "confidence", "index", "random"] = "loss"
     """Which errors come first."""
     seed: int = 0
@@ -50,15 +55,27 @@ class Options:
         for name, low, high in (("n", 1, 200), ("seed", 0, 2**31 - 1), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:
                 raise ValueError(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
-        if Path(self.out).suffix.lower() != ".png":
-            raise ValueError(f"--out is {self.out}: its name must end in .png")
+        if Path(self.out).suffix.lower() not in (".png", ".html"):
+            raise ValueError(f"--out is {self.out}: its name must end in .png or .html")
+        if self.images and (self.true != "any" or self.target == "true" or self.faithfulness):
+            raise ValueError("--true, --target true and --faithfulness need labels, which --images do not have")
         if self.true == self.pred != "any":
             raise ValueError(f"--true and --pred are both {self.true}, but an error's two classes differ")
 
     @property
+    def page(self) -> bool:
+        """Whether the page is wanted, not the picture."""
+        return Path(self.out).suffix.lower() == ".html"
+
+    @property
+    def order(self) -> str:
+        """The order of what is shown: without labels there is no loss."""
+        return "confidence" if self.images and self.sort == "loss" else self.sort
+
+    @property
     def choice(self) -> str:
         """Which errors are drawn, in words."""
-        words = [ORDERS[self.sort].format(seed=self.seed)]
+        words = [ORDERS[self.order].format(seed=self.seed)]
         words += [f"true class {self.true}"] * (self.true != "any")
         words += [f"predicted class {self.pred}"] * (self.pred != "any")
         return ", ".join(words)

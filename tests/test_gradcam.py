@@ -1,5 +1,6 @@
 """gradcam.py from its command line, in this process: what it finds, what it writes, and what it says to mistakes."""
 
+import base64
 import copy
 import csv
 import json
@@ -19,7 +20,7 @@ from engine import checkpoint, runtime
 from engine.config import Config
 from engine.learner import evaluate
 from engine.model import STAGES, ResNet
-from explain import cam, errors, options
+from explain import cam, errors, faithfulness, options
 from pipeline import cifar10, splits
 from pipeline.cifar10 import CLASSES, Split
 from pipeline.dali import evaluation_loader
@@ -97,16 +98,85 @@ def test_the_whole_set_is_found_explained_and_written(run, split: Split, loaded)
 
 
 @pytest.mark.parametrize(
-    "flags", [[], ["--layer", "layer2", "--method", "hirescam", "--sort", "random", "--seed", "3"]]
+    ("out", "flags"),
+    [
+        ("gallery.png", []),
+        ("gallery.png", ["--layer", "layer2", "--method", "hirescam", "--sort", "random", "--seed", "3"]),
+        ("page.HTML", ["--layer", "layer3", "--faithfulness"]),
+    ],
 )
-def test_running_twice_gives_the_same_bytes(run, flags: list[str]):
+def test_running_twice_gives_the_same_bytes(run, out: str, flags: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(faithfulness, "IMAGES", 10)
     written = []
     for folder in ("a", "b"):
         Path(folder).mkdir()
-        assert run("--out", f"{folder}/gallery.png", *flags)[0] == 0
+        assert run("--out", f"{folder}/{out}", *flags)[0] == 0
         written.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
     assert written[0] == written[1]
-    assert set(written[0]) == {"gallery.png", "errors.csv", "heatmaps.npz"}
+    assert set(written[0]) == {out, "errors.csv", "heatmaps.npz"}
+
+
+def page_data(path: str) -> dict[str, Any]:
+    """What the page's script works on."""
+    return json.loads(Path(path).read_text().split('type="application/json">')[1].split("</script>")[0])
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer3"])
+def test_the_page_holds_what_the_table_and_the_archive_hold(run, layer: str):
+    code, result, _ = run("--out", "page.html", "--layer", layer, "--sort", "confidence", "--target", "frog")
+    data, rows = page_data("page.html"), table()
+    assert (code, result["drawn"]) == (0, len(rows))
+    assert data["start"] == {"true": "any", "pred": "any", "sort": "confidence", "map": "frog"}
+    for i, row in enumerate(rows):
+        assert data["index"][i] == int(row["index"])
+        true, predicted = data["true"][i], data["predicted"][i]
+        assert (CLASSES[true], CLASSES[predicted]) == (row["true"], row["predicted"])
+        assert (data["rank"][i], data["loss"][i]) == (int(row["rank_of_true"]), float(row["loss"]))
+        assert data["probabilities"][i][predicted] == pytest.approx(float(row["p_predicted"]), abs=1e-6)
+        assert data["probabilities"][i][true] == pytest.approx(float(row["p_true"]), abs=1e-6)
+    with np.load("heatmaps.npz") as archive:
+        height, width = archive["maps"].shape[1:]
+        assert data["grid"] == [height, width]
+        cells = np.frombuffer(base64.b64decode(data["cells"]), np.int8).reshape(-1, 10, height, width)
+        scales = np.frombuffer(base64.b64decode(data["scales"]), "<f4").reshape(-1, 10)
+        rows_of = np.arange(len(rows))
+        for name, classes in (("predicted_maps", archive["predicted"]), ("true_maps", archive["true"]), ("maps", 6)):
+            stored = archive[name]
+            restored = cells[rows_of, classes] * scales[rows_of, classes][:, None, None]
+            assert np.abs(restored - stored).max() <= 1.001 * np.abs(stored).max() / 127
+
+
+def test_faithfulness_is_reported_with_standard_errors(run):
+    _, result, _ = run("--faithfulness", "--out", "page.html")
+    for other in ("true", "random"):
+        lead = result["faithfulness"]["leads"][other]
+        assert lead["mean"] > 2 * lead["error"] > 0
+    assert "Are the maps faithful?" in Path("page.html").read_text()
+
+
+def test_own_pictures_by_confidence_with_the_unreadable_ones_named(run, split: Split):
+    Path("own").mkdir()
+    for i in range(12):
+        Image.fromarray(split.images[i]).save(f"own/{i:02}.png")
+    Path("own/broken.png").write_bytes(Path("own/00.png").read_bytes()[:99])
+    for out in ("own.html", "own.png"):
+        code, result, err = run("--images", "own", "--out", out, "--n", "5")
+        assert (code, err, result["pictures"]) == (0, "", 12)
+        assert result["drawn"] == (12 if out == "own.html" else 5)
+        assert len(result["skipped"]) == 1 and result["skipped"][0].startswith("own/broken.png: ")
+        assert "errors" not in result and not Path("errors.csv").exists()
+        rows = table("images.csv")
+        assert [row["file"] for row in rows] == [f"own/{i:02}.png" for i in range(12)]
+        with np.load("images.npz") as archive:
+            assert [CLASSES[k] for k in archive["predicted"]] == [row["predicted"] for row in rows]
+    data = page_data("own.html")
+    assert data["start"]["sort"] == "confidence" and data["files"] == [row["file"] for row in rows]
+    net = trained()[0]
+    with torch.no_grad():
+        likely = net.predict(torch.from_numpy(split.images[:12].copy())).topk(2)
+    for row, values, classes in zip(rows, likely.values.tolist(), likely.indices.tolist(), strict=True):
+        assert [row["predicted"], row["second"]] == [CLASSES[k] for k in classes]
+        assert [float(row["p_predicted"]), float(row["p_second"])] == pytest.approx(values, abs=1e-4)
 
 
 def test_layer_method_and_target_reach_the_maps(run, split: Split):
@@ -150,6 +220,16 @@ def test_a_perfect_model_has_an_empty_table_and_a_picture_that_says_so(
     with np.load("heatmaps.npz") as archive:
         assert archive["maps"].shape[0] == 0
     assert Image.open("gallery.png").size[0] > 800
+
+
+def test_a_perfect_model_has_a_page_that_says_so(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
+    perfect = Split(split.images, loaded[0].argmax(1).numpy().astype(np.uint8), "test")
+    monkeypatch.setattr(splits, "test_split", lambda generated: perfect)
+    code, result, _ = run("--out", "page.html", "--layer", "layer3")
+    assert (code, result["errors"]) == (0, 0)
+    assert "There is nothing to show" in Path("page.html").read_text()
+    code, _, err = run("--out", "page.html", "--faithfulness")
+    assert code == 2 and "there are 0" in err
 
 
 def test_a_checkpoint_of_another_width_and_depth(run, loaded):
@@ -204,7 +284,13 @@ def test_the_precision_is_the_checkpoints_own(run, loaded, stored: str, flags: l
         (["--n", "201"], "--n is 201"),
         (["--seed", "-1"], "--seed is -1"),
         (["--threads", "-1"], "--threads is -1"),
-        (["--out", "gallery.jpg"], "must end in .png"),
+        (["--out", "gallery.jpg"], "must end in .png or .html"),
+        (["--images", "own", "--true", "cat"], "need labels"),
+        (["--images", "own", "--target", "true"], "need labels"),
+        (["--images", "own", "--faithfulness"], "need labels"),
+        (["--images", "nowhere"], "nowhere: No such file or directory"),
+        (["--images", "text.pt"], "text.pt: cannot identify image file"),
+        (["--out", "missing/page.html"], "missing"),
         (["--true", "cat", "--pred", "cat"], "both cat"),
         (["--nn", "3"], "--nn"),
         (["--sort", "size"], "--sort"),

@@ -1,0 +1,198 @@
+"""Do the heatmaps point at what the model used? Two checks that a map which only looks right fails.
+
+    found = measure(model, errors, maps, device, "bf16")
+
+Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421): pixels of the image replace those of its blurred copy,
+or the reverse, in the order of the map; a faithful map raises the predicted class's probability early when inserting
+and lowers it early when deleting. The gap is the area under the first curve minus that under the second; a map that
+knows nothing has a gap of 0. Deletion alone misleads: independent noise scores best, since it breaks every shape.
+
+Randomisation (Adebayo et al. 2018, arXiv 1810.03292): maps of a model with random weights must not resemble the
+trained model's. `python gradcam.py --faithfulness` prints both.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine import runtime
+from engine.model import ResNet
+from explain.cam import evaluating, heatmaps
+from explain.errors import Errors, Maps
+
+IMAGES = 200
+STEPS = 16
+DRAWS = 10
+BATCH = 100
+BLUR = 0.15
+"""Deviation of the Gaussian blur, as a share of the image's side."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean and its standard error."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} \N{PLUS-MINUS SIGN} {self.error:.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Of the maps of the predicted class, on a random sample of the errors."""
+
+    images: int
+    gaps: dict[str, Score]
+    """Insertion minus deletion of the maps of the "predicted" class, of the "true" one and of "random" maps."""
+    leads: dict[str, Score]
+    """Gap of the predicted class minus that of "true" and of "random", image by image."""
+    likeness: dict[str, Score]
+    """Spearman's rank correlation with the same maps of a model whose "linear layer" or all "weights" are random."""
+
+    def plain(self) -> dict[str, Any]:
+        """Numbers for JSON."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[str]:
+        """For the terminal; standard errors after the sign."""
+        gaps = ", ".join(f"{name} {score}" for name, score in self.gaps.items())
+        leads = ", ".join(f"over {name} {score}" for name, score in self.leads.items())
+        likeness = ", ".join(f"{name} {score}" for name, score in self.likeness.items())
+        return [
+            f"insertion minus deletion, {self.images} errors: {gaps}",
+            f"the predicted class's maps lead, image by image: {leads}",
+            f"rank correlation with the maps of a model of random parts: {likeness}",
+        ]
+
+
+def measure(
+    model: ResNet,
+    errors: Errors,
+    maps: Maps,
+    device: torch.device,
+    precision: str,
+    seed: int = 0,
+    on_image: Callable[[int], None] = lambda images: None,
+) -> Faithfulness:
+    """Both checks on at most IMAGES errors, drawn by `seed`; calls `on_image` with how many of them are done.
+
+    Raises:
+        ValueError: there are fewer than two errors.
+    """
+    if len(errors) < 2:
+        raise ValueError(f"--faithfulness needs two errors or more, and there are {len(errors)}")
+    sample = np.sort(np.random.default_rng(seed).permutation(len(errors))[:IMAGES])
+    generator = torch.Generator().manual_seed(seed)
+    images, classes = errors.inputs[sample], torch.from_numpy(errors.predicted[sample])
+    ranked = {
+        "predicted": maps.predicted[sample],
+        "true": maps.true[sample],
+        "random": torch.randn(maps.predicted[sample].shape, generator=generator),
+    }
+    columns: dict[str, list[Tensor]] = {name: [] for name in ranked}
+    for part in torch.arange(len(sample)).split(BATCH):
+        batch, wanted = images[part].to(device), classes[part].to(device)
+        for name, values in ranked.items():
+            columns[name].append(gap(model, batch, wanted, values[part], precision).cpu())
+        on_image(len(part))
+    gaps = {name: torch.cat(parts) for name, parts in columns.items()}
+    return Faithfulness(
+        images=len(sample),
+        gaps={name: _score(values) for name, values in gaps.items()},
+        leads={name: _score(gaps["predicted"] - gaps[name]) for name in ("true", "random")},
+        likeness=_likeness(model, images, classes, ranked["predicted"], maps, device, precision, seed),
+    )
+
+
+def gap(model: ResNet, images: Tensor, classes: Tensor, maps: Tensor, precision: str) -> Tensor:
+    """Area under the insertion curve minus that under the deletion curve, (N,) float64 in [-1, 1].
+
+    Args:
+        images: (N, 3, R, R) uint8, on the model's device.
+        classes: (N,) int64, whose probability is followed.
+        maps: (N, h, w) raw; enlarged (bilinear) to R x R, their largest values come first.
+    """
+    side = images.shape[-1]
+    enlarged = F.interpolate(maps[:, None].float(), (side, side), mode="bilinear", align_corners=False)
+    order = enlarged.flatten(1).argsort(dim=1, descending=True, stable=True)
+    place = order.argsort(dim=1).view(-1, 1, side, side).to(images.device)
+    blurred = blur(images)
+
+    def probability(inputs: Tensor) -> Tensor:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return model(inputs).double().softmax(1).gather(1, classes[:, None])[:, 0]
+
+    with evaluating(model), torch.no_grad(), runtime.autocast(images.device, precision):
+        # At both ends one curve shows the image and the other its blurred copy: they cancel in the trapezoidal rule.
+        total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        for step in range(1, STEPS):
+            first = place < round(step * side * side / STEPS)
+            total += probability(torch.where(first, images, blurred))
+            total -= probability(torch.where(first, blurred, images))
+    return total / STEPS
+
+
+def blur(images: Tensor) -> Tensor:
+    """uint8 images (N, 3, R, R) after a Gaussian of BLUR of their side, mirrored at the borders."""
+    deviation = BLUR * images.shape[-1]
+    reach = min(math.ceil(2 * deviation), images.shape[-1] - 1)
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1, device=images.device) ** 2) / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(images.float(), (reach,) * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel, groups=3)
+    return F.conv2d(rows, kernel.transpose(2, 3), groups=3).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Spearman's, (N,) float64, over the cells of raw maps (N, h, w); 0 for maps of one cell."""
+    left, right = (x.flatten(1).argsort(1).argsort(1).double() for x in (a, b))
+    centred = [x - x.mean(1, keepdim=True) for x in (left, right)]
+    return F.cosine_similarity(centred[0], centred[1])
+
+
+def randomised(model: ResNet, part: str) -> ResNet:
+    """A copy whose "linear layer" or all "weights" are drawn anew from torch's random state."""
+    fresh = copy.deepcopy(model)
+    for module in [fresh.fc] if part == "linear layer" else list(fresh.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            module.reset_parameters()
+    return fresh
+
+
+def _likeness(
+    model: ResNet,
+    images: Tensor,
+    classes: Tensor,
+    reference: Tensor,
+    maps: Maps,
+    device: torch.device,
+    precision: str,
+    seed: int,
+) -> dict[str, Score]:
+    """Means over DRAWS draws: the maps of one draw depend on each other, so the error is that between draws."""
+    found = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for part in ("linear layer", "weights"):
+            draws = []
+            for _ in range(DRAWS):
+                other = randomised(model, part)
+                with runtime.autocast(device, precision):
+                    drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
+                draws.append(rank_correlation(reference, drawn.cpu()).mean())
+            found[part] = _score(torch.stack(draws))
+    return found
+
+
+def _score(values: Tensor) -> Score:
+    return Score(float(values.mean()), float(values.std() / math.sqrt(len(values))))

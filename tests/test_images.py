@@ -1,0 +1,172 @@
+"""explain/images.py: what is read, what is skipped with which reason, and that the model sees what predict() sees."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from explain import images
+from explain.images import classify, find, read
+from tests.trained import RESOLUTION, trained
+
+CPU = torch.device("cpu")
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path: Path, pixels: np.ndarray, **how) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **how)
+    return pixels
+
+
+def only(path: Path, side: int = 32) -> np.ndarray:
+    """What the model gets of one file, (side, side, 3)."""
+    return read([str(path)], side).inputs[0].permute(1, 2, 0).numpy()
+
+
+def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path):
+    net, test = trained()
+    shapes = [(32, 32), (48, 64), (17, 90), (300, 200), (1, 1)]
+    pixels = [save(tmp_path / f"{i}.png", noise(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    pixels += [save(tmp_path / f"{9 + i}.png", test.images[i].numpy()) for i in range(6)]
+    pictures = read([str(tmp_path)], RESOLUTION)
+    order = [Path(name).stem for name in pictures.names]
+    found = classify(net, pictures, CPU, "fp32")
+    names = [*map(str, range(len(shapes))), *(str(9 + i) for i in range(6))]
+    assert sorted(order) == sorted(names) and pictures.skipped == ()
+    for name, source in zip(names, pixels, strict=True):
+        i = order.index(name)
+        expected = net.predict(torch.from_numpy(source)[None])[0].numpy()
+        np.testing.assert_allclose(found.probabilities[i], expected, atol=1e-5)
+        assert [found.predicted[i], found.true[i]] == np.argsort(-expected)[:2].tolist()
+    assert found.files == pictures.names and found.rival == "second" and not found.disputed.any()
+    torch.testing.assert_close(found.class_maps.sum((2, 3)) + net.fc.bias.detach(), found.logits, rtol=1e-4, atol=1e-4)
+    assert pictures.tiles.shape == (11, images.TILE, images.TILE, 3)
+
+
+def test_many_pictures_in_batches_are_classified_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    net, test = trained()
+    for i in range(7):
+        save(tmp_path / f"{i}.png", test.images[i].numpy())
+    pictures = read([str(tmp_path)], RESOLUTION)
+    whole = classify(net, pictures, CPU, "fp32")
+    monkeypatch.setattr(images, "BATCH", 3)
+    done: list[int] = []
+    parts = classify(net, pictures, CPU, "fp32", done.append)
+    assert done == [3, 3, 1]
+    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+
+
+# Which files
+
+
+def test_folders_are_searched_in_the_order_of_names_and_files_taken_once(tmp_path: Path):
+    for name in ("b.png", "a.png", "inner/c.png", ".hidden.png", ".git/d.png"):
+        save(tmp_path / name, noise(4, 4))
+    names = [str(path.relative_to(tmp_path)) for path in find([str(tmp_path / "b.png"), str(tmp_path)])]
+    assert names == ["b.png", "a.png", "inner/c.png"]
+
+
+def test_missing_paths_empty_folders_and_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find([str(tmp_path / "nowhere")])
+    with pytest.raises(ValueError, match="no files"):
+        find([str(tmp_path)])
+    monkeypatch.setattr(images, "MOST_FILES", 3)
+    for i in range(4):
+        (tmp_path / f"{i}.png").touch()
+    with pytest.raises(ValueError, match="more than 3 files"):
+        find([str(tmp_path)])
+
+
+def test_what_cannot_be_used_is_named_with_the_reason_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+):
+    good = save(tmp_path / "good.png", noise(32, 32))
+    data = (tmp_path / "good.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    (tmp_path / "flipped.png").write_bytes(data[:200] + bytes([data[200] ^ 255]) + data[201:])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    decoded: list[tuple[int, int]] = []
+    load = Image.Image.load
+
+    def watched(self):
+        decoded.append(self.size)
+        return load(self)
+
+    monkeypatch.setattr(Image.Image, "load", watched)
+    pictures = read([str(tmp_path)], 32)
+    assert [Path(name).name for name in pictures.names] == ["good.png"]
+    assert np.array_equal(pictures.inputs[0].permute(1, 2, 0).numpy(), good)
+    assert max(width * height for width, height in decoded) < 10_000
+    reasons = {Path(line.partition(": ")[0]).name: line.partition(": ")[2] for line in pictures.skipped}
+    assert set(reasons) == {path.name for path in tmp_path.iterdir()} - {"good.png"}
+    assert all(reasons.values())
+    assert "10,000 x 10,000 pixels are more than 64 million" in reasons["large.png"]
+    assert "exceeds limit" in reasons["bomb.png"]
+    assert "not a regular file" in reasons["pipe.png"]
+    assert "identify" in reasons["notes.txt"] and "identify" in reasons["drawing.eps"]
+    assert not list(recwarn)
+
+
+def test_nothing_but_unreadable_files_is_an_error_that_names_them(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match=r"none of the 1 files is a picture.*notes\.txt"):
+        read([str(tmp_path)], 32)
+
+
+# What a picture is
+
+
+def test_kinds_of_files_and_of_pixels(tmp_path: Path):
+    pixels = save(tmp_path / "a.png", noise(32, 32))
+    for suffix in ("bmp", "ppm", "tiff", "webp"):
+        save(tmp_path / f"a.{suffix}", pixels, **({"lossless": True} if suffix == "webp" else {}))
+        assert np.array_equal(only(tmp_path / f"a.{suffix}"), pixels), suffix
+    grey = pixels[..., 0]
+    save(tmp_path / "grey.png", grey)
+    assert np.array_equal(only(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, 2))
+    save(tmp_path / "deep.png", grey.astype(np.uint16) * 257)
+    assert np.array_equal(only(tmp_path / "deep.png"), np.repeat(grey[..., None], 3, 2))
+    Image.fromarray(grey).save(tmp_path / "first.gif", save_all=True, append_images=[Image.new("L", (32, 32))])
+    assert np.array_equal(only(tmp_path / "first.gif"), np.repeat(grey[..., None], 3, 2))
+    Image.fromarray(pixels).convert("CMYK").save(tmp_path / "print.tiff")
+    assert np.abs(only(tmp_path / "print.tiff").astype(int) - pixels).max() <= 2
+
+
+def test_transparent_parts_are_white(tmp_path: Path):
+    pixels = np.dstack([noise(32, 32), np.full((32, 32), 255, np.uint8)])
+    pixels[:16, :, 3] = 0
+    save(tmp_path / "a.png", pixels)
+    seen = only(tmp_path / "a.png")
+    assert (seen[:16] == 255).all() and np.array_equal(seen[16:], pixels[16:, :, :3])
+
+
+def test_pictures_are_turned_as_their_exif_says(tmp_path: Path):
+    pixels = noise(32, 32)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / "a.png", pixels, exif=exif)
+    assert np.array_equal(only(tmp_path / "a.png"), np.rot90(pixels, -1))
+
+
+def test_large_pictures_are_averaged_first_and_look_the_same(tmp_path: Path):
+    coarse = noise(6, 6)
+    large = coarse.repeat(300, 0).repeat(300, 1)
+    save(tmp_path / "a.png", large)
+    save(tmp_path / "a.jpg", large, quality=95)
+    exact = images.resize(torch.from_numpy(large).permute(2, 0, 1)[None], 32)[0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(only(tmp_path / "a.png") - exact).max() <= 3
+    assert np.abs(only(tmp_path / "a.jpg") - exact).mean() <= 4

@@ -1,0 +1,577 @@
+"""explain/page.py: its bytes here, and the page itself in headless Chromium, against NumPy and the gallery.
+
+The browser is driven through chromedriver's W3C WebDriver interface, with nothing but the standard library.
+"""
+
+import base64
+import io
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from explain import gallery, page
+from explain.cam import display
+from explain.errors import Calibration, Errors, Maps, confusion_matrix
+from explain.faithfulness import Faithfulness, Score
+from explain.options import Options
+from explain.study import Study
+from pipeline.cifar10 import CLASSES
+
+COUNT = 2000
+TOTAL = 10_000
+
+
+def smooth_images(count: int) -> np.ndarray:
+    """(n, 32, 32, 3), as rough as CIFAR-10's test images, of which the first 2,000 take 4.52 MB as a data URL."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(count, 3, 9, 9, generator=generator)
+    images = F.interpolate(coarse, (32, 32), mode="bicubic") * 20 + 128
+    images += torch.randn(images.shape, generator=generator) * 1.6
+    return images.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def study_of(count: int, cells: int = 3, files: tuple[str, ...] = ()) -> tuple[Study, Maps]:
+    """Errors with ties in nothing, a tenth of them disputed, some without evidence for the predicted class."""
+    random = np.random.default_rng(1)
+    logits = torch.from_numpy(random.normal(size=(count, 10)) * 2).float()
+    predicted = logits.argmax(1).numpy()
+    true = (predicted + random.integers(1, 10, count)) % 10
+    probabilities = logits.double().softmax(1).numpy()
+    every = torch.from_numpy(random.normal(size=(count, 10, cells, cells))).float()
+    every[::7, :, :, :] *= 1e-7
+    every[3::11, 2] = -every[3::11, 2].abs()
+    errors = Errors(
+        split="own" if files else "test",
+        total=count if files else TOTAL,
+        index=np.sort(random.permutation(TOTAL)[:count]),
+        true=true,
+        predicted=predicted,
+        probabilities=probabilities,
+        loss=-np.log(probabilities[np.arange(count), true]),
+        rank=1 + (logits.argsort(1, descending=True).numpy() == true[:, None]).argmax(1),
+        disputed=random.random(count) < 0.1,
+        logits=logits,
+        class_maps=every,
+        inputs=torch.zeros(count, 3, 24, 24, dtype=torch.uint8),
+        files=files,
+    )
+    rows = torch.arange(count)
+    maps = [every[rows, torch.from_numpy(classes)] for classes in (predicted, true)]
+    right = np.repeat(np.arange(10), (TOTAL - count) // 10)
+    labels = np.concatenate([true, right, np.zeros(TOTAL - count - len(right), np.int64)])
+    matrix = confusion_matrix(labels, np.concatenate([predicted, labels[count:]]))
+    bins = np.zeros(15, np.int64)
+    bins[[5, 14]] = 4000, 6000
+    calibration = Calibration(0.1234, bins, np.linspace(0.03, 0.97, 15), np.linspace(0, 1, 15))
+    if files:
+        study = Study(errors, smooth_images(count), 1.0, skipped=("notes<b>.txt: cannot identify image file",))
+    else:
+        study = Study(errors, smooth_images(count), 1.0, matrix, calibration)
+    return study, Maps("layer4", "gradcam", "pred", TOTAL * 10, maps[0], maps[1], maps[0], every)
+
+
+def checks() -> Faithfulness:
+    score = Score(-0.25, 0.125)
+    return Faithfulness(200, dict.fromkeys(("predicted", "true", "random"), score), {"true": score}, {"weights": score})
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[Study, Maps, bytes]:
+    study, maps = study_of(COUNT)
+    return study, maps, page.render(study, maps, checks(), Options(out="a.html"), "model.pt: a net")
+
+
+# The bytes
+
+
+def test_two_thousand_errors_in_a_fine_grid_stay_under_nine_megabytes():
+    images = smooth_images(COUNT)
+    assert len(page.sprites(images)[0]) > 4.52e6  # no easier than the real ones
+    study, maps = study_of(COUNT, cells=16)
+    assert len(page.render(study, maps, None, Options(), "")) <= 9e6
+
+
+def test_the_page_asks_nothing_of_a_network_and_is_the_same_twice(case):
+    study, maps, content = case
+    text = content.decode()
+    assert not re.search(r"(?:https?:)?//[a-z]", re.sub(r"[A-Za-z0-9+/=]{100,}", "", text))
+    assert "default-src 'none'" in text
+    assert page.render(study, maps, checks(), Options(out="a.html"), "model.pt: a net") == content
+
+
+def test_the_overview_says_what_the_matrix_and_the_checks_say(case):
+    study, _, content = case
+    text = " ".join(re.sub(r"<[^>]*>", " ", content.decode().split("<body>")[1].split('id="sheet"')[0]).split())
+    wrong = study.matrix.sum(1) - np.diag(study.matrix)
+    assert "2,000 errors of 10,000 test images" in text and "80.00% right" in text
+    for name, errors, images in zip(CLASSES, wrong, study.matrix.sum(1), strict=True):
+        assert f"{name} {errors / images:.1%} {errors} of {images:,}" in text
+    assert "ECE 12.34%" in text and "\N{MINUS SIGN}0.250 ± 0.125" in text
+    for true, predicted in ((0, 1), (9, 3)):
+        assert f"{CLASSES[true]} taken for {CLASSES[predicted]}: {study.matrix[true, predicted]}" in content.decode()
+
+
+@pytest.mark.parametrize("count", [1, 7, 45, 46])
+def test_every_picture_is_on_the_sheet_unchanged(count: int):
+    images = np.random.default_rng(count).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    url, columns = page.sprites(images)
+    sheet = np.array(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))))
+    for i, image in enumerate(images):
+        y, x = divmod(i, columns)
+        assert np.array_equal(sheet[32 * y : 32 * y + 32, 32 * x : 32 * x + 32], image)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e20])
+def test_quantised_maps_are_within_half_a_level_and_keep_what_is_positive(scale: float):
+    maps = torch.randn(40, 10, 4, 4, generator=torch.Generator().manual_seed(0)) * scale
+    maps[0, 0] = 0
+    maps[1, 1] = -scale
+    maps[1, 1, 2, 2] = 1e-6 * scale  # far below a level, but the only evidence
+    cells, scales = page.quantise(maps)
+    restored = cells * scales[..., None, None].astype(np.float64)
+    tolerance = np.abs(maps.numpy()).max((2, 3), keepdims=True) / 127
+    assert (np.abs(restored - maps.numpy()) <= np.where(maps.numpy() > 0, 1.001, 0.501) * tolerance).all()
+    assert np.array_equal(cells > 0, maps.numpy() > 0)
+
+
+def test_maps_are_averaged_only_where_they_would_not_fit():
+    small, large = torch.randn(100, 10, 16, 16), torch.rand(4000, 10, 16, 16)
+    assert page.fit(small) is small
+    fitted = page.fit(large)
+    assert fitted.numel() <= page.MAP_BYTES < large.numel()
+    assert fitted.shape[-1] == 8
+    torch.testing.assert_close(fitted, large.unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5)))
+
+
+# The browser
+
+
+class Browser:
+    """One page in one window, through chromedriver at `address`."""
+
+    def __init__(self, address: str, profile: Path, arguments: list[str], phone: bool) -> None:
+        flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+        flags += " disable-component-update disable-sync disable-dev-shm-usage"
+        options: dict[str, Any] = {"args": [f"--{flag}" for flag in flags.split()] + [f"--user-data-dir={profile}"]}
+        options["args"] += ["--host-resolver-rules=MAP * ~NOTFOUND", *arguments]
+        if phone:
+            metrics = {"width": 390, "height": 844, "pixelRatio": 2, "touch": True}
+            options["mobileEmulation"] = {"deviceMetrics": metrics}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        self._address = address
+        self._path = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self._address + path, data, {"Content-Type": "application/json"}, method=method
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as reply:
+            return json.load(reply)["value"]
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.call("POST", f"{self._path}/execute/sync", {"script": script, "args": list(arguments)})
+
+    def open(self, path: Path, fragment: str = "") -> None:
+        self.call("POST", f"{self._path}/url", {"url": "about:blank"})
+        self.call("POST", f"{self._path}/url", {"url": path.as_uri() + fragment})
+        self.until(
+            "return document.readyState === 'complete' && (!document.getElementById('sheet') ||"
+            " document.documentElement.dataset.ready === 'yes')"
+        )
+
+    def until(self, script: str) -> None:
+        end = time.monotonic() + 60
+        while not self.run(script):
+            assert time.monotonic() < end, script
+            time.sleep(0.02)
+
+    def keys(self, *keys: str) -> None:
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self.call("POST", f"{self._path}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def point(self, selector: str, click: bool = False) -> None:
+        element = self.run("return document.querySelector(arguments[0])", selector)
+        actions: list[dict[str, Any]] = [{"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0}]
+        actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp") if click]
+        pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
+        self.call("POST", f"{self._path}/actions", {"actions": [pointer]})
+
+    def put(self, name: str, value: str | bool) -> None:
+        script = """const input = document.getElementById(arguments[0]);
+            if (typeof arguments[1] === 'boolean') input.checked = arguments[1]; else input.value = arguments[1];
+            input.dispatchEvent(new Event('input', {bubbles: true}));"""
+        self.run(script, name, value)
+
+    def text(self, selector: str) -> str:
+        return self.run("return document.querySelector(arguments[0]).innerText", selector)
+
+    def pixels(self, selector: str) -> np.ndarray:
+        script = """const canvas = document.querySelector(arguments[0]);
+            return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"""
+        return np.array(self.run(script, selector)).reshape(32, 32, 4)[..., :3]
+
+    def shown(self) -> list[int]:
+        """Errors of the cards that exist, in the order of their places."""
+        script = """const place = (card) => Number(card.getAttribute('aria-posinset'));
+            const cards = [...document.querySelectorAll('.card')].sort((a, b) => place(a) - place(b));
+            return cards.map((card) => Number(card.dataset.error))"""
+        return self.run(script)
+
+    def cards(self, expression: str) -> list[Any]:
+        """A JavaScript expression of `card`, for every card, with the number of its error before it."""
+        script = f"(card) => [Number(card.dataset.error), {expression}]"
+        return self.run(f"return [...document.querySelectorAll('.card')].map({script})")
+
+    def complaints(self) -> list[str]:
+        """What the console says, but for the advice about reading canvases back, which only these tests do."""
+        entries = self.call("POST", f"{self._path}/se/log", {"type": "browser"})
+        return [entry["message"] for entry in entries if "willReadFrequently" not in entry["message"]]
+
+    def dark(self, dark: bool) -> None:
+        feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": [feature]}}
+        self.call("POST", f"{self._path}/goog/cdp/execute", command)
+
+    def quit(self) -> None:
+        self.call("DELETE", self._path)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A function that starts a browser."""
+    for name in ("chromedriver", "chromium"):
+        if shutil.which(name) is None:
+            pytest.skip(f"needs Debian's chromium and chromium-driver: there is no {name}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    quiet = subprocess.DEVNULL
+    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=quiet, stderr=quiet)
+    browsers: list[Browser] = []
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < end and driver.poll() is None, "chromedriver does not start"
+            time.sleep(0.05)
+
+        def start_one(*arguments: str, phone: bool = False) -> Browser:
+            folder = tmp_path_factory.mktemp("profile")
+            browsers.append(Browser(f"http://127.0.0.1:{port}", folder, list(arguments), phone))
+            return browsers[-1]
+
+        yield start_one
+        for browser in browsers:
+            browser.quit()
+    finally:
+        driver.terminate()
+        driver.wait()
+
+
+@pytest.fixture(scope="module")
+def window(start) -> Browser:
+    return start("--window-size=1300,1000")
+
+
+@pytest.fixture(scope="module")
+def written(case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "a.html"
+    path.write_bytes(case[2])
+    return path
+
+
+@pytest.fixture
+def opened(window: Browser, written: Path) -> Iterator[Browser]:
+    window.complaints()
+    window.open(written)
+    yield window
+    assert window.complaints() == []
+
+
+def test_it_opens_with_every_error_and_builds_only_what_is_in_view(opened: Browser, case):
+    assert opened.text("#count") == "2,000 shown"
+    assert opened.shown() == case[0].errors.select("loss")[: len(opened.shown())].tolist()
+    assert opened.run("return performance.getEntriesByType('resource').every((e) => e.name.startsWith('data:'))")
+    seen = set()
+    for _ in range(25):
+        assert 0 < len(opened.shown()) < 100
+        seen.update(opened.shown())
+        opened.run("window.scrollBy(0, 700); dispatchEvent(new Event('scroll'))")
+        opened.run("return new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+    end = opened.run("window.scrollTo(0, 1e9); return document.body.scrollHeight > 20000")
+    opened.until(f"return document.getElementById('error-{case[0].errors.select('loss')[-1]}') !== null")
+    assert end and len(seen) > 500
+
+
+def matching(errors: Errors, wanted: np.ndarray) -> str:
+    return f"{wanted.sum():,} of {len(errors):,} shown"
+
+
+def test_cells_and_bars_filter(opened: Browser, case):
+    errors = case[0].errors
+    opened.run('document.querySelector(\'#matrix [data-true="3"][data-pred="5"]\').click()')
+    both = (errors.true == 3) & (errors.predicted == 5)
+    assert opened.text("#count") == matching(errors, both)
+    assert opened.shown() == errors.select("loss", "cat", "dog").tolist()[: len(opened.shown())]
+    pressed = "return [...document.querySelectorAll('[aria-pressed=true]')].map((b) => b.innerText)"
+    assert opened.run(pressed) == [str(both.sum())]
+    opened.run("document.querySelector('[aria-pressed=true]').click()")
+    assert opened.text("#count") == "2,000 shown"
+    opened.run("document.querySelector('#bars [data-true=\"8\"]').click()")
+    assert opened.text("#count") == matching(errors, errors.true == 8)
+    opened.run("document.querySelector('#matrix thead [data-pred=\"1\"]').click()")
+    assert opened.text("#count") == matching(errors, errors.predicted == 1)
+    opened.keys("r")
+    assert opened.text("#count") == "2,000 shown"
+
+
+def test_ranges_the_disputed_and_their_reset(opened: Browser, case):
+    errors = case[0].errors
+    confidence = errors.probability(errors.predicted)
+    opened.put("confidence-from", "40")
+    opened.put("confidence-to", "70")
+    keep = (confidence >= 0.4) & (confidence <= 0.7)
+    assert opened.text("#count") == matching(errors, keep)
+    opened.put("loss-from", "2")
+    opened.put("loss-to", "4.5")
+    keep &= (errors.loss >= 2) & (errors.loss <= 4.5)
+    assert opened.text("#count") == matching(errors, keep)
+    opened.put("disputed", True)
+    keep &= errors.disputed
+    assert 5 < keep.sum() < 100 and opened.text("#count") == matching(errors, keep)
+    assert opened.run(
+        "return [...document.querySelectorAll('.card')].every((c) => c.innerText.includes('label disputed'))"
+    )
+    opened.put("loss-from", "99")
+    assert opened.run("return !document.getElementById('nothing').hidden")
+    opened.run("document.getElementById('reset').click()")
+    assert opened.text("#count") == "2,000 shown"
+    assert all(marked == errors.disputed[i] for i, marked in opened.cards("card.querySelector('.badge') !== null"))
+
+
+@pytest.mark.parametrize("sort", ["loss", "confidence", "unsure", "index", "random"])
+def test_orders(opened: Browser, case, sort: str):
+    errors = case[0].errors
+    opened.put("sort", sort)
+    expected = errors.select("confidence")[::-1] if sort == "unsure" else errors.select(sort)
+    assert opened.shown() == expected[: len(opened.shown())].tolist()
+
+
+def overlaid(study: Study, maps: Maps, i: int, which: str) -> np.ndarray:
+    """The gallery's picture of the same map."""
+    errors, every = study.errors, maps.every
+    assert every is not None
+    if which == "m":
+        raw = every[i, errors.predicted[i]] - every[i, errors.true[i]]
+    else:
+        raw = every[i, {"p": errors.predicted[i], "t": errors.true[i]}.get(which) if which in "pt" else int(which)]
+    shown = display(raw[None], 32, signed=which == "m")[0]
+    return gallery.overlay(study.images[i : i + 1], shown, signed=which == "m")[0].astype(int)
+
+
+@pytest.mark.parametrize("key", [*"0123456789", "p", "t", "m"])
+def test_keys_show_the_map_that_the_gallery_draws(opened: Browser, case, key: str):
+    study, maps, _ = case
+    opened.keys(key)
+    for i in opened.shown()[:6:2]:
+        difference = np.abs(opened.pixels(f"#error-{i} canvas") - overlaid(study, maps, i, key))
+        assert difference.mean() < 1.5 and np.quantile(difference, 0.99) <= 8, (i, difference.mean(), difference.max())
+
+
+def test_the_pointer_on_a_bar_shows_that_class_until_it_leaves(opened: Browser, case):
+    study, maps, _ = case
+    i = opened.shown()[1]
+    opened.run("document.getElementById('controls').scrollIntoView()")
+    before = opened.pixels(f"#error-{i} canvas")
+    for number in (2, 7):
+        opened.point(f"#error-{i} .strip [data-which='{number}']")
+        p = gallery.percent(study.errors.probabilities[i, number])
+        empty = not (maps.every[i, number] > 0).any()
+        said = f"{CLASSES[number]}: no positive evidence" if empty else f"{CLASSES[number]} {p}"
+        assert opened.text(f"#error-{i} .tag") == said
+        difference = np.abs(opened.pixels(f"#error-{i} canvas") - overlaid(study, maps, i, str(number)))
+        assert difference.mean() < 1.5
+    opened.point("#count")
+    assert np.array_equal(opened.pixels(f"#error-{i} canvas"), before)
+
+
+def test_maps_without_positive_evidence_are_said_to_have_none(opened: Browser, case):
+    maps = case[1]
+    opened.keys("2")
+    tags = opened.cards("card.querySelector('.tag').innerText")
+    none = {i for i, text in tags if text == "no positive evidence"}
+    assert none == {i for i in opened.shown() if not (maps.every[i, 2] > 0).any()} != set()
+
+
+def test_the_overlay_slider(opened: Browser, case):
+    i = opened.shown()[0]
+    full = opened.pixels(f"#error-{i} canvas")
+    opened.put("opacity", "0")
+    assert np.array_equal(opened.pixels(f"#error-{i} canvas"), case[0].images[i])
+    opened.put("opacity", "0.65")
+    assert np.array_equal(opened.pixels(f"#error-{i} canvas"), full)
+    opened.keys("o")
+    assert np.array_equal(opened.pixels(f"#error-{i} canvas"), case[0].images[i])
+    opened.keys("o", "]")
+    assert np.abs(opened.pixels(f"#error-{i} canvas") - full).max() > 3
+
+
+def test_the_keyboard_walks_through_the_errors_and_the_panel_says_what_the_table_says(opened: Browser, case):
+    errors = case[0].errors
+    order = errors.select("loss")
+    opened.run("document.getElementById('grid').focus()")
+    opened.keys("\ue014")  # right: the first
+    columns = opened.run("return columns")
+    for key, place in (
+        ("\ue014", 1),
+        ("\ue015", 1 + columns),
+        ("\ue012", columns),
+        ("\ue013", 0),
+        ("\ue010", COUNT - 1),
+    ):
+        opened.keys(key)
+        i = int(order[place])
+        assert opened.text("#detail h2") == f"test image {errors.index[i]}"
+        box = opened.run(
+            f"const b = document.getElementById('error-{i}').getBoundingClientRect(); return [b.top, b.bottom]"
+        )
+        assert box[0] >= opened.run("return document.getElementById('controls').getBoundingClientRect().bottom") - 1
+        assert box[1] <= opened.run("return innerHeight") + 1
+        assert opened.run(f"return document.getElementById('error-{i}').getAttribute('aria-selected')") == "true"
+        words = opened.text("#detail")
+        assert f"true class ranked {errors.rank[i]} of 10 · loss {errors.loss[i]:.2f} · {place + 1:,} of 2,000" in words
+        assert ("label disputed" in words) == bool(errors.disputed[i])
+        for number, name in enumerate(CLASSES):
+            row = opened.text(f"#detail [data-which='{number}']").split()
+            assert row[1:3] == [name, gallery.percent(errors.probabilities[i, number])]
+            assert ("predicted" in row, "true" in row) == (number == errors.predicted[i], number == errors.true[i])
+    opened.point("#detail [data-which='4']")
+    assert opened.text("#detail .caption").startswith("deer")
+    opened.point("#detail [data-which='margin']", click=True)
+    assert opened.run("return document.getElementById('map').value") == "margin"
+    assert " \N{MINUS SIGN} " in opened.text("#detail .caption")
+    opened.keys("\ue00c")
+    assert opened.run("return document.getElementById('detail').hidden")
+    opened.keys("?")
+    assert opened.run("return document.getElementById('help').open")
+
+
+def test_the_address_keeps_what_is_shown(window: Browser, opened: Browser, written: Path, case):
+    errors = case[0].errors
+    opened.put("true", "3")
+    opened.put("sort", "index")
+    opened.keys("m")
+    first = opened.shown()[0]
+    opened.run("document.querySelector('.card').click()")
+    fragment = opened.run("return location.hash")
+    window.open(written, fragment)
+    assert opened.text("#count") == matching(errors, errors.true == 3)
+    assert opened.text("#detail h2") == f"test image {errors.index[first]}"
+    assert opened.run("return [document.getElementById('map').value, document.getElementById('sort').value]") == [
+        "margin",
+        "index",
+    ]
+
+
+CONTRASTS = """
+const rgb = (text) => text.match(/[\\d.]+/g).slice(0, 3).map((v) => {
+  v /= 255; return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+});
+const light = (text) => { const [r, g, b] = rgb(text); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const behind = (node) => {
+  for (; node; node = node.parentElement) {
+    const colour = getComputedStyle(node).backgroundColor;
+    if (!/, 0\\)$|transparent/.test(colour) && colour.startsWith("rgb(")) return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+return ["h1", "header .facts", "summary small", ".figure small", "#count", ".words b", ".words small", ".badge",
+        "#detail .facts", "#detail .row .name"].map((selector) => {
+  const node = document.querySelector(selector);
+  const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+  return [selector, (a + 0.05) / (b + 0.05)];
+});
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_words_stand_out_in_light_and_dark(opened: Browser, dark: bool):
+    opened.dark(dark)
+    opened.put("disputed", True)
+    opened.run("document.querySelector('.card').click()")
+    assert [entry for entry in opened.run(CONTRASTS) if entry[1] < 4.5] == []
+    luminance = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+    assert (opened.run(luminance) < 60) == dark
+    opened.run("document.getElementById('theme').click()")
+    assert (opened.run(luminance) < 60) != dark
+    opened.dark(False)
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_opens_the_panel(start, written: Path):
+    phone = start(phone=True)
+    phone.open(written)
+    wide = "return [document.documentElement.scrollWidth, innerWidth]"
+    assert phone.run(wide) == [390, 390]
+    assert phone.run("return getComputedStyle(document.getElementById('filters')).display") == "none"
+    phone.run("document.getElementById('more').click(); document.getElementById('controls').scrollIntoView()")
+    assert phone.run("return getComputedStyle(document.getElementById('filters')).display") == "flex"
+    phone.run("document.querySelectorAll('.card')[3].click()")
+    selected = phone.run(
+        "const b = document.querySelector('[aria-selected=true]').getBoundingClientRect(); return [b.top, b.bottom]"
+    )
+    sheet = phone.run("return document.getElementById('detail').getBoundingClientRect().top")
+    assert selected[0] >= 0 and selected[1] <= sheet + 1 and sheet > 250
+    assert phone.run(wide) == [390, 390]
+    assert phone.complaints() == []
+
+
+def test_names_of_own_pictures_are_words_not_markup(window: Browser, tmp_path: Path):
+    names = ("a/<img src=x onerror=alert(1)>.png", "</script><b>.png", "it's & \N{GREEK SMALL LETTER PI}.png")
+    study, maps = study_of(3, files=names)
+    path = tmp_path / "own.html"
+    path.write_bytes(page.render(study, maps, None, Options(out="own.html", images=("a",)), "model.pt"))
+    window.open(path)
+    assert window.text("h1") == "3 pictures" and "notes<b>.txt" in window.text(".skipped")
+    assert window.shown() == study.errors.select("confidence").tolist()
+    assert {window.run(f"return document.getElementById('error-{i}').innerText").split("\n")[-1] for i in range(3)} == {
+        "<img src=x onerror=alert(1)>.png",
+        "script><b>.png",
+        names[2],
+    }
+    assert window.run("return document.getElementById('true') === null && document.querySelector('.card b i') === null")
+    assert (
+        window.run("document.querySelector('.card').click(); return document.querySelector('#detail h2').innerText")
+        in names
+    )
+    assert "second" in window.text("#detail")
+    assert window.complaints() == []
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_none_or_one_error(window: Browser, tmp_path: Path, count: int):
+    study, maps = study_of(count)
+    path = tmp_path / "few.html"
+    path.write_bytes(page.render(study, maps, None, Options(out="few.html"), "model.pt"))
+    window.open(path)
+    assert window.text("h1") == f"{count} error{'s' if count != 1 else ''} of 10,000 test images"
+    if count:
+        assert window.shown() == [0]
+    else:
+        assert "There is nothing to show" in window.text("body")
+    assert window.complaints() == []
