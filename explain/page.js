@@ -244,7 +244,7 @@ function show() {
   if (!order.length) return;
   const top = -grid.getBoundingClientRect().top;
   const first = Math.max(0, Math.floor(top / height) - 1) * columns;
-  const last = Math.min(order.length, Math.ceil((top + window.innerHeight) / height + 1) * columns);
+  const last = Math.max(first, Math.min(order.length, Math.ceil((top + window.innerHeight) / height + 1) * columns));
   const wanted = new Set(order.slice(first, last));
   for (const [i, node] of cards) {
     if (!wanted.has(i)) {

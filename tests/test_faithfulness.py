@@ -113,8 +113,8 @@ def test_the_same_seed_gives_the_same_and_nothing_is_changed(
 ):
     monkeypatch.setattr(faithfulness, "IMAGES", 15)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
-    net = trained()[0]
-    found = measure(net, wrong, maps, CPU, "fp32")
+    found = measure(trained()[0], wrong, maps, CPU, "fp32")
+    net = copy.deepcopy(trained()[0]).train()
     before = copy.deepcopy(net.state_dict())
     state, flags = torch.get_rng_state(), [module.training for module in net.modules()]
     done: list[int] = []

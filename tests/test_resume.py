@@ -42,10 +42,14 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(train, "model_summary", lambda *args: "")
     monkeypatch.setattr(resume, "SHARE", 1e9)
     threads = torch.get_num_threads()
-    handlers = [signal.getsignal(signum) for signum in SIGNALS]
+    # As in a terminal: a shell's background job, or nohup, starts with some of them ignored, and we keep that.
+    usual = dict.fromkeys(SIGNALS, signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, handler) for signum, handler in usual.items()}
     yield
     torch.set_num_threads(threads)
-    assert [signal.getsignal(signum) for signum in SIGNALS] == handlers
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == usual
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 def run(capsys, *arguments):
