@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             precision=precision,
             compiled=compiled,
             seconds=train_seconds(config, plan.count, device, precision),
-            full_seconds=train_seconds(PRESETS["full"], plan.count, device, precision, batch_size=16),
+            full_seconds=train_seconds(PRESETS["full"], 50_000, device, precision, batch_size=16),
             run_folder=str(folder.path),
         )
         for note in keeper.notes:
