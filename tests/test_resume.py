@@ -21,6 +21,7 @@ from engine.model import ResNet
 from engine.stopwatch import Stopwatch
 from pipeline.synthetic import generated
 from report.run_folder import RunFolder
+from tests.commands import run, weights
 
 CPU = torch.device("cpu")
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", "--device", "cpu"]
@@ -50,19 +51,6 @@ def small(monkeypatch, tmp_path):
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == usual
     for signum, handler in before.items():
         signal.signal(signum, handler)
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout, stderr of one command line in this process."""
-    sys.argv = ["train.py", *arguments]
-    with pytest.raises(SystemExit) as end:
-        runtime.run(train.main, "train.py")
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
-def weights(path):
-    return checkpoint.load(path).model.state_dict()
 
 
 def same(one, two):

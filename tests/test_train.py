@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import train
-from engine import checkpoint, resume, runtime
+from engine import checkpoint, resume
 from engine.config import PRESETS
 from pipeline import cifar10, splits
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
+from tests.commands import run, weights
 
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
@@ -31,19 +32,6 @@ def few_images(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def run(capsys, *arguments):
-    """Exit code, stdout, stderr of one command line in this process."""
-    sys.argv = ["train.py", *arguments]
-    with pytest.raises(SystemExit) as end:
-        runtime.run(train.main, "train.py")
-    captured = capsys.readouterr()
-    return end.value.code, captured.out, captured.err
-
-
-def weights(path):
-    return checkpoint.load(path).model.state_dict()
 
 
 def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):

@@ -1,0 +1,21 @@
+"""train.py run in the tests' own process, and what it leaves."""
+
+import sys
+
+import pytest
+
+import train
+from engine import checkpoint, runtime
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout, stderr of one command line in this process."""
+    sys.argv = ["train.py", *arguments]
+    with pytest.raises(SystemExit) as end:
+        runtime.run(train.main, "train.py")
+    captured = capsys.readouterr()
+    return end.value.code, captured.out, captured.err
+
+
+def weights(path):
+    return checkpoint.load(path).model.state_dict()
