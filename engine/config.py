@@ -17,7 +17,7 @@ import tyro
 class Config:
     epochs: int = 20
     """Passes over the training set."""
-    batch_size: int = 1024
+    batch_size: int = 512
     """Images a step, over all processes together."""
     resolutions: tuple[int, ...] = (32,)
     """Side of the training images in pixels, spread evenly over the epochs; evaluation uses the last one."""
@@ -25,9 +25,9 @@ class Config:
     """Layers of the ResNet."""
     width: int = 64
     """Channels of the first stage; 64 is the standard network."""
-    max_lr: float = 1.2
+    max_lr: float = 0.5
     """Peak of the OneCycle learning rate."""
-    weight_decay: float = 5e-4
+    weight_decay: float = 6e-4
     """Decay of convolution and linear weights; norms and biases have none."""
     momentum: float = 0.9
     """Nesterov momentum of SGD."""
