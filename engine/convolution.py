@@ -19,8 +19,8 @@ POSITIONS_PER_CHANNEL = {torch.bfloat16: 80, torch.float16: 80, torch.float32: 8
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` without bias, groups and dilation: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+    def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_grad_enabled():
