@@ -33,6 +33,7 @@ def main() -> None:
 def explain_errors(options: Options) -> None:
     """From the checkpoint to the files and the closing lines."""
     from engine import checkpoint, runtime
+    from engine.files import write_whole
     from explain import cam, errors, faithfulness, gallery, outputs, page, study
     from explain.phase import Phase
     from pipeline.cifar10 import CLASSES
@@ -74,9 +75,9 @@ def explain_errors(options: Options) -> None:
             content = page.render(found, maps, checks, options, source)
         else:
             content = gallery.draw(wrong, maps, drawn, found.images[drawn], options.choice, source, writing.advance)
-        outputs.write_whole(table, outputs.errors_csv(wrong))
-        outputs.write_whole(archive, outputs.heatmaps_npz(wrong, maps))
-        outputs.write_whole(out, content)
+        write_whole(table, outputs.errors_csv(wrong))
+        write_whole(archive, outputs.heatmaps_npz(wrong, maps))
+        write_whole(out, content)
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = found.seconds if options.layer == "layer4" else mapping.seconds

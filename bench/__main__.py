@@ -1,10 +1,12 @@
 """What this machine makes of it: images per second, where they go, and what to change.
 
-    python -m bench                              # all parts: resources, data, compute, e2e, ladder, evaluation, roof
+    python -m bench                              # all parts: see --only
     python -m bench --only data,ladder --quick   # some of them, with fewer and shorter measurements
     python -m bench sweep                        # images/s and memory over the batch size
     python -m bench loaders                      # each kind of DALI graph, alone and feeding the training
     python -m bench compare A.json B.json        # two results: which differences exceed the noise
+    python -m bench accuracy cpu --seeds 3       # what a recipe reaches: mean and deviation over seeds
+    python -m bench ablate cpu --seeds 3         # what each ingredient of it is worth, on held-out images
     python -m bench profile                      # a trace of real training steps for TensorBoard
     python -m bench gpu-check --out gpu-check    # on a machine with a CUDA GPU: tests, a full run, and all of this
 
@@ -19,12 +21,14 @@ preflight.require_dali()
 
 from collections.abc import Callable, Sequence
 
-from bench import compare, gpu_check, loaders, profile, suite, sweep
+from bench import ablate, accuracy, compare, gpu_check, loaders, profile, suite, sweep
 from engine import runtime
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep.main,
     "loaders": loaders.main,
+    "accuracy": accuracy.main,
+    "ablate": ablate.main,
     "compare": compare.main,
     "profile": profile.main,
     "gpu-check": gpu_check.main,

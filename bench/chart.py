@@ -56,6 +56,29 @@ def draw_sweep(result: Result, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
+def draw_ablation(result: Result, path: Path) -> None:
+    """The gain of each ingredient as a bar with its standard error."""
+    rows = [row for row in result.rows if row.unit == "points"]
+    values = [row.value or 0.0 for row in rows]
+    figure = Figure(figsize=(8, 1.2 + 0.36 * max(2, len(rows))), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(rows)), values, color=[BLUE if value > 0 else VERMILION for value in values], height=0.7)
+    for place, row in enumerate(rows):
+        if row.q1 is not None and row.q3 is not None:
+            axes.plot([row.q1, row.q3], [place, place], color="black", linewidth=2)
+        end = max(row.value or 0.0, row.q3 or 0.0, 0.0)
+        text = number(row.value, row.unit)
+        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.12)
+    axes.set_xlabel("gain in validation accuracy, percentage points; line: one standard error either side")
+    axes.grid(axis="x", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+
+
 def _free(row: Row) -> bool:
     """The synthetic batch without a model: it costs nothing, and would take the scale from all others."""
     return row.part == "data" and row.name.startswith("synthetic")

@@ -88,6 +88,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access(clear := Path("/proc/self/clear_refs"), os.W_OK):
+        runtime.release_freed_memory()
         clear.write_text("5")  # man proc_pid_clear_refs: resets the process's VmHWM
 
 

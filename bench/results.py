@@ -22,10 +22,16 @@ from rich.table import Table
 from bench.clock import Rate, Spread
 from engine import runtime
 from engine.checkpoint import check_writable
+from engine.files import write_whole
 
 FORMAT = "cifar10-resnet measurement"
 VERSION = 1
 ABSENT = "not measured"
+# What a row's value and its two bounds are, by theme.
+MEANING = {
+    "accuracy": "means and quartiles over seeds",
+    "ablation": "mean gains over pairs, and one standard error either side",
+}
 GAIN = "gain of "  # begins the name of a row that another row's note repeats
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -68,6 +74,11 @@ class Result:
     card: dict[str, str]
     settings: dict[str, Any]
     rows: list[Row]
+
+    @property
+    def meaning(self) -> str:
+        """Of values and their bounds."""
+        return MEANING.get(self.theme, "medians and quartiles over laps")
 
     def find(self, part: str, name: str) -> Row | None:
         """The row of that name, or of a name that begins so."""
@@ -119,8 +130,8 @@ def writable_stem(folder: str, theme: str, device: torch.device) -> Path:
 def save(result: Result, stem: Path) -> None:
     """Write the JSON and the Markdown."""
     content = {"format": FORMAT, "version": VERSION} | asdict(result)
-    stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    stem.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
+    write_whole(stem.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(stem.with_suffix(".md"), markdown(result).encode())
 
 
 def load(path: str) -> Result:
@@ -154,7 +165,9 @@ def number(value: float | None, unit: str) -> str:
     if value is None:
         return ABSENT
     if unit == "%":
-        return f"{value:.1f}"
+        return f"{value:.4g}"
+    if unit == "points":
+        return f"{value:+.2f}"
     if value and abs(value) < 100:
         return f"{value:.3g}"
     return f"{value:,.0f}"
@@ -172,7 +185,7 @@ def table(rows: Iterable[Row], title: str) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
     grid.add_column("measured")
     grid.add_column("value", justify="right")
-    grid.add_column("quartiles", justify="right")
+    grid.add_column("spread", justify="right")
     grid.add_column("note")
     part = ""
     for row in shown(rows):
@@ -190,7 +203,7 @@ def markdown(result: Result) -> str:
     """The table and the card."""
     lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
     lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
-    lines += row_lines(result)
+    lines += [f"Values: {result.meaning}.", "", *row_lines(result)]
     lines += ["", "| environment | |", "|---|---|"]
     lines += [f"| {key} | {value} |" for key, value in result.card.items()]
     lines += ["", "| setting | |", "|---|---|"]
@@ -200,7 +213,7 @@ def markdown(result: Result) -> str:
 
 def row_lines(result: Result) -> list[str]:
     """The rows as a Markdown table."""
-    lines = ["| part | measured | value | quartiles | note |", "|---|---|---|---|---|"]
+    lines = ["| part | measured | value | spread | note |", "|---|---|---|---|---|"]
     for row in shown(result.rows):
         lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
     return lines

@@ -47,6 +47,8 @@ class Settings:
     """Use torch.compile on a CPU too, where it costs a minute; on CUDA it is always used."""
     threads: int = 0
     """CPU threads for the model and for DALI (0: one per core)."""
+    deterministic: bool = False
+    """On CUDA, only algorithms that repeat bit for bit."""
     generated: bool = False
     """Measure on generated images instead of CIFAR-10: the same sizes, no data set."""
     out: str = "bench/results"
@@ -158,8 +160,9 @@ def prepare(settings: Settings) -> Setup:
         width=settings.width,
         threads=settings.threads,
         generated=settings.generated,
+        deterministic=settings.deterministic,
     )
-    threads = runtime.configure(device, settings.threads)
+    threads = runtime.configure(device, settings.threads, settings.deterministic)
     split = training_splits(True, settings.generated)[0]
     Plan(count=len(split.images), batch_size=size)  # refuses a batch larger than the data set, before any work
     compiled = settings.compile or device.type == "cuda"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from bench import chart, results
+from bench.deterministic import measure_deterministic
 from bench.ladder import measure_ladder
 from bench.resources import measure_resources
 from bench.results import Result, Row
@@ -25,7 +26,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True, kw_only=True)
 class Options(Settings):
     only: str = ""
-    """Parts to measure, separated by commas: resources, data, compute, e2e, ladder, evaluation, roof (default: all)."""
+    """Parts to measure, separated by commas: resources, data, compute, e2e, ladder, deterministic, evaluation,
+    roof (default: all)."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ PARTS: dict[str, Part] = {
     "compute": Part(lambda setup, say, _: measure_compute(setup, say), 25),
     "e2e": Part(lambda setup, say, _: measure_end_to_end(setup, say), 25),
     "ladder": Part(lambda setup, say, _: measure_ladder(setup, say), 90),
+    "deterministic": Part(lambda setup, say, _: measure_deterministic(setup, say), 1),
     "evaluation": Part(lambda setup, say, _: measure_evaluation(setup, say), 25),
     "roof": Part(lambda setup, say, rows: measure_roof(setup, say, _trained(rows)), 10),
 }
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     start = perf_counter()
     with steps_shown(console, [PARTS[name].share for name in names]) as (say, finished):
         for name in names:
-            rows += PARTS[name].measure(setup, partial(_say_in, name, say), rows)
+            rows += PARTS[name].measure(setup, partial(say_in, name, say), rows)
             finished()
     rows.append(Row("in all", "this command after imports", "s", perf_counter() - start))
     result = Result("bench", card, settings_of(setup), rows)
@@ -80,12 +83,15 @@ def chosen_parts(only: str) -> list[str]:
     return [name for name in PARTS if name in wanted]
 
 
-def finish(result: Result, stem: Path, console: Console, draw: Callable[[Result, Path], None]) -> None:
+def finish(result: Result, stem: Path, console: Console, draw: Callable[[Result, Path], None] | None = None) -> None:
     """Write the files, show the table, and close with one line of JSON."""
     results.save(result, stem)
-    draw(result, stem.with_suffix(".png"))
-    console.print(results.table(result.rows, f"{result.theme}: medians and quartiles over laps"))
-    files = [str(stem.with_suffix(suffix)) for suffix in (".json", ".md", ".png")]
+    files = [str(stem.with_suffix(suffix)) for suffix in (".json", ".md")]
+    if draw:
+        picture = stem.with_suffix(".png")
+        draw(result, picture)
+        files.append(str(picture))
+    console.print(results.table(result.rows, f"{result.theme}: {result.meaning}"))
     console.print("wrote " + ", ".join(files), soft_wrap=True, markup=False)
     print(results.summary_line(result, files=files), flush=True)
 
@@ -139,7 +145,8 @@ def steps_shown(console: Console, shares: Sequence[float]) -> Iterator[tuple[Say
         yield say, finished
 
 
-def _say_in(part: str, say: Say, what: str) -> None:
+def say_in(part: str, say: Say, what: str) -> None:
+    """Say it with the part's name in front."""
     say(f"{part}: {what}")
 
 
@@ -151,7 +158,7 @@ def _trained(rows: list[Row]) -> float | None:
 
 def settings_of(setup: Setup) -> dict[str, object]:
     """What was measured, for the record."""
-    kept = ("batch_size", "resolutions", "depth", "width", "translate", "flip", "cutout", "lookahead")
+    kept = ("batch_size", "resolutions", "depth", "width", "translate", "flip", "cutout", "lookahead", "deterministic")
     settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(setup.config).items() if k in kept}
     return settings | {"compiled": setup.compiled, "quick": setup.quick, "data": setup.split.name}
 

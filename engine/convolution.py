@@ -19,11 +19,14 @@ POSITIONS_PER_CHANNEL = {torch.bfloat16: 80, torch.float16: 80, torch.float32: 8
 class Conv2d(nn.Conv2d):
     """`nn.Conv2d` without bias, groups and dilation: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
+    as_product = True
+    """Take the product where it is faster; else it is `nn.Conv2d` in all."""
+
     def __init__(self, in_channels: int, channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(in_channels, channels, kernel_size, stride, padding, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_grad_enabled():
+        if not self.as_product or x.device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         stride, padding = int(self.stride[0]), int(self.padding[0])

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.convolution import Conv2d
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -53,7 +55,11 @@ def one_image_and_copy(model: nn.Module, resolution: int) -> tuple[Tensor, nn.Mo
     Not on the meta device, which would compute nothing: torch.autocast, which the model's head leaves, refuses it.
     """
     image = torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
-    return image, copy.deepcopy(model).cpu().eval()
+    replica = copy.deepcopy(model).cpu().eval()
+    for module in replica.modules():
+        if isinstance(module, Conv2d):
+            module.as_product = False  # what is counted is the convolution, whatever computes it
+    return image, replica
 
 
 def _batch_traffic(model: nn.Module, resolution: int, dtype: torch.dtype, count: int) -> Traffic:

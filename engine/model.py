@@ -66,9 +66,7 @@ class ResNet(nn.Module):
         self.depth, self.width, self.resolution = depth, width, resolution
         self.register_buffer("mean", torch.tensor(MEAN).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).mul(255).view(1, 3, 1, 1))
-        self.stem = nn.Sequential(
-            Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.stem = nn.Sequential(Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
             channels = width << i

@@ -98,6 +98,13 @@ def _keep_freed_memory() -> None:
         libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is never given back
 
 
+def release_freed_memory() -> None:
+    """Give back what `configure` has glibc keep, so that what the process holds is what it needs."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @contextmanager
 def memory_advice(batch_size: int, device: torch.device) -> Iterator[None]:
     """Turns running out of memory, the GPU's or the machine's, into a ValueError that names a batch size to try."""

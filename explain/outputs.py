@@ -6,7 +6,6 @@ archive. For pictures of one's own they are images.csv and images.npz. The same 
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -24,20 +23,6 @@ def beside(out: Path, own: bool) -> tuple[Path, Path]:
     """Where the table and the archive go: beside `out`; those of one's own pictures under other names."""
     names = ("images.csv", "images.npz") if own else ("errors.csv", "heatmaps.npz")
     return out.with_name(names[0]), out.with_name(names[1])
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename, so that readers see the old file or the new one.
-
-    Raises:
-        OSError: the folder cannot be written or the disk is full; a file that was there before is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def errors_csv(errors: Errors) -> bytes:

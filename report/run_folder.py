@@ -25,6 +25,7 @@ from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
+from engine.files import write_whole
 from engine.resume import State, claim
 from report.curves import draw
 from report.progress import json_line
@@ -77,7 +78,7 @@ class RunFolder:
             raise
         self.rows = [dict(row) for row in state.rows]
         with _writing(self.log_path):
-            _replace(self.log_path, "".join(json_line(row) + "\n" for row in self.rows))
+            write_whole(self.log_path, "".join(json_line(row) + "\n" for row in self.rows).encode())
         # TensorBoard drops what an earlier run left in the folder from this step on.
         purge = self.rows[-1]["step"] + 1 if self.rows else 0
         moved = not any(self.path.glob("events.out.*"))
@@ -95,7 +96,7 @@ class RunFolder:
         """Write config.json, one setting a line."""
         path = self.path / "config.json"
         with _writing(path):
-            _replace(path, json.dumps(config, indent=2) + "\n")
+            write_whole(path, (json.dumps(config, indent=2) + "\n").encode())
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a finished epoch's row to the log and to TensorBoard, and draw the curves where that is cheap.
@@ -115,7 +116,7 @@ class RunFolder:
         """Write the training images of a step to bad_batch.json; returns the first few and where all are."""
         path = self.path / "bad_batch.json"
         with _writing(path):
-            _replace(path, json_line({"step": step, "indices": indices}) + "\n")
+            write_whole(path, (json_line({"step": step, "indices": indices}) + "\n").encode())
         return f"images {', '.join(map(str, indices[:8]))}, ...: all {len(indices)} in {path}"
 
     def total(self, key: str) -> float:
@@ -215,16 +216,6 @@ def _held(path: Path) -> int:
             os.close(lock)
             raise
     return lock
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a text file whole: a reader, or a crash, meets the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +25,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import compare, gpu_check, ladder, profile, results, roofline, setup, suite, sweep, throughput, trace
+from bench import (
+    compare,
+    deterministic,
+    gpu_check,
+    ladder,
+    profile,
+    results,
+    roofline,
+    setup,
+    suite,
+    sweep,
+    throughput,
+    trace,
+)
 from bench.clock import Budget, Lane, Lap, Marks, Rate, Spread, WarmUp, measure, quartiles, race, ratio
 from bench.phases import Phases
 from bench.results import Result, Row
@@ -611,14 +625,45 @@ def test_all_parts_in_one_process(every_part):
     for row in results.load(str(path)).rows:
         by_part.setdefault(row.part, []).append(row)
         assert row.value is None or (math.isfinite(row.value) and row.value >= 0)
-    expected = ["resources", "data", "compute", "end to end", "ladder", "evaluation", "roof"]
+    expected = ["resources", "data", "compute", "end to end", "ladder", "deterministic", "evaluation", "roof"]
     assert [part for part in by_part if part != "in all"] == expected
-    assert all(sum(row.value is not None for row in by_part[part]) >= 3 for part in expected)
+    assert all(sum(row.value is not None for row in by_part[part]) >= 3 for part in expected if part != "deterministic")
     # On a CPU, without --compile and without NVIDIA's energy counter.
     absent = {row.name for rows in by_part.values() for row in rows if row.value is None}
-    assert absent == {"+ torch.compile", "compiling", "images per joule"}
+    assert absent == {"+ torch.compile", "compiling", "images per joule", deterministic.NAME}
     assert all(row.note for rows in by_part.values() for row in rows if row.value is None)
     assert {"cpu", "cores", "torch", "dali", "precision", "commit", "date", "command", "python"} <= set(report["card"])
+
+
+def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(monkeypatch):
+    one = setup.prepare(setup.parse(setup.Settings, TINY, "bench", ""))
+    cuda = replace(one, device=torch.device("cuda", 0), precision="bf16", compiled=True)
+    asked = []
+
+    def answer(words, **how):
+        asked.append(words)
+        rows = [
+            Row("compute", "forward of a step", "ms", 1.0),
+            Row("compute", "synthetic", "images/s", 50.0 * len(asked)),
+        ]
+        line = results.summary_line(Result("bench", {}, {}, rows))
+        return subprocess.CompletedProcess(words, 0, f"a table\n{line}\n", "")
+
+    monkeypatch.setattr(deterministic.subprocess, "run", answer)
+    *rates, cost = deterministic.measure_deterministic(cuda, lambda what: None)
+    assert [row.value for row in rates] == [50.0, 100.0] and (cost.name, cost.value) == (deterministic.NAME, 2.0)
+    without, with_it = asked
+    assert set(with_it) - set(without) >= {"--deterministic"} and "--deterministic" not in without
+    settings = setup.parse(suite.Options, with_it[3:], "bench", "")
+    assert (settings.width, settings.batch_size, settings.resolution) == (8, 16, 8)
+    assert settings.deterministic and settings.compile and settings.quick and settings.generated
+    assert (settings.only, settings.device, settings.precision) == ("compute", "cuda", "bf16")
+
+    monkeypatch.setattr(
+        deterministic.subprocess, "run", lambda words, **how: subprocess.CompletedProcess(words, 2, "", "no")
+    )
+    with pytest.raises(ValueError, match="exit code 2: no"):
+        deterministic.measure_deterministic(cuda, lambda what: None)
 
 
 def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):

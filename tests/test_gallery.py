@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.files import write_whole
 from explain import gallery, outputs
 from explain.cam import display
 from explain.errors import Errors, Maps
@@ -244,8 +245,8 @@ def test_the_archive_holds_every_map_and_needs_no_pickle():
 
 def test_files_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.png"
-    outputs.write_whole(path, b"old")
-    outputs.write_whole(path, b"new")
+    write_whole(path, b"old")
+    write_whole(path, b"new")
     assert path.read_bytes() == b"new"
 
     def full(self: Path, content: bytes) -> int:
@@ -255,5 +256,5 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
-        outputs.write_whole(path, b"newer")
+        write_whole(path, b"newer")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]

@@ -260,6 +260,32 @@ def test_compiled_training_has_one_graph_and_learns_the_same():
         assert torch.allclose(tensor.float(), weights(compiled)[name].float(), rtol=1e-3, atol=1e-4), name
 
 
+def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
+    """Nine resolutions, which is more than torch's own limit of graphs, evaluation in between, and a smaller batch."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    sides = tuple(range(8, 17))
+    runtime.configure(CPU, 1)
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    learner, loader = start(replace(SMALL, epochs=len(sides) + 1, resolutions=(*sides, sides[-1])), count=64)
+    learner.use_backend("aot_eager")
+    learner.warm_up(32)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs == len(sides)
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    test = evaluation_loader(generated(40), sides[-1], CPU, 1, batch_size=32)
+    for epoch in range(len(sides)):
+        learner.train_epoch(loader.epoch(epoch))
+        assert evaluate(learner.model, test, CPU, "fp32").total == 40
+    assert counters["stats"]["unique_graphs"] == graphs
+    assert not counters["graph_break"]
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
+    learner.train_step(*(half[:16] for half in next(iter(loader.epoch(0)))))  # what a new shape would look like
+    assert counters["stats"]["unique_graphs"] == graphs + 1
+
+
 @pytest.mark.parametrize(
     ("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp16")]
 )

@@ -1,0 +1,158 @@
+"""What each ingredient of a recipe is worth: trainings with and without it, of the same seeds, on held-out images.
+
+    python -m bench ablate cpu --seeds 3 --epochs 2 --resolutions 16 20
+    python -m bench ablate cpu --only whitened-stem,lookahead
+
+Each ingredient is taken out of the recipe, or put in where the recipe does not have it; all else stays the same, the
+number of epochs too. The gain is the mean over seeds of the paired difference in accuracy, with its standard error;
+beside it stands what the ingredient does to the time. The test set is not opened. The result is written anew after
+each training.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from bench import chart, results
+from bench.accuracy import deviation
+from bench.results import Result, Row
+from bench.suite import finish, say_in, stdout_console, steps_shown
+from bench.trial import Options as TrialOptions
+from bench.trial import Trainer, Trial, described, parse_options, seeds_of
+from engine.config import Config
+
+PART = "ablation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TrialOptions):
+    seeds: int = 3
+    """Pairs of trainings for each ingredient."""
+    only: str = ""
+    """Ingredients to measure, separated by commas (default: all)."""
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    name: str
+    with_it: Mapping[str, Any]
+    without: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two recipes of one seed that differ by one ingredient."""
+
+    name: str
+    with_it: Config
+    without: Config
+
+
+def ingredients(config: Config) -> list[Ingredient]:
+    """The ingredients of the recipe, and those it could have."""
+
+    def switch(name: str, field: str, on: Any, off: Any) -> Ingredient:
+        return Ingredient(name, {field: on}, {field: off})
+
+    def own(field: str, otherwise: Any, nothing: Any) -> tuple[Any, Any]:
+        """The recipe's value, or one to try where it has none."""
+        value = getattr(config, field)
+        return (otherwise if value == nothing else value), nothing
+
+    return [
+        switch("whitened-stem", "whiten", True, False),
+        switch("dirac-start", "dirac", True, False),
+        switch("bias-lr", "bias_lr_scale", *own("bias_lr_scale", 16.0, 1.0)),
+        switch("lookahead", "lookahead", True, False),
+        switch("label-smoothing", "label_smoothing", *own("label_smoothing", 0.1, 0.0)),
+        switch("translate", "translate", *own("translate", 2, 0)),
+        switch("cutout", "cutout", *own("cutout", 8, 0)),
+        switch("flip", "flip", *own("flip", "alternating", "none")),
+        switch("alternating-flip", "flip", "alternating", "random"),
+        switch("weight-decay", "weight_decay", *own("weight_decay", 5e-4, 0.0)),
+        switch("progressive-resolution", "resolutions", config.resolutions, config.resolutions[-1:]),
+    ]
+
+
+def main(arguments: Sequence[str]) -> None:
+    description = (__doc__ or "").split("\n\n")[0]
+    options, preset, config = parse_options(Options, arguments, "python -m bench ablate", description, "cpu")
+    config = replace(config, validate=True)
+    chosen = chosen_ingredients(config, options.only)
+    trainer = Trainer(config)
+    stem = results.writable_stem(options.out, f"ablation-{preset}", trainer.device)
+    card = results.environment(trainer.device, trainer.precision, ["ablate", *arguments])
+    settings = described(config, preset, trainer)
+    console = stdout_console()
+    bases = seeds_of(config, options.seeds)
+    pairs = [
+        Pair(ingredient.name, *(replace(one, **side) for side in (ingredient.with_it, ingredient.without)))
+        for one in bases
+        for ingredient in chosen
+    ]
+    recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
+    trials: dict[Config, Trial] = {}
+    with steps_shown(console, [1.0] * len(recipes)) as (say, finished):
+        for one in recipes:
+            number = f"training {len(trials) + 1} of {len(recipes)}"
+            trials[one] = trainer.run(one, partial(say_in, number, say))
+            finished()
+            result = Result("ablation", card, settings, rows_of(bases, pairs, trials))
+            results.save(result, stem)
+    finish(result, stem, console, chart.draw_ablation)
+
+
+def chosen_ingredients(config: Config, only: str) -> list[Ingredient]:
+    """Those named, or all.
+
+    Raises:
+        ValueError: a name is unknown, or the recipe is the same with and without it.
+    """
+    known = {ingredient.name: ingredient for ingredient in ingredients(config)}
+    wanted = [name.strip() for name in only.split(",")] if only else list(known)
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"--only: ingredient {name!r} is unknown: it must be of {', '.join(known)}")
+        if known[name].with_it == known[name].without and only:
+            raise ValueError(f"--only: this recipe is the same with and without {name}: change it by a flag")
+    return [known[name] for name in wanted if known[name].with_it != known[name].without]
+
+
+def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
+    """Each ingredient's gain over the pairs whose trainings are both done, the largest first; then the accuracy of
+    the recipe itself, `bases`, one for each seed."""
+    done = [pair for pair in pairs if pair.with_it in trials and pair.without in trials]
+    gains = []
+    for name in dict.fromkeys(pair.name for pair in done):
+        sides = [(trials[pair.with_it], trials[pair.without]) for pair in done if pair.name == name]
+        changed = next(pair for pair in done if pair.name == name)
+        points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
+        mean, error = statistics.fmean(points), standard_error(points)
+        time = statistics.median(a.train_seconds / b.train_seconds for a, b in sides)
+        each = ", ".join(f"{point:+.2f}" for point in points)
+        what = difference(changed.with_it, changed.without)
+        note = f"{what}; +- {error:.2f}, n={len(points)}: {each}; time x{time:.2f}"
+        low, high = (mean - error, mean + error) if len(points) > 1 else (None, None)
+        gains.append(Row(PART, name, "points", mean, low, high, note))
+    gains.sort(key=lambda row: -(row.value or 0.0))
+    recipe = [100 * trials[one].plain.accuracy for one in bases if one in trials]
+    note = f"{deviation(recipe)}, n={len(recipe)}"
+    return [*gains, Row(PART, "the recipe itself", "%", statistics.fmean(recipe), note=note)]
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean; nan for one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def difference(one: Config, other: Config) -> str:
+    """What differs, as "field: VALUE against VALUE"."""
+    a, b = asdict(one), asdict(other)
+    return "; ".join(f"{name} {_short(a[name])} against {_short(b[name])}" for name in a if a[name] != b[name])
+
+
+def _short(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

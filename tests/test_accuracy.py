@@ -1,0 +1,136 @@
+"""bench accuracy and bench ablate: trainings like train.py's, statistics against NumPy's, and every file in place."""
+
+import json
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from bench import ablate, accuracy, results, trial
+from engine.config import PRESETS
+from engine.learner import Evaluation
+from pipeline.synthetic import generated
+from tests.commands import run
+
+TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
+TINY += ["--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def few_images(monkeypatch, tmp_path):
+    """256 images to train on and 128 to report on, for train.py as for bench."""
+    monkeypatch.chdir(tmp_path)
+    splits = generated(256, "training"), generated(128, "test", 1)
+    for module in (trial, train):
+        monkeypatch.setattr(module, "training_splits", lambda validate, generate: splits)
+    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def made_up(percent, seconds=1.0):
+    result = Evaluation(0.5, round(100 * percent), 10_000)
+    return trial.Trial(result, result, seconds, 50_000)
+
+
+def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
+    """The same module serves all seeds, so a second run of a seed must give what the first gave."""
+    code, out, _ = run(capsys, *TINY, "--epochs", "2", "--seed", "3")
+    assert code == 0
+    theirs = json.loads(out.splitlines()[-1])
+    config = replace(PRESETS["smoke"], epochs=2, resolutions=(8,), threads=1, precision="fp32", device="cpu", seed=3)
+    trainer = trial.Trainer(config)
+    first, other, again = (trainer.run(replace(config, seed=seed), lambda what: None) for seed in (3, 4, 3))
+    assert first.plain.loss == theirs["test_loss"] and first.plain.correct == theirs["test_correct"]
+    assert first.flipped.accuracy == theirs["test_accuracy_tta"]
+    assert (again.plain, again.flipped) == (first.plain, first.flipped)
+    assert other.plain.loss != first.plain.loss
+    assert first.images == 2 * 256
+
+
+def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, tmp_path):
+    accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    (path,) = (tmp_path / "results").glob("accuracy-smoke_*.json")
+    assert results.load(str(path)).rows == [results.Row(**row) for row in report["rows"]]
+    assert report["settings"]["preset"] == "smoke" and report["settings"]["epochs"] == 1
+    assert "Values: means and quartiles over seeds." in path.with_suffix(".md").read_text()
+
+    percents = [95.0, 94.7, 95.6]
+    rows = accuracy.rows_of(
+        [made_up(percent, seconds) for percent, seconds in zip(percents, (10, 30, 20), strict=True)]
+    )
+    assert rows[0].value == pytest.approx(statistics.fmean(percents))
+    assert f"+- {np.std(percents, ddof=1):.2f} between seeds, n=3: 95.00, 94.70, 95.60" in rows[0].note
+    assert rows[2].value == 20 and "30.0 s the longest" in rows[2].note
+    assert rows[3].value == 2500
+    assert "no deviation" in accuracy.rows_of([made_up(90.0)])[0].note
+
+    def stops(self, config, say):
+        if config.seed == 1:
+            raise KeyboardInterrupt
+        return made_up(91.0)
+
+    monkeypatch.setattr(trial.Trainer, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.main([*TINY, "--seeds", "2", "--out", "stopped"])
+    (path,) = (tmp_path / "stopped").glob("*.json")
+    assert results.load(str(path)).rows[0].value == pytest.approx(91.0)
+
+
+def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp_path):
+    """Made-up trainings in which an ingredient's worth is known."""
+    worth = {"whiten": 2.0, "lookahead": -1.0}
+    trained = []
+
+    def known(self, config, say):
+        trained.append(config)
+        noise = {0: 0.5, 1: -0.5, 2: 0.0}[config.seed]
+        gain = sum(points for field, points in worth.items() if getattr(config, field))
+        return made_up(80 + gain + noise * (1.0 if config.whiten else 0.4), 2.0 if config.whiten else 1.0)
+
+    monkeypatch.setattr(trial.Trainer, "run", known)
+    ablate.main([*TINY, "--seeds", "3", "--only", "lookahead,whitened-stem", "--out", "results"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
+    assert all(config.validate for config in trained)
+    stem, lookahead, recipe = [results.Row(**row) for row in report["rows"]]
+    differences = [2.3, 1.7, 2.0]
+    assert stem.name == "whitened-stem" and stem.value == pytest.approx(2.0)
+    error = np.std(differences, ddof=1) / 3**0.5
+    assert stem.q1 == pytest.approx(2.0 - error)
+    assert stem.q3 == pytest.approx(2.0 + error)
+    assert "whiten True against False" in stem.note and "n=3: +2.30, +1.70, +2.00; time x2.00" in stem.note
+    assert lookahead.name == "lookahead" and lookahead.value == pytest.approx(-1.0)
+    assert recipe.value == pytest.approx(81.0) and "+- 0.50 between seeds, n=3" in recipe.note
+    (picture,) = (tmp_path / "results").glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_one_side():
+    for config in PRESETS.values():
+        ingredients = [one for one in ablate.ingredients(config) if one.with_it != one.without]
+        assert len(ingredients) >= 8
+        for one in ingredients:
+            with_it, without = replace(config, **one.with_it), replace(config, **one.without)
+            assert config in (with_it, without), one.name
+            assert len(ablate.difference(with_it, without).split("; ")) == 1
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (accuracy.main, ["--seeds", "0"], "--seeds is 0"),
+        (accuracy.main, ["--resume", "auto"], "--resume is for train.py"),
+        (accuracy.main, ["--max-lr", "1e30"], "try a smaller --max-lr"),
+        (ablate.main, ["--only", "luck"], "ingredient 'luck' is unknown"),
+        (ablate.main, ["--only", "progressive-resolution"], "the same with and without"),
+    ],
+)
+def test_refusals_say_what_to_do(main, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        main([*TINY, *arguments])
