@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from engine import runtime
 from engine.config import Config
+from engine.convolution import use_torch_gradients
 from engine.model import ResNet
 
 
@@ -34,6 +35,7 @@ class SeedStyle:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = ResNet(config.depth, config.width).to(device).to(memory_format=self.layout)
         take_normalised(self.model)
+        use_torch_gradients(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=1e-2, total_steps=10**9)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

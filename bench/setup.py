@@ -32,7 +32,7 @@ class Settings:
     quick: bool = False
     """Fewer and shorter measurements: a first look."""
     batch_size: int | None = None
-    """Images a step (default: 1024 on CUDA, 128 on a CPU, 64 there with --quick)."""
+    """Images a step (default: the preset's on CUDA, 128 on a CPU, 64 there with --quick)."""
     resolution: int = 32
     """Side of the training images in pixels."""
     depth: Literal[18, 34] = 18
@@ -151,7 +151,7 @@ def prepare(settings: Settings) -> Setup:
     precision = runtime.pick_precision(device, settings.precision)
     size = settings.batch_size
     if size is None:
-        size = 1024 if device.type == "cuda" else 64 if settings.quick else 128
+        size = PRESETS["full"].batch_size if device.type == "cuda" else 64 if settings.quick else 128
     config = replace(
         PRESETS["full"],
         batch_size=size,

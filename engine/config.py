@@ -59,6 +59,8 @@ class Config:
     """Type of convolutions; auto takes what this hardware is fast at."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off for a CPU, where it costs a minute and returns 5%."""
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
+    """torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, the max ones try many kernels."""
     threads: int = 0
     """CPU threads for the model and for DALI (0: one per core)."""
     validate: bool = False

@@ -58,6 +58,13 @@ class _Convolve(torch.autograd.Function):
         return for_x, for_weight, None, None
 
 
+def use_torch_gradients(model: nn.Module) -> None:
+    """Make a model's convolutions `nn.Conv2d` in all, to count or to compare."""
+    for module in model.modules():
+        if isinstance(module, Conv2d):
+            module.as_product = False
+
+
 def weight_gradient(x: Tensor, gradient: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
     """Gradient (out, in, k, k) of a convolution's weight, given its input (N, in, H, W) and its output's gradient."""
     n, channels, height, width = gradient.shape

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.convolution import Conv2d
+from engine.convolution import use_torch_gradients
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ def one_image_and_copy(model: nn.Module, resolution: int) -> tuple[Tensor, nn.Mo
     """
     image = torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
     replica = copy.deepcopy(model).cpu().eval()
-    for module in replica.modules():
-        if isinstance(module, Conv2d):
-            module.as_product = False  # what is counted is the convolution, whatever computes it
+    use_torch_gradients(replica)  # what is counted is the convolution, whatever computes it
     return image, replica
 
 

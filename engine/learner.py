@@ -19,6 +19,8 @@ from engine.model import parameter_groups
 
 Batch = tuple[Tensor, Tensor]
 
+CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
+WARM_UP_PASSES = 3  # CUDA graphs are recorded in the second pass and replayed in the third
 LOOKAHEAD_EVERY = 5  # steps; with the decay below as in airbench94 (Keller Jordan, arXiv 2404.00498)
 LOOKAHEAD_DECAY = 0.95**5
 
@@ -111,13 +113,17 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
+        self._replays = False
         if compile:
-            self.use_backend("inductor")
+            self.use_backend("inductor", config.compile_mode)
         self._metrics = Metrics(device)
 
-    def use_backend(self, backend: str) -> None:
-        """Compile forward and loss in one graph by a backend of torch.compile; every shape gets its own."""
-        self._forward_and_loss = torch.compile(_forward_and_loss, fullgraph=True, dynamic=False, backend=backend)
+    def use_backend(self, backend: str, mode: str | None = None) -> None:
+        """Compile forward and loss in one graph by a backend and mode of torch.compile; every shape gets its own."""
+        self._forward_and_loss = torch.compile(
+            _forward_and_loss, fullgraph=True, dynamic=False, backend=backend, mode=mode
+        )
+        self._replays = self.device.type == "cuda" and mode in CUDA_GRAPH_MODES
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One step of SGD on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
@@ -138,6 +144,8 @@ class Learner:
                 self.lookahead.update(self.step / self.total_steps)
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self._replays:
+            torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         with runtime.autocast(self.device, self.precision):
             return self._forward_and_loss(self.model, images, labels, self.config.label_smoothing)
 
@@ -149,7 +157,8 @@ class Learner:
         for side in sorted(set(self.config.resolutions)):
             nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
             labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-            self._loss(nhwc.permute(0, 3, 1, 2), labels)[0].backward()
+            for _ in range(WARM_UP_PASSES if self.device.type == "cuda" else 1):
+                self._loss(nhwc.permute(0, 3, 1, 2), labels)[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])

@@ -30,6 +30,7 @@ from bench import (
     deterministic,
     gpu_check,
     ladder,
+    modes,
     profile,
     results,
     roofline,
@@ -664,6 +665,26 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
     )
     with pytest.raises(ValueError, match="exit code 2: no"):
         deterministic.measure_deterministic(cuda, lambda what: None)
+
+
+def test_modes_trains_in_each_mode_afresh(monkeypatch):
+    """On CUDA; here the compiler is one that only takes the mode down."""
+    one = setup.prepare(setup.parse(setup.Settings, TINY, "bench", ""))
+    on_cpu = [row for mode in modes.modes() for row in modes.measure_mode(one, mode, lambda what: None)]
+    assert len(on_cpu) == 2 * 4 and all(row.value is None and "CUDA" in row.note for row in on_cpu)
+    asked = []
+
+    def take_down(function, **how):
+        asked.append(how)
+        return function
+
+    monkeypatch.setattr(torch, "compile", take_down)
+    monkeypatch.setattr(setup.Setup, "cuda", True)
+    compiled = replace(one, compiled=True)
+    rows = [row for mode in modes.modes() for row in modes.measure_mode(compiled, mode, lambda what: None)]
+    assert [how["mode"] for how in asked] == list(modes.modes())
+    assert all(how["fullgraph"] and not how["dynamic"] and how["backend"] == "inductor" for how in asked)
+    assert all(row.value for row in rows) and len(rows) == 8
 
 
 def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):

@@ -50,6 +50,7 @@ RUNNABLE = st.fixed_dictionaries(
         "precision": st.sampled_from(["auto", "bf16", "fp32"]),
         "checkpoint_every": st.floats(0, 100),
         "deterministic": SWITCH,
+        "compile_mode": st.sampled_from(["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]),
     }
 )
 
