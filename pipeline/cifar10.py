@@ -12,7 +12,7 @@ for CIFAR-10. Sources, in this order:
 The data folder is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folder. A `CIFAR10_DIR` that cannot be
 written is read, and the cache goes to the XDG cache folder.
 
-    python -m pipeline.cifar10        prepares the cache and reports what is in it
+    python -m pipeline        # prepares the cache and reports what is in it
 """
 
 import argparse
@@ -602,7 +602,7 @@ def _arrays(images: list[UInt8], labels: list[Any]) -> dict[str, UInt8]:
 def main() -> int:
     """Prepares the cache, reports on it, and returns the exit code."""
     description = "Prepare the verified CIFAR-10 cache and report on it. CIFAR10_DIR names the data folder."
-    argparse.ArgumentParser(prog="python -m pipeline.cifar10", description=description).parse_args()
+    argparse.ArgumentParser(prog="python -m pipeline", description=description).parse_args()
     start = time.perf_counter()
     try:
         path, source = _prepare(progress=True)
@@ -622,7 +622,3 @@ def main() -> int:
     classes = ", ".join(f"{name} {n_train}+{n_test}" for name, n_train, n_test in zip(CLASSES, *counts, strict=True))
     print(f"classes    {classes}  (train+test)")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

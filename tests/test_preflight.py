@@ -95,8 +95,14 @@ def test_the_paths_named_fit_the_folder_one_stands_in(refusal, modules, monkeypa
     assert "../project/.venv/bin/python -m bench`" in refusal(preflight.require_environment, "-m bench")
 
 
-def test_the_systems_python_gets_a_line_not_a_traceback(tmp_path):
-    program = "import preflight; preflight.require_environment('gradcam.py'); import torch"
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import preflight; preflight.require_environment('gradcam.py'); import torch",
+        *(f"import runpy; runpy.run_module({name!r}, run_name='__main__')" for name in ("train", "bench", "pipeline")),
+    ],
+)
+def test_the_systems_python_gets_a_line_not_a_traceback(tmp_path, program):
     python = [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SOURCE.parent)!r}); {program}"]
     ended = subprocess.run(python, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 2
