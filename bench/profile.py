@@ -10,6 +10,7 @@ see `python -m bench`.
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from engine import runtime
 
 # torch-tb-profiler knows the loader and the optimiser by the names that torch gives their ranges.
 LOADER_RANGE = "enumerate(DataLoader)#DaliLoader.__next__"
+LAYOUT_CONVERSION = re.compile("nchwtonhwc|nhwctonchw")  # cuDNN's, around a convolution whose input is not channels_last
 WARM_UP = 2
 TOP = 15
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str]) -> None:
     suit_the_plugin(trace)
     path.write_text(json.dumps(trace), encoding="utf-8")
     card = results.environment(setup.device, setup.precision, ["profile", *arguments])
-    result = Result("profile", card, settings_of(setup), rows(analysis, options.steps))
+    result = Result("profile", card, settings_of(setup), rows(analysis, options.steps, setup.cuda))
     results.save(result, stem)
     console.print(
         results.table(result.rows, f"{options.steps} steps, {1000 * analysis.seconds / options.steps:,.1f} ms each")
@@ -118,8 +120,8 @@ def suit_the_plugin(trace: dict[str, Any]) -> None:
             event["cat"] = "cpu_op"
 
 
-def rows(analysis: Analysis, steps: int) -> list[Row]:
-    """The split, the ranges and the operators, per step."""
+def rows(analysis: Analysis, steps: int, cuda: bool) -> list[Row]:
+    """The split, the ranges, the operators, and the kernels that only turn one memory layout into another, per step."""
     window = analysis.seconds
     kept = [
         Row("split", name, "%", 100 * seconds / window, note=f"{1000 * seconds / steps:,.1f} ms")
@@ -136,4 +138,7 @@ def rows(analysis: Analysis, steps: int) -> list[Row]:
         )
         for name, seconds, calls in analysis.operators[:TOP]
     ]
+    conversions = [calls for name, _, calls in analysis.operators if LAYOUT_CONVERSION.search(name.lower())]
+    note = "0 is right" if cuda else "seen on CUDA alone"
+    kept.append(Row("layout", "conversions", "calls", sum(conversions) / steps if cuda else None, note=note))
     return kept

@@ -568,6 +568,8 @@ def test_the_split_of_a_known_cuda_trace():
         event("kernel", "void at::native::elementwise_kernel<x>", 550, 100, tid=7, correlation=95),
         event("gpu_memcpy", "Memcpy HtoD (Pinned -> Device)", 650, 50, tid=7, correlation=96),
         event("kernel", "void dali::kernels::PasteKernel", 0, 80, tid=9, correlation=5),
+        event("kernel", "void cudnn::ops::nchwToNhwcKernel<x>", 350, 0, tid=7, correlation=97),
+        event("kernel", "void cudnn::ops::nchwToNhwcKernel<x>", 360, 0, tid=7, correlation=98),
     ]
     found = trace.analyse({"traceEvents": events}, cuda=True)
     split = {name: round(seconds * 1e6) for name, seconds in found.split.items()}
@@ -582,6 +584,9 @@ def test_the_split_of_a_known_cuda_trace():
         "idle": 350,
     }
     assert found.operators[0][0] == "cutlass_tensorop"
+    *_, layouts = profile.rows(found, 2, cuda=True)
+    assert (layouts.part, layouts.value) == ("layout", 1.0)
+    assert profile.rows(found, 2, cuda=False)[-1].value is None
 
 
 def test_a_trace_without_steps_is_refused():
