@@ -31,7 +31,7 @@ from engine import runtime
 
 # torch-tb-profiler knows the loader and the optimiser by the names that torch gives their ranges.
 LOADER_RANGE = "enumerate(DataLoader)#DaliLoader.__next__"
-LAYOUT_CONVERSION = re.compile("nchwtonhwc|nhwctonchw")  # cuDNN's, around a convolution whose input is not channels_last
+LAYOUT_CONVERSION = re.compile("nchwtonhwc|nhwctonchw")  # cuDNN's, around a convolution that is not channels_last
 WARM_UP = 2
 TOP = 15
 
