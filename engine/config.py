@@ -58,7 +58,7 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of convolutions; auto takes what this hardware is fast at."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA and off for a CPU, where a minute of compiling a resolution returns a fifth."""
+    """torch.compile; auto is on for CUDA and off for a CPU, where a minute for each resolution returns a fifth."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
     """torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, the max ones try many kernels."""
     threads: int = 0
