@@ -130,22 +130,20 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
         sides = [(trials[pair.with_it], trials[pair.without]) for pair in done if pair.name == name]
         changed = next(pair for pair in done if pair.name == name)
         points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
-        mean, error = statistics.fmean(points), standard_error(points)
+        mean = statistics.fmean(points)
+        low, high, certainty = None, None, "one pair: no error"
+        if len(points) > 1:
+            error = statistics.stdev(points) / math.sqrt(len(points))
+            low, high, certainty = mean - error, mean + error, f"+- {error:.2f}"
         time = statistics.median(a.train_seconds / b.train_seconds for a, b in sides)
         each = ", ".join(f"{point:+.2f}" for point in points)
         what = difference(changed.with_it, changed.without)
-        note = f"{what}; +- {error:.2f}, n={len(points)}: {each}; time x{time:.2f}"
-        low, high = (mean - error, mean + error) if len(points) > 1 else (None, None)
+        note = f"{what}; {certainty}, n={len(points)}: {each}; time x{time:.2f}"
         gains.append(Row(PART, name, "points", mean, low, high, note))
     gains.sort(key=lambda row: -(row.value or 0.0))
     recipe = [100 * trials[one].plain.accuracy for one in bases if one in trials]
     note = f"{deviation(recipe)}, n={len(recipe)}"
     return [*gains, Row(PART, "the recipe itself", "%", statistics.fmean(recipe), note=note)]
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the mean; nan for one value."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def difference(one: Config, other: Config) -> str:
