@@ -63,6 +63,7 @@ def ingredients(config: Config) -> list[Ingredient]:
         return (otherwise if value == nothing else value), nothing
 
     return [
+        switch("muon", "muon_lr", *own("muon_lr", 0.2, 0.0)),
         switch("whitened-stem", "whiten", True, False),
         switch("dirac-start", "dirac", True, False),
         switch("bias-lr", "bias_lr_scale", *own("bias_lr_scale", 16.0, 1.0)),

@@ -37,6 +37,10 @@ class Config:
     """The learning rate starts at max_lr / div_factor."""
     label_smoothing: float = 0.1
     """Probability mass that the targets spread evenly over all classes."""
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon for the filters of the stages, relative to their norm (0: SGD for them too)."""
+    muon_momentum: float = 0.6
+    """Nesterov momentum of Muon."""
     bias_lr_scale: float = 16.0
     """Learning rate of norm biases, in multiples of the other parameters' (1: the same)."""
     whiten: bool = True
@@ -94,6 +98,8 @@ class Config:
         need(0 < self.max_lr < math.inf, "max_lr", "a positive number")
         need(0 <= self.weight_decay < 1, "weight_decay", "0 or more, and below 1")
         need(0 <= self.momentum < 1, "momentum", "0 or more, and below 1")
+        need(0 <= self.muon_lr < math.inf, "muon_lr", "0 or a positive number")
+        need(0 <= self.muon_momentum < 1, "muon_momentum", "0 or more, and below 1")
         need(0 < self.pct_start < 1, "pct_start", "between 0 and 1")
         need(1 <= self.div_factor < math.inf, "div_factor", "1 or more")
         need(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more, and below 1")

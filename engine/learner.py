@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from engine import runtime
 from engine.config import Config
-from engine.model import parameter_groups
+from engine.optimizer import create_optimizer
 
 Batch = tuple[Tensor, Tensor]
 
@@ -96,19 +96,7 @@ class Learner:
         self.model, self.config, self.device, self.precision = model, config, device, precision
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
-        weights, gains, biases = parameter_groups(model)
-        bias_lr = config.max_lr * config.bias_lr_scale
-        self.optimizer = torch.optim.SGD(
-            [
-                {"params": weights, "weight_decay": config.weight_decay, "lr": config.max_lr},
-                {"params": gains, "weight_decay": 0.0, "lr": config.max_lr},
-                {"params": biases, "weight_decay": 0.0, "lr": bias_lr},
-            ],
-            lr=config.max_lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            fused=True,
-        )
+        self.optimizer = create_optimizer(model, config, torch.bfloat16 if precision == "bf16" else torch.float32)
         self.schedule = _one_cycle(self.optimizer, config, self.total_steps)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None

@@ -181,12 +181,15 @@ def dirac_(model: ResNet) -> None:
             nn.init.dirac_(module.weight[: module.in_channels])
 
 
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters in three lists: matrices (of convolutions and linear layers), norms' weights, all biases."""
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], ...]:
+    """Parameters in four lists: the stages' filters, the stem's and the head's weights, norms' weights, all biases."""
+    filters: list[nn.Parameter] = []
     weights: list[nn.Parameter] = []
     gains: list[nn.Parameter] = []
     biases: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        group = weights if parameter.ndim > 1 else gains if name.endswith("weight") else biases
-        group.append(parameter)
-    return weights, gains, biases
+        if parameter.ndim == 1:
+            (gains if name.endswith("weight") else biases).append(parameter)
+        else:
+            (weights if name.startswith(("stem", "fc")) else filters).append(parameter)
+    return filters, weights, gains, biases

@@ -39,6 +39,8 @@ RUNNABLE = st.fixed_dictionaries(
         "pct_start": SHARE,
         "div_factor": st.floats(1, 1e6),
         "label_smoothing": st.floats(0, 1, exclude_max=True),
+        "muon_lr": st.floats(0, 1e3),
+        "muon_momentum": st.floats(0, 1, exclude_max=True),
         "bias_lr_scale": st.floats(0, 1e3, exclude_min=True),
         "whiten": SWITCH,
         "dirac": SWITCH,

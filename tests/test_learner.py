@@ -53,11 +53,11 @@ def test_overfits_32_images(precision):
     assert last.loss < 0.1
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_two_runs_give_bitwise_equal_weights(precision):
+@pytest.mark.parametrize(("precision", "muon_lr"), [("fp32", 0.0), ("bf16", 0.0), ("bf16", 0.1)])
+def test_two_runs_give_bitwise_equal_weights(precision, muon_lr):
     results = []
     for _ in range(2):
-        learner, loader = start(precision=precision)
+        learner, loader = start(replace(SMALL, muon_lr=muon_lr), precision=precision)
         for epoch in range(2):
             learner.train_epoch(loader.epoch(epoch))
         results.append(weights(learner))
@@ -66,8 +66,9 @@ def test_two_runs_give_bitwise_equal_weights(precision):
     assert not same(results[0], weights(other))
 
 
-def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path):
-    config = replace(SMALL, epochs=3, resolutions=(16, 24, 32))
+@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
+def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path, muon_lr):
+    config = replace(SMALL, epochs=3, resolutions=(16, 24, 32), muon_lr=muon_lr)
     whole, loader = start(config)
     rows = [whole.train_epoch(loader.epoch(epoch)) for epoch in range(3)]
 

@@ -105,9 +105,10 @@ def test_a_start_depends_on_the_seed_alone():
 
 def test_parameter_groups_hold_each_parameter_once():
     model = ResNet(width=8)
-    weights, gains, biases = parameter_groups(model)
-    assert sum(map(len, (weights, gains, biases))) == len(list(model.parameters()))
-    assert all(p.ndim in (2, 4) for p in weights)
+    filters, weights, gains, biases = parameter_groups(model)
+    assert sum(map(len, (filters, weights, gains, biases))) == len(list(model.parameters()))
+    assert all(p.ndim == 4 for p in filters) and len(filters) == 19
+    assert [tuple(p.shape) for p in weights] == [(8, 3, 3, 3), (10, 64)]
     assert all((p == 1).all() for p in gains)
     assert any(p is model.fc.bias for p in biases)
 

@@ -1,0 +1,115 @@
+"""SGD with Nesterov momentum, and Muon for the filters of the stages where a config asks for it."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import Config
+from engine.model import parameter_groups
+
+# Of the quintic iteration that moves all singular values towards 1; three rounds do, as in airbench94_muon.
+QUINTIC = (3.4445, -4.7750, 2.0315)
+ROUNDS = 3
+
+
+def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> torch.optim.Optimizer:
+    """The optimizer of a config; the first group's learning rate is `config.max_lr`, each group's lr is its peak.
+
+    Args:
+        dtype: of Muon's matrix products, bfloat16 or float32.
+    """
+    filters, weights, gains, biases = parameter_groups(model)
+    groups: list[dict[str, Any]] = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": gains},
+        {"params": biases, "lr": config.max_lr * config.bias_lr_scale},
+    ]
+    if config.muon_lr:
+        groups.append({"params": filters, "lr": config.muon_lr, "momentum": config.muon_momentum, "orthogonal": True})
+        return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)
+    weights += filters
+    return torch.optim.SGD(
+        groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
+    )
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD with Nesterov momentum that replaces the update of a filter bank by its nearest orthogonal matrix.
+
+    That is for groups with "orthogonal" set, whose filters (out, in, h, w) count as matrices (out, in * h * w). Before
+    each step they are scaled to the norm sqrt(out), so their lr is relative and they need no weight decay. Other groups
+    are torch's SGD. Source: Keller Jordan et al. 2024, Muon, and airbench94_muon.
+
+    Args:
+        params: groups, or parameters.
+        lr, momentum, weight_decay: of groups without their own.
+        dtype: of the matrix products, bfloat16 or float32.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False}
+        super().__init__(params, defaults)
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of all parameters that have a gradient; a closure is not called."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            gradients = [p.grad for p in parameters]
+            if group["weight_decay"]:
+                gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            buffers = [self._momentum_of(p) for p in parameters]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, gradients)
+            updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+            if group["orthogonal"]:
+                updates = orthogonal(updates, self._dtype)
+                norms = torch._foreach_norm(parameters)
+                torch._foreach_mul_(parameters, [len(p) ** 0.5 / n for p, n in zip(parameters, norms, strict=True)])
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"]
+        return buffer
+
+
+def orthogonal(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Each tensor (out, ...) as a matrix with all singular values near 1; those of one shape go together."""
+    same_shape: dict[torch.Size, list[int]] = defaultdict(list)
+    for i, update in enumerate(updates):
+        same_shape[update.shape].append(i)
+    results = list(updates)
+    for shape, places in same_shape.items():
+        matrices = torch.stack([updates[i].flatten(1).to(dtype) for i in places])
+        for i, matrix in zip(places, orthogonalise(matrices), strict=True):
+            results[i] = matrix.view(shape).to(updates[i].dtype)
+    return results
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(K, M, N) -> (K, M, N) with the same singular vectors and singular values near 1 (Newton-Schulz)."""
+    a, b, c = QUINTIC
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    if tall:
+        x = x.mT
+    for _ in range(ROUNDS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
