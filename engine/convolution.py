@@ -31,7 +31,7 @@ class Conv2d(nn.Conv2d):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         stride, padding = int(self.stride[0]), int(self.padding[0])
         positions = x.shape[0] * (x.shape[2] // stride) * (x.shape[3] // stride)
-        if positions > POSITIONS_PER_CHANNEL.get(dtype, 0) * self.out_channels:
+        if not 0 < positions <= POSITIONS_PER_CHANNEL.get(dtype, 0) * self.out_channels:
             return super().forward(x)
         return _Convolve.apply(x.to(dtype), self.weight.to(dtype), stride, padding)
 

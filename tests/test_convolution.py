@@ -33,6 +33,7 @@ def test_used_only_where_it_is_faster() -> None:
     few, many = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 8, 8)  # 128 and 192 positions for 8 * 16 = 128
     assert type(convolution(few).grad_fn).__name__ == "_ConvolveBackward"
     assert type(convolution(many).grad_fn).__name__ == "ConvolutionBackward0"
+    assert convolution(few[:0]).shape == (0, 16, 8, 8)
     with torch.no_grad():
         assert convolution(few).grad_fn is None
 
