@@ -123,7 +123,7 @@ PRESETS: dict[str, Config] = {
     "cpu": Config(
         epochs=7,
         batch_size=256,
-        resolutions=(16, 16, 24, 24, 24, 28, 28),
+        resolutions=(16, 16, 16, 24, 24, 28, 28),
         width=32,
         max_lr=0.1,
         muon_lr=0.1,
