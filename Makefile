@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?=
 ARGS ?=
+GPUS ?=
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -30,8 +31,11 @@ help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' Makefile | expand -t 14
 
-train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train ARGS="full --epochs 10"
-	@$(PY) train.py $(ARGS)
+# With GPUS=4, four processes, one for each GPU.
+LAUNCH = $(if $(GPUS),-m torch.distributed.run --standalone --nproc-per-node=$(GPUS))
+
+train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train GPUS=4 ARGS="full --epochs 10"
+	@$(PY) $(LAUNCH) train.py $(ARGS)
 
 gallery: $(TO_RUN)  ## draw what model.pt gets wrong into gallery.png: make gallery ARGS="--n 20"
 	@$(PY) gradcam.py --ckpt model.pt --out gallery.png $(ARGS)

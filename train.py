@@ -4,6 +4,7 @@
     python train.py cpu --epochs 8        # a preset, then any setting as a flag (--help lists them)
     python train.py --resume runs/mine    # go on where a run stopped, to the same weights
     python train.py cpu --resume auto     # go on if there is something to go on with, else start
+    torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
 Writes model.pt (`--out`) and, in the run folder, the log, TensorBoard scalars, curves.png and the resume states. The
 last line on stdout is JSON.
@@ -21,8 +22,9 @@ from functools import partial
 import torch
 
 from bench.estimate import train_seconds
-from engine import checkpoint, resume, runtime
+from engine import checkpoint, distributed, resume, runtime
 from engine.config import PRESETS, default_preset, parse
+from engine.distributed import ALONE, World
 from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
 from engine.model import MEAN, create
 from engine.stopwatch import Stopwatch
@@ -30,52 +32,51 @@ from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.splits import training_splits
 from report.progress import Reporter, stdout_console, throughput
-from report.run_folder import RunFolder
+from report.run_folder import NoFolder, RunFolder
 from report.summary import model_summary
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str], world: World = ALONE) -> None:
     preset, config = parse(arguments, default_preset(torch.cuda.is_available()))
-    state = resume.find(config.resume, config.run_dir)
+    state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
     if state.path:
         preset, config = parse(arguments, preset, state.config)
     preflight.check_driver(config.device)
-    device = runtime.pick_device(config.device)
+    device = world.device(config.device)
     precision = runtime.pick_precision(device, config.precision)
-    compiled = config.compile == "on" or (config.compile == "auto" and device.type == "cuda")
-    threads = runtime.configure(device, config.threads, config.deterministic)
-    checkpoint.check_writable(config.out)
+    gains = device.type == "cuda" and not config.sync_batch_norm
+    compiled = config.compile == "on" or (config.compile == "auto" and gains)
+    threads = runtime.configure(device, world.threads(config.threads), config.deterministic)
+    if world.first:
+        checkpoint.check_writable(config.out)
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
         train, held_out = training_splits(config.validate, config.generated)
         plan = Plan(
             count=len(train.images),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            translate=config.translate,
-            flip=config.flip,
-            cutout=config.cutout,
+            rank=world.rank,
+            world=world.size,
+            **{name: getattr(config, name) for name in ("batch_size", "seed", "translate", "flip", "cutout")},
         )
-        mean_colour = [round(255 * channel) for channel in MEAN]
-        loader = DaliLoader(train, plan, device, threads, config.resolution, fill=mean_colour)
-        test = evaluation_loader(held_out, config.resolutions[-1], device, threads)
-        data = train.sha256
+        loader = DaliLoader(train, plan, device, threads, config.resolution, fill=[round(255 * c) for c in MEAN])
+        test = evaluation_loader(held_out, config.resolutions[-1], device, threads, rank=world.rank, world=world.size)
 
     model = create(config, train.images).to(device).to(memory_format=torch.channels_last)
-    learner = Learner(model, config, plan.steps_per_epoch, device, precision, compiled)
+    learner = Learner(model, config, plan.steps_per_epoch, device, precision, compiled, world)
     if state.path:
-        resume.restore(learner, state, config, data)
-    card = runtime.environment_card(device)
+        resume.restore(learner, state, config, train.sha256)
+    card = runtime.environment_card(device) | world.card()
     about = card | {"threads": str(threads), "precision": precision, "compiled": str(compiled)}
-    reporter = Reporter(stdout_console())
+    reporter = Reporter(stdout_console() if world.first else None)
+    lrs = learning_rates(config, learner.total_steps)
 
     with (
-        RunFolder(config.run_dir, state, learning_rates(config, learner.total_steps)) as folder,
+        RunFolder(config.run_dir, state, lrs) if world.first else NoFolder(state) as folder,
         runtime.memory_advice(config.batch_size, device),
     ):
         config = replace(config, run_dir=str(folder.path), resume="")
-        keeper = resume.Keeper(folder.path, folder.rows, learner, config, data, about, clock, state)
+        keeper = resume.Keeper(folder.path, folder.rows, learner, config, train.sha256, about, clock, state, world)
         folder.write_config(checkpoint.config_dict(config))
         reporter.say(model_summary(model, config.resolutions[-1]))
         reporter.choice(
@@ -84,41 +85,37 @@ def main(arguments: Sequence[str]) -> None:
             device=", ".join(f"{name} {value}" for name, value in card.items()),
             precision=precision,
             compiled=compiled,
-            seconds=train_seconds(config, plan.count, device, precision),
-            full_seconds=train_seconds(PRESETS["full"], 50_000, device, precision, batch_size=16),
+            seconds=train_seconds(config, plan.count // world.size, device, precision),
+            full_seconds=train_seconds(PRESETS["full"], 50_000 // world.size, device, precision, batch_size=16),
             run_folder=str(folder.path),
         )
         for note in keeper.notes:
             reporter.say(note)
-        if compiled:
+        if compiled or world.size > 1:
             with clock.on("compile"):
-                learner.warm_up(plan.batch_size)
+                learner.warm_up(plan.share)
 
         with keeper:
             for epoch in range(len(folder.rows), config.epochs):
-                start = learner.step - epoch * len(loader)
-                batches = keeper.steps(loader.epoch(epoch, start))
+                start, waited = learner.step - epoch * len(loader), clock["wait"]
+                batches = keeper.steps(clock.waiting("wait", loader.epoch(epoch, start)))
                 with reporter.epoch(epoch + 1, config.epochs, len(loader), plan.batch_size, start) as bar:
                     try:
                         with clock.on("train"):
                             progress = learner.train_epoch(batches, partial(bar.advance, learner.peek))
                     except NonFiniteLoss as error:
-                        indices = plan.draws(*divmod(error.step, len(loader))).indices.tolist()
-                        where = folder.note_bad_batch(error.step, indices)
+                        every = replace(plan, rank=0, world=1).draws(*divmod(error.step, len(loader)))
+                        where = folder.note_bad_batch(error.step, every.indices.tolist())
                         advice = f"try a smaller --max-lr; last good resume state: {keeper.saved}"
                         raise ValueError(f"{error} ({where}): {advice}") from None
                 with clock.on("eval"):
-                    result = evaluate(model, keeper.batches(test), device, precision)
+                    result = evaluate(model, keeper.batches(test), device, precision, False, world)
                 took = clock["train"] - folder.total("train_seconds")
                 folder.add(
-                    {
-                        "epoch": epoch + 1,
-                        "epochs": config.epochs,
-                        "step": learner.step,
-                        "steps": learner.total_steps,
-                        "resolution": config.resolution(epoch),
-                        "lr": learner.lr,
+                    learner.row(epoch)
+                    | {
                         "train_seconds": took,
+                        "wait_seconds": world.largest(clock["wait"] - waited),
                         "eval_seconds": clock["eval"] - folder.total("eval_seconds"),
                         "it_per_s": len(loader) / took,
                         "images_per_s": progress.images / took,
@@ -131,20 +128,23 @@ def main(arguments: Sequence[str]) -> None:
                 keeper.epoch_done()
 
             with clock.on("eval"):
-                plain, flipped = (evaluate(model, keeper.batches(test), device, precision, f) for f in (False, True))
+                tests = (evaluate(model, keeper.batches(test), device, precision, f, world) for f in (False, True))
+                plain, flipped = tests
             metrics = {
                 **plain.row(),
                 "test_accuracy_tta": flipped.accuracy,
                 "split": held_out.name,
                 "precision": precision,
                 **{f"{name}_seconds": value for name, value in clock.seconds().items()},
+                "wait_seconds": folder.total("wait_seconds"),
                 **throughput([row["images_per_s"] for row in folder.rows]),
                 "peak_memory_bytes": runtime.peak_memory(device),
             }
-            with keeper.saving_if_this_fails():
-                checkpoint.save_model(config.out, model, config, metrics)
+            if world.first:
+                with keeper.saving_if_this_fails():
+                    checkpoint.save_model(config.out, model, config, metrics)
     reporter.finish(metrics | {"checkpoint": config.out, "environment": card})
 
 
 if __name__ == "__main__":
-    runtime.run(main, "train.py")
+    distributed.run(main, "train.py")

@@ -4,6 +4,7 @@
     python -m bench --only data,ladder --quick   # some of them, with fewer and shorter measurements
     python -m bench sweep                        # images/s and memory over the batch size
     python -m bench loaders                      # each kind of DALI graph, alone and feeding the training
+    python -m bench scaling                      # images/s and efficiency over the number of processes
     python -m bench modes                        # on a CUDA GPU: what each mode of torch.compile brings
     python -m bench compare A.json B.json        # two results: which differences exceed the noise
     python -m bench accuracy cpu --seeds 3       # what a recipe reaches: mean and deviation over seeds
@@ -22,11 +23,12 @@ preflight.require_dali()
 
 from collections.abc import Callable, Sequence
 
-from bench import ablate, accuracy, compare, gpu_check, loaders, modes, profile, suite, sweep
+from bench import ablate, accuracy, compare, gpu_check, loaders, modes, profile, scaling, suite, sweep
 from engine import runtime
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep.main,
+    "scaling": scaling.main,
     "loaders": loaders.main,
     "accuracy": accuracy.main,
     "ablate": ablate.main,

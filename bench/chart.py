@@ -32,11 +32,20 @@ def draw_bench(result: Result, path: Path) -> None:
 
 def draw_sweep(result: Result, path: Path) -> None:
     """Images/s and memory over batch size."""
+    _curves(result, path, "batch size", "GiB", "peak memory, GiB")
+
+
+def draw_scaling(result: Result, path: Path) -> None:
+    """Images/s and efficiency over the number of processes."""
+    _curves(result, path, "processes", "%", "efficiency, %")
+
+
+def _curves(result: Result, path: Path, over: str, other_unit: str, other_title: str) -> None:
     figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
     for axes, unit, colour, title in (
         (left, "images/s", BLUE, "images/s"),
-        (right, "GiB", VERMILION, "peak memory, GiB"),
+        (right, other_unit, VERMILION, other_title),
     ):
         rows = [row for row in result.rows if row.unit == unit and row.value is not None]
         sizes = [int(row.name.split()[-1]) for row in rows]
@@ -49,7 +58,7 @@ def draw_sweep(result: Result, path: Path) -> None:
             axes.set_xticks(sizes)
             axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_ylim(0, 1.1 * max(values, default=1.0))
-        axes.set_xlabel("batch size")
+        axes.set_xlabel(over)
         axes.set_title(title)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

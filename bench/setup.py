@@ -13,6 +13,7 @@ import tyro
 from bench.clock import Batch, Budget
 from engine import runtime
 from engine.config import PRESETS, Config
+from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.model import MEAN, STD, ResNet, create
 from pipeline.cifar10 import Split
@@ -74,6 +75,7 @@ class Setup:
     threads: int
     compiled: bool
     quick: bool
+    world: World = ALONE
 
     @property
     def batch_size(self) -> int:
@@ -102,6 +104,8 @@ class Setup:
             translate=self.config.translate,
             flip=self.config.flip,
             cutout=self.config.cutout,
+            rank=self.world.rank,
+            world=self.world.size,
         )
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
@@ -137,17 +141,17 @@ class Setup:
     def learner(self, compiled: bool | None = None) -> Learner:
         """A fresh network and its training; `compiled` instead of the setup's. Nothing is compiled before a step."""
         compiled = self.compiled if compiled is None else compiled
-        return Learner(self.model(), self.config, FOREVER, self.device, self.precision, compiled)
+        return Learner(self.model(), self.config, FOREVER, self.device, self.precision, compiled, self.world)
 
 
-def prepare(settings: Settings) -> Setup:
-    """Check the settings, set torch up and load the images.
+def prepare(settings: Settings, world: World = ALONE) -> Setup:
+    """Check the settings, set torch up and load the images, all for one rank of `world`.
 
     Raises:
         ValueError: a setting is out of range, or the device is not here.
         OSError: the data set is not here and cannot be had.
     """
-    device = runtime.pick_device(settings.device)
+    device = world.device(settings.device)
     precision = runtime.pick_precision(device, settings.precision)
     size = settings.batch_size
     if size is None:
@@ -162,11 +166,11 @@ def prepare(settings: Settings) -> Setup:
         generated=settings.generated,
         deterministic=settings.deterministic,
     )
-    threads = runtime.configure(device, settings.threads, settings.deterministic)
+    threads = runtime.configure(device, world.threads(settings.threads), settings.deterministic)
     split = training_splits(True, settings.generated)[0]
     Plan(count=len(split.images), batch_size=size)  # refuses a batch larger than the data set, before any work
     compiled = settings.compile or device.type == "cuda"
-    return Setup(config, split, device, precision, threads, compiled, settings.quick)
+    return Setup(config, split, device, precision, threads, compiled, settings.quick, world)
 
 
 def endless(loader: DaliLoader) -> Iterator[Batch]:

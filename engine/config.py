@@ -61,6 +61,8 @@ class Config:
     """Where the model trains; auto takes a CUDA GPU where there is one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of convolutions; auto takes what this hardware is fast at."""
+    sync_batch_norm: bool = False
+    """With several GPUs, batch norm by the whole batch instead of each GPU's share of it; not with --compile."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto is on for CUDA and off for a CPU, where a minute for each resolution returns a fifth."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
@@ -109,6 +111,7 @@ class Config:
         need(0 <= self.seed < 2**31, "seed", "0 to 2147483647")
         need(0 <= self.threads <= 1024, "threads", "0 (one per core) to 1024")
         need(bool(self.out), "out", "a file name")
+        need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
         need(0 <= self.checkpoint_every < math.inf, "checkpoint_every", "0 (every step) or more seconds")
 
     def resolution(self, epoch: int) -> int:

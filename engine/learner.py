@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine import runtime
 from engine.config import Config
+from engine.distributed import ALONE, World
 from engine.optimizer import create_optimizer
 
 Batch = tuple[Tensor, Tensor]
@@ -27,7 +28,7 @@ LOOKAHEAD_DECAY = 0.95**5
 
 @dataclass(frozen=True)
 class Progress:
-    """Training metrics since the start of the epoch, as of some recent step."""
+    """Training metrics since the start of the epoch, as of some recent step, of all ranks together."""
 
     loss: float
     accuracy: float
@@ -82,6 +83,10 @@ class Learner:
         steps_per_epoch: fixes the length of the schedule.
         precision: "bf16", "fp16" or "fp32".
         compile: torch.compile forward and loss in one graph (its backward comes with it).
+        world: the ranks that train together, each on its share of the batches; the model ends up with rank 0's weights.
+
+    Raises:
+        ValueError: batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
     """
 
     def __init__(
@@ -92,8 +97,13 @@ class Learner:
         device: torch.device,
         precision: str,
         compile: bool = False,
+        world: World = ALONE,
     ) -> None:
+        if config.batch_size < 2 * world.size:
+            raise ValueError(f"--batch-size is {config.batch_size}: {world.size} processes need 2 images each")
         self.model, self.config, self.device, self.precision = model, config, device, precision
+        self._world = world
+        self._replica = world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
         self.optimizer = create_optimizer(model, config, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -104,7 +114,7 @@ class Learner:
         self._replays = False
         if compile:
             self.use_backend("inductor", config.compile_mode)
-        self._metrics = Metrics(device)
+        self._metrics = Metrics(device, world)
 
     def use_backend(self, backend: str, mode: str | None = None) -> None:
         """Compile forward and loss in one graph by a backend and mode of torch.compile; every shape gets its own."""
@@ -118,7 +128,7 @@ class Learner:
         if self.step % self.steps_per_epoch == 0:
             self._metrics.reset()
         loss, correct = self._loss(images, labels)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(self._world.loss(loss, len(labels), self.config.batch_size)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -135,10 +145,14 @@ class Learner:
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         with runtime.autocast(self.device, self.precision):
-            return self._forward_and_loss(self.model, images, labels, self.config.label_smoothing)
+            return self._replica(self._forward_and_loss, images, labels, self.config.label_smoothing)
 
     def warm_up(self, batch_size: int) -> float:
-        """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing."""
+        """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
+
+        Across ranks it also settles in what pieces gradients travel. That decides in what order they are added up, and
+        must not change between the first step of a process and its others: a resumed run would round differently.
+        """
         start = time.perf_counter()
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         self.model.train()
@@ -186,6 +200,17 @@ class Learner:
     def lr(self) -> float:
         """Learning rate of the next step, of all but norm biases; 0 after the last."""
         return max(0.0, float(self.optimizer.param_groups[0]["lr"]))
+
+    def row(self, epoch: int) -> dict[str, float]:
+        """Where the training stands after an epoch, counted from 0, under the names of its row."""
+        return {
+            "epoch": epoch + 1,
+            "epochs": self.config.epochs,
+            "step": self.step,
+            "steps": self.total_steps,
+            "resolution": self.config.resolution(epoch),
+            "lr": self.lr,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, as tensors on the CPU and plain values: copies, all of them."""
@@ -285,8 +310,9 @@ class Lookahead:
 class Metrics:
     """An epoch's sums in one tensor on the device, and a copy of it on its way to the host."""
 
-    def __init__(self, device: torch.device) -> None:
-        # sums of loss * images, correct, images; the last batch's loss, correct, images; first step with a bad loss
+    def __init__(self, device: torch.device, world: World = ALONE) -> None:
+        self._world = world
+        # sums of loss * images, correct, images; the same of the last batch; first step with a bad loss
         self.values = torch.tensor([0, 0, 0, 0, 0, 0, math.inf], dtype=torch.float64, device=device)
         self._host = torch.zeros_like(self.values, device="cpu", pin_memory=device.type == "cuda")
         self._arrived = torch.cuda.Event() if device.type == "cuda" else None
@@ -294,11 +320,12 @@ class Metrics:
 
     @torch.no_grad()
     def add(self, step: int, loss: Tensor, correct: Tensor, images: int) -> None:
-        last = torch.stack([loss.double(), correct.double(), torch.full_like(loss, images, dtype=torch.float64)])
-        self.values[3:6] = last
-        last[0] *= images
+        total = loss.double() * images
+        last = torch.stack([total, correct.double(), torch.full_like(total, images)])
+        # 24 bytes a step: any rank can then stop or save anywhere, knowing all there is.
+        self.values[3:6] = self._world.sum_(last)
         self.values[:3] += last
-        self.values[6] = torch.where(loss.isfinite(), self.values[6], self.values[6].clamp(max=step))
+        self.values[6] = torch.where(last[0].isfinite(), self.values[6], self.values[6].clamp(max=step))
 
     def read(self) -> Progress:
         return _progress(self.values)
@@ -325,20 +352,26 @@ class Metrics:
 
 def _progress(values: Tensor) -> Progress:
     loss, correct, images, last_loss, last_correct, last_images, _ = values.tolist()
-    return Progress(
-        loss / max(images, 1), correct / max(images, 1), last_loss, last_correct / max(last_images, 1), int(images)
-    )
+    count, last = max(images, 1), max(last_images, 1)
+    return Progress(loss / count, correct / count, last_loss / last, last_correct / last, int(images))
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str, flip: bool = False
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    flip: bool = False,
+    world: World = ALONE,
 ) -> Evaluation:
     """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
 
     Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror image
-    (test-time augmentation).
+    (test-time augmentation). Each rank of `world` gives its own batches, none of them too, and gets the result of all;
+    the model's running statistics become rank 0's.
     """
+    world.share_buffers(model)
     was_training = model.training
     model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -348,7 +381,7 @@ def evaluate(
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), counted.sum().double()])
     model.train(was_training)
-    loss, correct, total = sums.tolist()
+    loss, correct, total = world.sum_(sums).tolist()
     return Evaluation(loss / total, int(correct), int(total))
 
 

@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from engine import checkpoint
 from engine.config import Config, differences
+from engine.distributed import ALONE, World
 from engine.interrupt import Stopped, StopSignals
 from engine.learner import Learner
 from engine.stopwatch import Stopwatch
@@ -30,7 +31,8 @@ from engine.stopwatch import Stopwatch
 T = TypeVar("T")
 
 KEPT = 2
-ROW_KEYS = ("epoch", "step", "train_seconds", "eval_seconds", "images_per_s")  # what going on needs of a row
+# What going on needs of a row.
+ROW_KEYS = ("epoch", "step", "train_seconds", "wait_seconds", "eval_seconds", "images_per_s")
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
 SHARE = 0.01
 BYTES_PER_SECOND = 150e6
@@ -57,16 +59,20 @@ def states(folder: Path) -> list[Path]:
     return sorted(folder.glob("resume-*.pt"), reverse=True)
 
 
-def find(wanted: str, run_dir: str) -> State:
+def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
     """What `--resume` names: a file, the newest whole state of a folder, or with "auto" that of `run_dir`, or, where
     that is "", of the folder in runs/ that was written to last; nothing for "", and for "auto" where there is none.
+
+    A run that torchrun `restarted`, by the very command that began it, goes on from `run_dir` if it can.
 
     Raises:
         OSError: there is no such file or no state in the folder, or it cannot be read.
         ValueError: none of the folder's states is whole, or the file is damaged or none.
     """
+    if restarted and run_dir and states(Path(run_dir)):
+        wanted = run_dir
     if not wanted:
-        return State()
+        return State(notes=["restarted, and no state in --run-dir to go on from: a fresh run"] if restarted else [])
     path = Path(wanted)
     if wanted == "auto":
         newest = max(Path("runs").glob("*/resume-*.pt"), key=lambda file: file.stat().st_mtime, default=None)
@@ -129,9 +135,10 @@ class Keeper:
     """Keeps a run's state on the disk: when it is due, and when a signal asks the run to stop.
 
     In its `with`, SIGINT, SIGTERM and SIGHUP stop the run between two steps; a second one ends the process at once.
+    With several ranks the first one does: the others would wait for this one in the middle of a step.
 
     Args:
-        folder: the run folder, claimed for `state`; this process alone writes to it.
+        folder: the run folder, claimed for `state`; this process alone writes to it, if it is rank 0 of `world`.
         rows: the log's rows, read at each save.
         config, data, environment: go into the states; `config.checkpoint_every` are the seconds between two inside an
             epoch. An epoch's end has one too. More rarely, where saving would take over 1% of the time.
@@ -148,7 +155,9 @@ class Keeper:
         environment: Mapping[str, str],
         clock: Stopwatch,
         state: State,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self.folder, self.rows, self.learner, self.config, self.clock = folder, rows, learner, config, clock
         self.data, self.environment = data, dict(environment)
         self.saved = str(state.path or "none yet")
@@ -223,7 +232,8 @@ class Keeper:
             raise
 
     def __enter__(self) -> Self:
-        self._signals.__enter__()
+        if self._world.size == 1:
+            self._signals.__enter__()
         return self
 
     def __exit__(
@@ -233,7 +243,7 @@ class Keeper:
 
     def _due(self, every: float) -> bool:
         wait = max(every, self._cost / SHARE) if self.config.checkpoint_every else 0.0
-        return perf_counter() - self._last >= wait
+        return self._world.first and perf_counter() - self._last >= wait
 
     def _stop_if_asked(self) -> None:
         if self._signals.received:

@@ -1,8 +1,11 @@
 """Where a run's time goes: seconds by kind, carried over a stop by the resume state."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class Stopwatch:
@@ -24,6 +27,16 @@ class Stopwatch:
         finally:
             self._spent[kind] = self[kind]
             del self._since[kind]
+
+    def waiting(self, kind: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, with the time until each arrives."""
+        items = iter(items)
+        while True:
+            with self.on(kind):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def __getitem__(self, kind: str) -> float:
         """Seconds of a kind so far, also while it runs."""

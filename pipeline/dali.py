@@ -157,14 +157,29 @@ def _graph(feed: Any, device: str, side: int, cutout: bool, fill: Sequence[float
 
 
 def evaluation_loader(
-    split: Split, resolution: int, device: torch.device, threads: int, batch_size: int = 1000
+    split: Split,
+    resolution: int,
+    device: torch.device,
+    threads: int,
+    batch_size: int = 1000,
+    rank: int = 0,
+    world: int = 1,
 ) -> DaliLoader:
     """All images of a split once an iteration, in order and unchanged but for their size.
 
     Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. The default batch
-    divides 10,000 and 5,000, so that none is.
+    divides 10,000 and 5,000, so that none is. Of several ranks each takes whole batches, the very ones that one process
+    would see: the logits of an image can depend, in the last bits, on the size of its batch. Some ranks may have none.
     """
-    plan = Plan(count=len(split.images), batch_size=min(batch_size, len(split.images)), shuffle=False, drop_last=False)
+    plan = Plan(
+        count=len(split.images),
+        batch_size=min(batch_size, len(split.images)),
+        shuffle=False,
+        drop_last=False,
+        rank=rank,
+        world=world,
+        whole=True,
+    )
     return DaliLoader(split, plan, device, threads, lambda epoch: resolution, pad_last=True)
 
 

@@ -39,10 +39,11 @@ class Plan:
         cutout: side of the square in pixels; its centre is uniform over the image.
         shuffle: a new permutation each epoch; else the data set's order.
         drop_last: leave out the last, smaller batch of an epoch.
-        rank, world: this process among how many; a rank takes every world-th image of the global batch.
+        rank, world: this process among how many; a rank takes every world-th image of each batch.
+        whole: a rank takes every world-th batch instead, as one process would see it.
 
     Raises:
-        ValueError: the batch is larger than the data set, or smaller than the number of ranks.
+        ValueError: the batch is larger than the data set, or smaller than the number of ranks that share it.
     """
 
     count: int
@@ -55,24 +56,37 @@ class Plan:
     drop_last: bool = True
     rank: int = 0
     world: int = 1
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.count:
             raise ValueError(
                 f"--batch-size is {self.batch_size}: it must be 1 to {self.count}, the number of images in the data set"
             )
-        if not 0 <= self.rank < self.world <= self.batch_size:
-            raise ValueError(f"rank {self.rank} of {self.world} cannot share a batch of {self.batch_size}")
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world} cannot be")
+        if self.batch_size < self.world and not self.whole:
+            raise ValueError(f"--batch-size is {self.batch_size}: it must be {self.world}, one a process, or more")
         if self.flip not in ("random", "alternating", "none"):
             raise ValueError(f"flip is {self.flip!r}: it must be random, alternating or none")
 
     @cached_property
     def steps_per_epoch(self) -> int:
+        """This rank's batches in an epoch."""
         full, rest = divmod(self.count, self.batch_size)
-        return full + (rest > 0 and not self.drop_last)
+        steps = full + (rest > 0 and not self.drop_last)
+        return len(range(self.rank, steps, self.world)) if self.whole else steps
+
+    @property
+    def share(self) -> int:
+        """Images of this rank in a batch that is not an epoch's last, smaller one."""
+        return self.batch_size if self.whole else len(range(self.rank, self.batch_size, self.world))
 
     def draws(self, epoch: int, iteration: int) -> Draws:
-        """This rank's part of batch `iteration` (from 0) of `epoch` (from 0)."""
+        """This rank's part of batch `iteration` (from 0) of `epoch` (from 0), or, if `whole`, its own such batch."""
+        own = slice(self.rank, None, self.world)
+        if self.whole:
+            iteration, own = iteration * self.world + self.rank, slice(None)
         start = iteration * self.batch_size
         indices = _order(self, epoch)[start : start + self.batch_size]
         rng = np.random.default_rng([self.seed, epoch, iteration])
@@ -86,7 +100,6 @@ class Plan:
             flip = np.zeros(len(indices), bool)
         top_left = centre - self.cutout // 2
         square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, SIZE)
-        own = slice(self.rank, None, self.world)
         return Draws(indices[own], crop[own], flip[own], square[own])
 
 

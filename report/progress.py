@@ -198,8 +198,9 @@ class Reporter:
         """The last table, then `summary` whole as one line of JSON: the last line of the output, whatever its width.
 
         Keys shown, absent ones as not measured: test_accuracy, test_accuracy_tta (0..1), test_correct, test_total,
-        split, data_seconds, compile_seconds, train_seconds, eval_seconds, images_per_second (median over epochs),
-        images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes, checkpoint (a path).
+        split, data_seconds, compile_seconds, train_seconds, wait_seconds (of them, for data), eval_seconds,
+        images_per_second (median over epochs), images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes,
+        checkpoint (a path).
 
         Raises:
             TypeError: a value that is no plain number, string, list or mapping.
@@ -222,6 +223,7 @@ class Reporter:
                 "data": duration(summary.get("data_seconds")),
                 "compile": duration(summary.get("compile_seconds")),
                 "training": duration(summary.get("train_seconds")),
+                "of it, waiting for data": duration(summary.get("wait_seconds")),
                 "evaluation": duration(summary.get("eval_seconds")),
                 "images/s": rate + spread,
                 "peak memory": ABSENT if memory is None else f"{memory / 2**30:.2f} GiB",

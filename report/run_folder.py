@@ -157,6 +157,25 @@ class RunFolder:
         self._draw_seconds = self._drawn - start
 
 
+class NoFolder(RunFolder):
+    """What all ranks but the first have in its place: the rows, and nothing on the disk."""
+
+    def __init__(self, state: State) -> None:
+        self.path, self.rows = Path(), [dict(row) for row in state.rows]
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        pass
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(dict(row))
+
+    def note_bad_batch(self, step: int, indices: Sequence[int]) -> str:
+        return f"images {', '.join(map(str, indices[:8]))}, ..."
+
+    def close(self) -> None:
+        pass
+
+
 class _Board:
     """TensorBoard's scalars, written when they come.
 

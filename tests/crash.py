@@ -38,7 +38,7 @@ from pipeline.synthetic import generated
 EPOCHS, STEPS = 3, 8
 COMMAND = ["smoke", "--epochs", f"{EPOCHS}", "--batch-size", "16", "--resolutions", "16", "--device", "cpu"]
 COMMAND += ["--precision", "fp32", "--threads", "1", "--resume", "auto"]
-TIMES = {"train_seconds", "eval_seconds", "it_per_s", "images_per_s"}
+TIMES = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
 MEASURED = ("test_loss", "test_correct", "test_total", "test_accuracy", "test_accuracy_tta")
 LIMIT = 120.0  # seconds until a run that hangs is given up
 

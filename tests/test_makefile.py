@@ -160,6 +160,11 @@ def test_args_are_passed_on(project, target, command):
     assert calls[-1] == f"system {command}"
 
 
+def test_train_starts_one_process_for_each_gpu_that_is_asked_for(project):
+    calls = project.make("train", f"VENV={project.folder / 'system'}", "GPUS=4", "ARGS=full")[3]
+    assert calls[-1] == "system -m torch.distributed.run --standalone --nproc-per-node=4 train.py full"
+
+
 def test_a_failed_test_fails_make(project):
     code, out, _, _ = project.make("test", PYTEST_EXIT="1")
     assert code != 0 and out.endswith("1 failed\n")

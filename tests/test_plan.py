@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.plan import SIZE, Plan
 
@@ -34,15 +36,38 @@ def test_without_shuffle_the_order_is_the_data_sets():
     assert [plan.draws(7, i).indices.tolist() for i in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("world", [2, 3, 5])
-def test_ranks_share_the_batch_that_one_process_sees(world):
-    whole = Plan(count=100, batch_size=33, **AUGMENTED).draws(1, 2)
-    parts = [Plan(count=100, batch_size=33, rank=r, world=world, **AUGMENTED).draws(1, 2) for r in range(world)]
-    for name, expected in vars(whole).items():
-        together = np.empty_like(expected)
-        for rank, part in enumerate(parts):
-            together[rank::world] = getattr(part, name)
-        assert np.array_equal(together, expected), name
+@settings(max_examples=60, deadline=None)
+@given(
+    batch_size=st.integers(8, 70),
+    seed=st.integers(0, 99),
+    epoch=st.integers(0, 3),
+    flip=st.sampled_from(["random", "alternating"]),
+)
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
+def test_ranks_share_the_batch_that_one_process_sees(world, batch_size, seed, epoch, flip):
+    given_all: dict[str, Any] = AUGMENTED | {"count": 100, "batch_size": batch_size, "seed": seed, "flip": flip}
+    alone = Plan(**given_all)
+    ranks = [Plan(**given_all, rank=rank, world=world) for rank in range(world)]
+    assert {plan.steps_per_epoch for plan in ranks} == {alone.steps_per_epoch}
+    for iteration in range(alone.steps_per_epoch):
+        parts = [plan.draws(epoch, iteration) for plan in ranks]
+        assert [len(part.indices) for part in parts] == [plan.share for plan in ranks]
+        for name, expected in vars(alone.draws(epoch, iteration)).items():
+            together = np.empty_like(expected)
+            for rank, part in enumerate(parts):
+                together[rank::world] = getattr(part, name)
+            assert np.array_equal(together, expected), name
+
+
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 40), world=st.integers(1, 8))
+def test_ranks_with_whole_batches_take_each_of_them_once(count, batch_size, world):
+    sizes: dict[str, Any] = {"count": count, "batch_size": min(batch_size, count), "shuffle": False}
+    alone = Plan(**sizes, drop_last=False)
+    expected = [alone.draws(0, i).indices.tolist() for i in range(alone.steps_per_epoch)]
+    for rank in range(world):
+        own = Plan(**sizes, drop_last=False, rank=rank, world=world, whole=True)
+        assert [own.draws(0, i).indices.tolist() for i in range(own.steps_per_epoch)] == expected[rank::world]
+        assert own.share == sizes["batch_size"]
 
 
 def test_crops_flips_and_squares_cover_their_ranges_evenly():
@@ -73,6 +98,7 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch():
         ({"batch_size": 11}, "--batch-size is 11: it must be 1 to 10"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
+        ({"world": 6}, "--batch-size is 5: it must be 6"),
         ({"flip": "vertical"}, "flip is 'vertical'"),
     ],
 )

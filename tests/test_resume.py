@@ -58,7 +58,7 @@ def same(one, two):
 
 
 def rows(folder):
-    times = {"train_seconds", "eval_seconds", "it_per_s", "images_per_s"}
+    times = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 

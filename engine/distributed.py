@@ -1,0 +1,236 @@
+"""Several processes as one run: torchrun starts them, DistributedDataParallel averages their gradients.
+
+    torchrun --standalone --nproc-per-node=4 train.py full      # or: make train GPUS=4
+    python train.py                                             # one process: no group, nothing here does anything
+
+Every rank has the same weights and takes its share of each global batch. Rank 0 alone speaks and writes files, and
+what it holds is the run: so it can save at any moment without asking the others. Batch norm normalises by each rank's
+own share; the running statistics that are evaluated and saved are rank 0's, of every size-th image of the shuffled
+training set. The mean over the ranks would need all of them at each save, and would differ by rounding with how often
+that is.
+
+The first rank to fail says why, and torchrun ends the others. A stop signal ends a process at once, wherever it is:
+a step that waits for the others could not be finished without them.
+"""
+
+import os
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine import runtime
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)  # for a rank that is alive but does not come: one that ends is noticed at once
+FIRST_WORD = 5.0  # seconds that rank 0 has to tell what went wrong in all ranks alike
+
+
+class World:
+    """This process among those of the run; by itself, the only one.
+
+    Attributes:
+        rank, size: 0 .. size - 1, and how many there are on all machines.
+        local_rank, local_size: the same on this machine.
+        restarted: torchrun started these processes in place of some of which one failed.
+    """
+
+    def __init__(
+        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, restarted: bool = False
+    ) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
+        self.restarted = restarted
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def device(self, wanted: str) -> torch.device:
+        """This rank's own device, as `runtime.pick_device` says it.
+
+        Raises:
+            ValueError: CUDA is wanted and there is none, or not one GPU for each process of this machine.
+        """
+        device = runtime.pick_device(wanted)
+        if device.type == "cuda" and self.local_size > torch.cuda.device_count():
+            raise ValueError(
+                f"{self.local_size} processes on a machine with {torch.cuda.device_count()} GPU: start one for each "
+                "GPU (torchrun --nproc-per-node, make train GPUS=), or use --device cpu"
+            )
+        return device
+
+    def threads(self, wanted: int) -> int:
+        """CPU threads: as wanted, or for 0 this process's share of the cores (0 still, for one process)."""
+        return wanted or (0 if self.size == 1 else max(1, len(os.sched_getaffinity(0)) // self.local_size))
+
+    def card(self) -> dict[str, str]:
+        """For the environment card."""
+        return {} if self.size == 1 else {"processes": str(self.size)}
+
+    def replicate(self, model: nn.Module, sync_batch_norm: bool = False) -> Callable[..., Any]:
+        """A callable (function, *inputs) -> function(model, *inputs) whose backward averages gradients over the ranks.
+
+        All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms, which are replaced,
+        normalise by the whole global batch. With one process, nothing is wrapped and nothing replaced.
+
+        Raises:
+            ValueError: `sync_batch_norm` on a CPU, where torch has none.
+        """
+        if sync_batch_norm and next(model.parameters()).device.type != "cuda":
+            raise ValueError("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
+        if self.size == 1:
+            return lambda function, *inputs: function(model, *inputs)
+        if sync_batch_norm:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers; torch 2.11 does not know the new name.
+            warnings.simplefilter("ignore", FutureWarning)
+            # Buffers are not sent at every step: `evaluate` fetches rank 0's, which come out the same.
+            return DistributedDataParallel(
+                _Applied(model), broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
+            )
+
+    def loss(self, mean: Tensor, images: int, global_batch: int) -> Tensor:
+        """What to minimise, from the mean loss over this rank's `images`: its sum * size / global_batch.
+
+        The average of it over the ranks is the mean over the global batch, however uneven their shares are.
+        """
+        return mean if self.size == 1 else mean * (images * self.size / global_batch)
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """In place: the sum over the ranks, on each of them. On CUDA the host does not wait for it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: float) -> float:
+        """The largest of the ranks' values, on each of them."""
+        if self.size == 1:
+            return value
+        values = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return values.item()
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank rank 0's running statistics."""
+        for buffer in model.buffers() if self.size > 1 else ():
+            dist.broadcast(buffer, 0)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on rank 0, on every rank."""
+        if self.size == 1:
+            return make()
+        box = [make() if self.first else None]
+        dist.broadcast_object_list(box)
+        return box[0]  # type: ignore[return-value]
+
+
+ALONE = World()
+
+
+class _Applied(nn.Module):
+    """Forward and loss as one module, so that DistributedDataParallel sees both and they compile as one graph."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        return function(self.model, *inputs)
+
+
+def run(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
+    """`runtime.run` for one process, or for one of those that torchrun started; RANK and the like say which."""
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
+    rank, size, local_rank, local_size, restarts = (int(os.environ.get(name, n)) for name, n in alone.items())
+    world = World(rank, size, local_rank, local_size, restarts > 0)
+    if world.size == 1:
+        runtime.run(lambda arguments: main(arguments, world), entry)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    code = 1
+    try:
+        runtime.run(lambda arguments: _joined(main, arguments, world), f"{entry}, rank {world.rank}")
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # destructors of a group whose other members are gone may wait for them
+
+
+def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[str], world: World) -> None:
+    store = _own_store(world)
+    device = None
+    if world.local_size <= torch.cuda.device_count():
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device else "gloo",
+        store=store,
+        rank=world.rank,
+        world_size=world.size,
+        timeout=TIMEOUT,
+        device_id=device,
+    )
+    world.restarted = world.largest(world.restarted) > 0  # each machine counts those that it caused
+    try:
+        with open(os.devnull, "w") as nowhere:
+            if world.first:
+                main(arguments, world)
+            else:
+                with redirect_stdout(nowhere), redirect_stderr(nowhere):
+                    main(arguments, world)
+    except Exception:
+        if not _speaks(store, world):
+            sys.exit(1)
+        raise
+    dist.destroy_process_group()
+
+
+def _own_store(world: World) -> dist.Store:
+    """A part of torchrun's store that is new: the store outlives a restart (torch 2.15), and ranks would go on waiting
+    for one that is dead but has left its address there.
+
+    Raises:
+        TimeoutError: a rank did not come.
+    """
+    store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    token = uuid4().hex
+    if world.first:
+        end = time.monotonic() + TIMEOUT.total_seconds()
+        while store.add(f"arrived {token}", 0) < world.size - 1:
+            if time.monotonic() > end:
+                raise TimeoutError(f"not all of {world.size} processes came within {TIMEOUT}")
+            for name in (f"here is {rank}" for rank in range(1, world.size)):
+                if store.check([name]):
+                    store.set(f"welcome {store.get(name).decode()}", token)
+            time.sleep(0.02)
+    else:
+        store.set(f"here is {world.rank}", token)
+        token = store.get(f"welcome {token}").decode()  # waits for it
+        store.add(f"arrived {token}", 1)
+    return dist.PrefixStore(token, store)
+
+
+def _speaks(store: dist.Store, world: World) -> bool:
+    """Whether this rank failed by itself: not after another, and most likely because of it."""
+    end = time.monotonic() + (0 if world.first else FIRST_WORD)
+    try:
+        while time.monotonic() < end and not store.check(["failed"]):
+            time.sleep(0.1)
+        return store.add("failed", 1) == 1
+    except dist.DistError:  # the store went with the rank that held it
+        return False

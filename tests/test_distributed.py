@@ -1,0 +1,368 @@
+"""Several processes: the same batches, the same weights, one voice. Two gloo ranks here; `gpu` tests are for CUDA."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from bench import scaling
+from engine import checkpoint, distributed, resume
+from engine.distributed import World
+from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
+from engine.model import ResNet
+from pipeline.dali import evaluation_loader
+from pipeline.synthetic import generated
+from tests import ranks
+from tests.commands import weights
+
+CPU = torch.device("cpu")
+SCRIPT = Path(ranks.__file__)
+LIMIT = 600  # seconds; on a quiet machine each takes 20
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one | two)
+
+
+def world_of_two(task, folder):
+    """Run a task of tests/ranks.py in two processes, as torchrun would start them, but without importing it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, task, str(folder)],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=LIMIT)
+        assert process.returncode == 0, out
+
+
+# Learning
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What each of two ranks came to."""
+    folder = tmp_path_factory.mktemp("two")
+    world_of_two("learn", folder)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def ghosts(count):
+    """One process that computes the shares of `count` ranks one after the other, written out."""
+    own = ranks.learner()
+    own.model.train()
+    parameters, buffers = list(own.model.parameters()), list(own.model.buffers())
+    sums = torch.zeros(3, dtype=torch.float64)
+    for shards in zip(*(ranks.shares(World(rank, count)) for rank in range(count)), strict=True):
+        if own.step % ranks.STEPS == 0:
+            sums.zero_()
+        for rank, (images, labels) in enumerate(shards):
+            before = [buffer.clone() for buffer in buffers]
+            loss, correct = own._loss(images, labels)
+            (loss * (len(labels) * count / ranks.BATCH)).backward()
+            sums += torch.tensor([loss.item() * len(labels), correct.item(), len(labels)], dtype=torch.float64)
+            if rank:  # the statistics are rank 0's
+                for buffer, kept in zip(buffers, before, strict=True):
+                    buffer.copy_(kept)
+        for parameter in parameters:
+            parameter.grad /= count
+        own.optimizer.step()
+        own.optimizer.zero_grad()
+        own.schedule.step()
+        own.step += 1
+        if own.step == own.total_steps:
+            own.lookahead.finish()
+        elif own.step % LOOKAHEAD_EVERY == 0:
+            own.lookahead.update(own.step / own.total_steps)
+    return own, sums
+
+
+def test_two_ranks_learn_what_one_process_learns_from_the_same_shares(two):
+    expected, sums = ghosts(2)
+    state = expected.state_dict()
+    for name in state["model"]:
+        assert torch.equal(two[0]["learner"]["model"][name], state["model"][name]), name
+    for part in ("optimizer", "lookahead", "step", "schedule"):
+        assert checkpoint.digest(two[0]["learner"][part]) == checkpoint.digest(state[part]), part
+    for own in two:
+        assert own["learner"]["metrics"][:3].tolist() == pytest.approx(sums.tolist(), abs=1e-12)
+        assert own["learner"]["metrics"][5] == ranks.BATCH
+    named = dict(ResNet(width=8).named_parameters())
+    assert all(torch.equal(two[0]["learner"]["model"][name], two[1]["learner"]["model"][name]) for name in named)
+    moved = ranks.learner().model.state_dict()
+    assert not any(torch.equal(moved[name], state["model"][name]) for name in named)
+
+
+def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
+    name = "layer1.0.bn1.running_mean"
+    assert not torch.equal(two[0]["learner"]["model"][name], two[1]["learner"]["model"][name])
+    assert same(two[0]["evaluated"], two[0]["learner"]["model"])
+    assert same(two[1]["evaluated"], two[0]["learner"]["model"])
+    model = ResNet(width=8)
+    model.load_state_dict(two[0]["evaluated"])
+    alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), CPU, "fp32")
+    for own in two:
+        assert (own["evaluation"]["test_correct"], own["evaluation"]["test_total"]) == (alone.correct, 33)
+        assert own["evaluation"]["test_loss"] == pytest.approx(alone.loss, rel=1e-12)
+
+
+def test_what_ranks_tell_each_other(two):
+    for own in two:
+        assert own["largest"] == 1.0
+        assert own["from_first"] == {"rank": 0, "path": Path("x")}
+        assert own["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+class Counting(World):
+    """Ranks one after the other: the sum so far stands for the sum of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = torch.zeros(3, dtype=torch.float64)
+
+    def sum_(self, values):
+        self.total += values
+        return self.total
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10_000, 1000), (3_333, 250), (3, 1000)])
+def test_sharded_evaluation_counts_as_one_process_does(count, batch):
+    torch.manual_seed(0)
+    model = ResNet(width=4, resolution=8).to(memory_format=torch.channels_last)
+    split = generated(count)
+    alone = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch), CPU, "fp32")
+    assert alone.total == count
+    for size in (1, 2, 3, 4):
+        together = Counting()
+        for rank in range(size):
+            found = evaluate(
+                model, evaluation_loader(split, 8, CPU, 1, batch, rank, size), CPU, "fp32", False, together
+            )
+        assert (found.correct, found.total) == (alone.correct, alone.total)
+        assert found.loss == pytest.approx(alone.loss, rel=1e-12)
+
+
+def test_a_share_too_small_and_sync_batch_norm_on_a_cpu_are_refused():
+    with pytest.raises(ValueError, match="--batch-size is 33: 17 processes need 2 images each"):
+        ranks.learner(World(0, 17))
+    with pytest.raises(ValueError, match="--sync-batch-norm is for CUDA, and this run is on a CPU"):
+        ranks.learner(config=replace(ranks.CONFIG, sync_batch_norm=True))
+
+
+def test_one_process_has_no_group_and_no_wrapper():
+    model = ResNet(width=4)
+    call = World().replicate(model)
+    assert not isinstance(call, nn.Module)
+    assert call(lambda *given: given, 1, 2) == (model, 1, 2)
+    assert not torch.distributed.is_initialized()
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(distributed.runtime, "pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert World().device("cuda").type == "cuda"
+    with pytest.raises(ValueError, match=r"2 processes on a machine with 1 GPU: start one for each GPU"):
+        World(0, 2, 0, 2).device("cuda")
+
+
+@pytest.mark.gpu
+def test_synchronised_batch_norm_learns_what_one_process_learns_from_whole_batches(tmp_path):
+    """Two ranks on one GPU, where there is only one: NCCL refuses that, gloo does not."""
+    world_of_two("sync", tmp_path)
+    device = torch.device("cuda", 0)
+    own = ranks.learner(device=device, dtype=torch.float64)
+    own.model.train()
+    for images, labels in ranks.shares(World(), device):
+        own.train_step(images, labels)
+    found = torch.load(tmp_path / "weights.pt", map_location=device)
+    for name, expected in own.model.state_dict().items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
+# Under torchrun: see `train` in tests/ranks.py
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """Folder, exit code, output and end of one torchrun with one restart."""
+    folder = tmp_path_factory.mktemp("launched")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    done = subprocess.run(
+        [*command, str(SCRIPT), "train", str(folder)],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=LIMIT,
+    )
+    end = time.time()
+    print(done.stdout)
+    return folder, done.returncode, done.stdout, end
+
+
+def rows(folder):
+    times = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+
+
+def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_weights(launched):
+    folder, _, out, _ = launched
+    assert f"going on from {folder}/killed/resume-0000000" in out, out
+    assert same(weights(folder / "whole.pt"), weights(folder / "killed.pt"))
+    assert rows(folder / "whole") == rows(folder / "killed")
+    assert [row["test_total"] for row in rows(folder / "whole")] == [1100, 1100]
+
+
+def test_only_rank_0_speaks_and_says_how_many_they_are(launched):
+    _, _, out, _ = launched
+    assert out.count("epoch  px") == 3  # whole, killed until it was, killed from there on
+    assert out.count("processes 2") == 4  # and the one that fails
+    assert out.count("Traceback") == 1  # torchrun's own
+
+
+def test_a_rank_that_raises_ends_all_and_says_why_once(launched):
+    folder, code, out, end = launched
+    assert code != 0
+    assert end - json.loads((folder / "failed_at").read_text()) < 30
+    assert out.count("there is a hole in the bucket") == 1
+    assert out.count("train.py, rank 1: there is a hole in the bucket") == 1
+    assert not (folder / "failed.pt").exists()
+
+
+@pytest.fixture
+def recorded(monkeypatch, tmp_path):
+    """train.main in the place of one rank, without its others: the batches that it would train on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "training_splits", ranks.few)
+    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
+    monkeypatch.setattr(train, "evaluate", lambda *args: Evaluation(1.0, 1, 1))
+    for name in ("replicate", "loss", "sum_", "largest", "share_buffers", "from_first"):
+        ours = getattr(World, name)
+        monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))
+    seen: list = []
+
+    def step(own, *batch):
+        seen.append([tensor.clone() for tensor in batch])
+        own.step += 1
+
+    monkeypatch.setattr(Learner, "train_step", step)
+
+    def run(*arguments, world):
+        seen.clear()
+        train.main([*arguments, "--run-dir", f"rank{world.rank}of{world.size}"], world)
+        return list(seen)
+
+    return run
+
+
+def test_saved_by_two_ranks_resumed_by_one_and_by_three_sees_the_same_batches(launched, recorded, capsys):
+    state = str(launched[0] / "of_two.pt")
+    whole = recorded(*ranks.TRAINED, world=World())
+    assert len(whole) == 8
+    Path("rank0of1").rename("whole")
+    one = recorded("--resume", state, world=World())
+    assert "not the environment it began in (processes 2 -> none): weights may differ" in capsys.readouterr().out
+    three = [recorded("--resume", state, world=World(r, 3, r, 3)) for r in range(3)]
+    assert len(one) == len(three[0]) == 3
+    for step, expected in enumerate(whole[5:]):
+        assert all(torch.equal(a, b) for a, b in zip(one[step], expected, strict=True))
+        for rank in range(3):
+            assert all(torch.equal(a, b[rank::3]) for a, b in zip(three[rank][step], expected, strict=True))
+
+
+# Restarts
+
+
+def test_a_restarted_run_goes_on_only_from_its_own_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(resume, "_load", resume.State)
+    for name in ("runs/old", "mine"):
+        Path(name).mkdir(parents=True)
+        Path(name, "resume-00000001.pt").touch()
+    assert resume.find("", "mine").path is None
+    for wanted in ("", "runs/old", "auto"):
+        assert resume.find(wanted, "mine", restarted=True).path == Path("mine/resume-00000001.pt")
+    assert resume.find("runs/old", "new", restarted=True).path == Path("runs/old/resume-00000001.pt")
+    for run_dir in ("", "new"):
+        state = resume.find("", run_dir, restarted=True)
+        assert state.path is None and "restarted, and no state" in state.notes[0]
+
+
+def test_sigterm_is_left_as_it_was_with_several_ranks(tmp_path):
+    own = ranks.learner()
+    kept = resume.Keeper(tmp_path, (), own, ranks.CONFIG, "", {}, train.Stopwatch({}), resume.State(), World(1, 2))
+    before = signal.getsignal(signal.SIGTERM)
+    with kept:
+        assert signal.getsignal(signal.SIGTERM) == before
+    kept.epoch_done()
+    assert list(kept.steps([1])) == [1]
+    assert list(tmp_path.iterdir()) == []
+
+
+# How it scales
+
+
+def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    def answer(words, **how):
+        asked.append(words[2:])
+        count = len(asked)
+        report = json.dumps({"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25})
+        return subprocess.CompletedProcess(words, 0, f"said before\n{report}\n", "")
+
+    monkeypatch.setattr(scaling.results, "commit", lambda: "none")
+    monkeypatch.setattr(scaling.subprocess, "run", answer)
+    flags = ["--generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
+    scaling.main(["--processes", "4", "1", *flags])
+    assert asked[0] == ["bench.scaling", *flags]
+    assert asked[1] == "torch.distributed.run --standalone --nproc-per-node=4 -m bench.scaling".split() + flags
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in report["rows"]}
+    assert [rows[f"processes: {n}"]["value"] for n in (1, 4)] == [100.0, 200.0]
+    assert [rows[f"efficiency, processes: {n}"]["value"] for n in (1, 4)] == [100.0, 50.0]
+    assert rows["processes: 4"]["note"] == "16 images each; the slowest waits for data 25.0% of the time"
+    assert all(Path(file).stat().st_size for file in report["files"])
+    assert scaling.doubling(1) == [1] and scaling.doubling(6) == [1, 2, 4, 6] and scaling.doubling(8) == [1, 2, 4, 8]
+    failed = subprocess.CompletedProcess([], 1, "", "a\nbench, rank 1: a hole\nTraceback\n")
+    monkeypatch.setattr(scaling.subprocess, "run", lambda *words, **how: failed)
+    with pytest.raises(ValueError, match="4 processes failed: bench, rank 1: a hole"):
+        scaling.main(["--processes", "4", *flags])
+    with pytest.raises(ValueError, match="--processes is 0"):
+        scaling.main(["--processes", "0", *flags])
+
+
+def test_what_one_process_measures(capsys):
+    flags = ["--generated", "--quick", "--width", "8", "--resolution", "8", "--batch-size", "16", "--device", "cpu"]
+    scaling.measure_rank([*flags, "--threads", "1", "--precision", "fp32"], World())
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["rates"]) == 3 and min(report["rates"]) > 0
+    assert 0 < report["waited"] < 1
+
+
+@pytest.mark.slow
+def test_scaling_of_one_and_two_real_processes(tmp_path, capsys):
+    flags = ["--generated", "--quick", "--width", "8", "--resolution", "16", "--device", "cpu", "--out", str(tmp_path)]
+    scaling.main(["--processes", "1", "2", *flags])
+    values = [row["value"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]]
+    assert len(values) == 4 and min(values) > 0
