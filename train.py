@@ -26,7 +26,7 @@ from engine import checkpoint, distributed, resume, runtime
 from engine.config import PRESETS, default_preset, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
-from engine.model import MEAN, create
+from engine.model import MEAN_COLOUR, create
 from engine.stopwatch import Stopwatch
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
@@ -44,8 +44,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     preflight.check_driver(config.device)
     device = world.device(config.device)
     precision = runtime.pick_precision(device, config.precision)
-    gains = device.type == "cuda" and not config.sync_batch_norm
-    compiled = config.compile == "on" or (config.compile == "auto" and gains)
+    compiled = config.compiles(device.type == "cuda")
     threads = runtime.configure(device, world.threads(config.threads), config.deterministic)
     if world.first:
         checkpoint.check_writable(config.out)
@@ -53,13 +52,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     with clock.on("data"):
         train, held_out = training_splits(config.validate, config.generated)
-        plan = Plan(
-            count=len(train.images),
-            rank=world.rank,
-            world=world.size,
-            **{name: getattr(config, name) for name in ("batch_size", "seed", "translate", "flip", "cutout")},
-        )
-        loader = DaliLoader(train, plan, device, threads, config.resolution, fill=[round(255 * c) for c in MEAN])
+        plan = Plan(count=len(train.images), rank=world.rank, world=world.size, **config.drawn())
+        loader = DaliLoader(train, plan, device, threads, config.resolution, fill=MEAN_COLOUR)
         test = evaluation_loader(held_out, config.resolutions[-1], device, threads, rank=world.rank, world=world.size)
 
     model = create(config, train.images).to(device).to(memory_format=torch.channels_last)

@@ -15,7 +15,7 @@ from engine import runtime
 from engine.config import PRESETS, Config
 from engine.distributed import ALONE, World
 from engine.learner import Learner
-from engine.model import MEAN, STD, ResNet, create
+from engine.model import MEAN, MEAN_COLOUR, STD, ResNet, create
 from pipeline.cifar10 import Split
 from pipeline.dali import DaliLoader
 from pipeline.plan import Plan
@@ -98,21 +98,13 @@ class Setup:
 
     def plan(self, batch_size: int) -> Plan:
         """The full augmentation in batches of that size."""
-        return Plan(
-            count=len(self.split.images),
-            batch_size=batch_size,
-            translate=self.config.translate,
-            flip=self.config.flip,
-            cutout=self.config.cutout,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
+        drawn = self.config.drawn() | {"batch_size": batch_size}
+        return Plan(count=len(self.split.images), rank=self.world.rank, world=self.world.size, **drawn)
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
         """Our loader, for ever; on `device`, by default that of the setup."""
-        colour = [round(255 * channel) for channel in MEAN]
-        plan = self.plan(batch_size)
-        return endless(DaliLoader(self.split, plan, device or self.device, self.threads, lambda epoch: side, colour))
+        plan, device = self.plan(batch_size), device or self.device
+        return endless(DaliLoader(self.split, plan, device, self.threads, lambda epoch: side, MEAN_COLOUR))
 
     def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
         """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""

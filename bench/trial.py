@@ -12,7 +12,7 @@ import tyro
 from engine import runtime
 from engine.config import Config, parse
 from engine.learner import Evaluation, Learner, NonFiniteLoss, evaluate
-from engine.model import MEAN, ResNet, create
+from engine.model import MEAN_COLOUR, ResNet, create
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.splits import training_splits
@@ -70,22 +70,14 @@ class Trainer:
         self.device = runtime.pick_device(config.device)
         self.precision = runtime.pick_precision(self.device, config.precision)
         self.threads = runtime.configure(self.device, config.threads, config.deterministic)
-        self.compiled = config.compile == "on" or (config.compile == "auto" and self.device.type == "cuda")
+        self.compiled = config.compiles(self.device.type == "cuda")
         self.train, self.held_out = training_splits(config.validate, config.generated)
         self._models: dict[tuple[int, int], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
-        plan = Plan(
-            count=len(self.train.images),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            translate=config.translate,
-            flip=config.flip,
-            cutout=config.cutout,
-        )
-        colour = [round(255 * channel) for channel in MEAN]
-        loader = DaliLoader(self.train, plan, self.device, self.threads, config.resolution, colour)
+        plan = Plan(count=len(self.train.images), **config.drawn())
+        loader = DaliLoader(self.train, plan, self.device, self.threads, config.resolution, MEAN_COLOUR)
         learner = Learner(self._model(config), config, plan.steps_per_epoch, self.device, self.precision, self.compiled)
         if self.compiled:
             say("compiling")

@@ -8,7 +8,7 @@ Every field is a flag. Ranges are checked before any work starts.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -113,6 +113,14 @@ class Config:
         need(bool(self.out), "out", "a file name")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
         need(0 <= self.checkpoint_every < math.inf, "checkpoint_every", "0 (every step) or more seconds")
+
+    def drawn(self) -> dict[str, Any]:
+        """What decides the batches of every epoch, under the names of pipeline.plan.Plan."""
+        return {name: getattr(self, name) for name in ("batch_size", "seed", "translate", "flip", "cutout")}
+
+    def compiles(self, cuda: bool) -> bool:
+        """Whether `compile` means yes on a CUDA GPU or on a CPU."""
+        return self.compile == "on" or (self.compile == "auto" and cuda and not self.sync_batch_norm)
 
     def resolution(self, epoch: int) -> int:
         """Side in pixels of the training images of an epoch, counted from 0."""

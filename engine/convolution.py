@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # Largest ratio of output positions (batch * height * width) to output channels at which the product wins, measured.
-POSITIONS_PER_CHANNEL = {torch.bfloat16: 80, torch.float16: 80, torch.float32: 8}
+POSITIONS_PER_CHANNEL = {torch.bfloat16: 80, torch.float32: 8}
 
 
 class Conv2d(nn.Conv2d):

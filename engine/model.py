@@ -20,6 +20,7 @@ WHITENING_IMAGES = 5_000
 # Per-channel mean and deviation of the 50,000 training images, in units of 0..1, computed over all their pixels.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
+MEAN_COLOUR = tuple(round(255 * channel) for channel in MEAN)
 
 
 class Block(nn.Module):
