@@ -113,10 +113,8 @@ def chosen_ingredients(config: Config, only: str) -> list[Ingredient]:
         ValueError: a name is unknown, or the recipe is the same with and without it.
     """
     known = {ingredient.name: ingredient for ingredient in ingredients(config)}
-    wanted = [name.strip() for name in only.split(",")] if only else list(known)
+    wanted = results.named(only, known, "ingredient")
     for name in wanted:
-        if name not in known:
-            raise ValueError(f"--only: ingredient {name!r} is unknown: it must be of {', '.join(known)}")
         if known[name].with_it == known[name].without and only:
             raise ValueError(f"--only: this recipe is the same with and without {name}: change it by a flag")
     return [known[name] for name in wanted if known[name].with_it != known[name].without]

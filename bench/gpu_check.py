@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from bench.results import ABSENT, ROOT, Result, Row, environment, row_lines
+from bench.results import ABSENT, ROOT, Result, Row, environment, named, row_lines
 from engine import runtime
 from engine.checkpoint import check_writable
 
@@ -73,10 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     device = runtime.pick_device(options.device)
     out = Path(options.out).absolute()
     every = parts(out, options.device, options.quick)
-    names = [name.strip() for name in options.only.split(",")] if options.only else list(every)
-    for name in names:
-        if name not in every:
-            raise ValueError(f"--only: part {name!r} is unknown: it must be of {', '.join(every)}")
+    names = named(options.only, every, "part")
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out / "summary.md")
     card = environment(device, runtime.pick_precision(device), ["gpu-check", *arguments])

@@ -155,6 +155,20 @@ def load(path: str) -> Result:
         raise ValueError(f"{path} is not a result of `python -m bench`: {error}") from None
 
 
+def named(only: str, known: Iterable[str], what: str) -> list[str]:
+    """The names in `--only`, separated by commas, or all where it is empty.
+
+    Raises:
+        ValueError: one is unknown; `what` says of what kind it should be.
+    """
+    every = list(known)
+    wanted = [name.strip() for name in only.split(",")] if only else every
+    for name in wanted:
+        if name not in every:
+            raise ValueError(f"--only: {what} {name!r} is unknown: it must be of {', '.join(every)}")
+    return wanted
+
+
 def summary_line(result: Result, **more: Any) -> str:
     """The whole result as one line of JSON, the last line of a command."""
     return json.dumps(asdict(result) | more)

@@ -76,10 +76,7 @@ def chosen_parts(only: str) -> list[str]:
     Raises:
         ValueError: a part is unknown.
     """
-    wanted = [name.strip() for name in only.split(",")] if only else list(PARTS)
-    for name in wanted:
-        if name not in PARTS:
-            raise ValueError(f"--only: part {name!r} is unknown: it must be of {', '.join(PARTS)}")
+    wanted = results.named(only, PARTS, "part")
     return [name for name in PARTS if name in wanted]
 
 
