@@ -1,5 +1,6 @@
 """Pictures of results: bars with quartiles for a bench, curves for a sweep."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -26,7 +27,12 @@ def draw_bench(result: Result, path: Path) -> None:
     if groups:
         panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (title, rows, log) in zip(panels, groups, strict=True):
-            _bars(axes, title, rows, log)
+            colours = [GREEN if row.part == "roof" else VERMILION if row.part == "data" else BLUE for row in rows]
+            if log:
+                axes.set_xscale("log")
+            _bars(axes, rows, colours)
+            axes.set_title(title, loc="left", fontsize=10)
+            axes.set_xlabel(rows[0].unit)
     figure.savefig(path, format="png")
 
 
@@ -68,23 +74,11 @@ def _curves(result: Result, path: Path, over: str, other_unit: str, other_title:
 def draw_ablation(result: Result, path: Path) -> None:
     """The gain of each ingredient as a bar with its standard error."""
     rows = [row for row in result.rows if row.unit == "points"]
-    values = [row.value or 0.0 for row in rows]
     figure = Figure(figsize=(8, 1.2 + 0.36 * max(2, len(rows))), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.barh(range(len(rows)), values, color=[BLUE if value > 0 else VERMILION for value in values], height=0.7)
-    for place, row in enumerate(rows):
-        if row.q1 is not None and row.q3 is not None:
-            axes.plot([row.q1, row.q3], [place, place], color="black", linewidth=2)
-        end = max(row.value or 0.0, row.q3 or 0.0, 0.0)
-        text = number(row.value, row.unit)
-        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    _bars(axes, rows, [BLUE if (row.value or 0.0) > 0 else VERMILION for row in rows])
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.12)
     axes.set_xlabel("gain in validation accuracy, percentage points; line: one standard error either side")
-    axes.grid(axis="x", alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, format="png")
 
 
@@ -93,23 +87,17 @@ def _free(row: Row) -> bool:
     return row.part == "data" and row.name.startswith("synthetic")
 
 
-def _bars(axes: Axes, title: str, rows: list[Row], log: bool) -> None:
-    values = [row.value or 0.0 for row in rows]
-    colours = [GREEN if row.part == "roof" else VERMILION if row.part == "data" else BLUE for row in rows]
-    axes.barh(range(len(rows)), values, color=colours, height=0.7)
-    for place, (row, value) in enumerate(zip(rows, values, strict=True)):
+def _bars(axes: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:
+    """Horizontal bars from the top down, with a line over the spread and the value at the end."""
+    axes.barh(range(len(rows)), [row.value or 0.0 for row in rows], color=colours, height=0.7)
+    for place, row in enumerate(rows):
         if row.q1 is not None and row.q3 is not None:
             axes.plot([row.q1, row.q3], [place, place], color="black", linewidth=2)
-        end = max(value, row.q3 or 0.0)
-        text = f" {number(value, row.unit)}"
+        end = max(row.value or 0.0, row.q3 or 0.0, 0.0)
+        text = number(row.value, row.unit)
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    names = [f"{row.part}: {row.name}" if row.part.startswith("batch") else row.name for row in rows]
-    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.invert_yaxis()
-    if log:
-        axes.set_xscale("log")
     axes.margins(x=0.12)
-    axes.set_title(title, loc="left", fontsize=10)
-    axes.set_xlabel(rows[0].unit)
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

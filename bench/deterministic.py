@@ -5,13 +5,10 @@
 It is a process of its own because cuBLAS reads its setting when it starts.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 
-from bench.results import ROOT, Row
+from bench.results import Row, reported
 from bench.setup import Setup
 
 PART = "deterministic"
@@ -52,15 +49,10 @@ def command(setup: Setup, deterministic: bool, out: str) -> list[str]:
         "--generated": config.generated,
         "--deterministic": deterministic,
     }
-    return [sys.executable, "-m", "bench", *flags, *(switch for switch, on in switches.items() if on)]
+    return ["-m", "bench", *flags, *(switch for switch, on in switches.items() if on)]
 
 
 def _rate(setup: Setup, deterministic: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        words = command(setup, deterministic, folder)
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise ValueError(f"python -m bench --only compute ended with exit code {done.returncode}: {said[-1]}")
-    rows = json.loads(done.stdout.splitlines()[-1])["rows"]
+        rows = reported(command(setup, deterministic, folder), LIMIT)["rows"]
     return float(next(row["value"] for row in rows if row["part"] == "compute" and row["unit"] == "images/s"))

@@ -9,6 +9,7 @@ import math
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -172,6 +173,29 @@ def named(only: str, known: Iterable[str], what: str) -> list[str]:
 def summary_line(result: Result, **more: Any) -> str:
     """The whole result as one line of JSON, the last line of a command."""
     return json.dumps(asdict(result) | more)
+
+
+def reported(words: Sequence[str], limit: float) -> dict[str, Any]:
+    """The last line, JSON, of a Python command that runs in a process of its own: `python *words`.
+
+    Args:
+        limit: seconds after which it is ended.
+
+    Raises:
+        ValueError: it failed, with the line of its stderr that says why, or did not end in time.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"python {shlex.join(words)} did not end within {limit:.0f} s") from None
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        why = next((line for line in said if line.startswith(("bench: ", "bench, rank"))), said[-1])
+        raise ValueError(f"python {shlex.join(words)} ended with exit code {done.returncode}: {why}")
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 def number(value: float | None, unit: str) -> str:

@@ -9,8 +9,6 @@ efficiency is over the smallest number of processes, image for image; the cores 
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,7 @@ import tyro
 
 from bench import chart, results
 from bench.clock import Lane, quartiles
-from bench.results import ROOT, Result, Row
+from bench.results import Result, Row
 from bench.setup import Settings, parse, prepare
 from bench.suite import finish, settings_of, stdout_console, steps_shown
 from engine import distributed
@@ -94,13 +92,7 @@ def measured(count: int, flags: Sequence[str]) -> dict[str, Any]:
         ValueError: they failed.
     """
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
-    words = [sys.executable, "-m", *launcher, "bench.scaling", *flags]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, check=False)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["they said nothing"]
-        raise ValueError(f"{count} processes failed: {next((line for line in said if 'bench' in line), said[-1])}")
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+    return results.reported(["-m", *launcher, "bench.scaling", *flags], LIMIT)
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:

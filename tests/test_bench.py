@@ -655,7 +655,7 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
         line = results.summary_line(Result("bench", {}, {}, rows))
         return subprocess.CompletedProcess(words, 0, f"a table\n{line}\n", "")
 
-    monkeypatch.setattr(deterministic.subprocess, "run", answer)
+    monkeypatch.setattr(results.subprocess, "run", answer)
     *rates, cost = deterministic.measure_deterministic(cuda, lambda what: None)
     assert [row.value for row in rates] == [50.0, 100.0] and (cost.name, cost.value) == (deterministic.NAME, 2.0)
     without, with_it = asked
@@ -665,11 +665,13 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
     assert settings.deterministic and settings.compile and settings.quick and settings.generated
     assert (settings.only, settings.device, settings.precision) == ("compute", "cuda", "bf16")
 
-    monkeypatch.setattr(
-        deterministic.subprocess, "run", lambda words, **how: subprocess.CompletedProcess(words, 2, "", "no")
-    )
+    failed = subprocess.CompletedProcess([], 2, "", "no")
+    monkeypatch.setattr(results.subprocess, "run", lambda words, **how: failed)
     with pytest.raises(ValueError, match="exit code 2: no"):
         deterministic.measure_deterministic(cuda, lambda what: None)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="did not end within 0 s"):
+        results.reported(["-c", "import time; time.sleep(9)"], 0.1)
 
 
 def test_modes_trains_in_each_mode_afresh(monkeypatch):

@@ -332,7 +332,7 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
         return subprocess.CompletedProcess(words, 0, f"said before\n{report}\n", "")
 
     monkeypatch.setattr(scaling.results, "commit", lambda: "none")
-    monkeypatch.setattr(scaling.subprocess, "run", answer)
+    monkeypatch.setattr(scaling.results.subprocess, "run", answer)
     flags = ["--generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
     assert asked[0] == ["bench.scaling", *flags]
@@ -345,8 +345,8 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
     assert all(Path(file).stat().st_size for file in report["files"])
     assert scaling.doubling(1) == [1] and scaling.doubling(6) == [1, 2, 4, 6] and scaling.doubling(8) == [1, 2, 4, 8]
     failed = subprocess.CompletedProcess([], 1, "", "a\nbench, rank 1: a hole\nTraceback\n")
-    monkeypatch.setattr(scaling.subprocess, "run", lambda *words, **how: failed)
-    with pytest.raises(ValueError, match="4 processes failed: bench, rank 1: a hole"):
+    monkeypatch.setattr(scaling.results.subprocess, "run", lambda *words, **how: failed)
+    with pytest.raises(ValueError, match=r"nproc-per-node=4 .*exit code 1: bench, rank 1: a hole"):
         scaling.main(["--processes", "4", *flags])
     with pytest.raises(ValueError, match="--processes is 0"):
         scaling.main(["--processes", "0", *flags])
