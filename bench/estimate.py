@@ -13,11 +13,15 @@ from engine.model import ResNet
 from pipeline.synthetic import ConstantLoader
 
 
-def train_seconds(config: Config, images: int, device: torch.device, precision: str, batch_size: int = 128) -> float:
+def train_seconds(
+    config: Config, images: int, device: torch.device, precision: str, batch_size: int = 128
+) -> float | None:
     """Seconds of training on `images` images an epoch, uncompiled, without loading and evaluation; costs a few steps.
 
-    Leaves torch's random state as it was.
+    None on CUDA, where a few uncompiled steps say nothing about a run. Leaves torch's random state as it was.
     """
+    if device.type == "cuda":
+        return None
     epochs_at = Counter(config.resolution(epoch) for epoch in range(config.epochs))
     rates = {side: _images_per_second(config, side, device, precision, batch_size) for side in epochs_at}
     return sum(epochs * images / rates[side] for side, epochs in epochs_at.items())
@@ -26,7 +30,7 @@ def train_seconds(config: Config, images: int, device: torch.device, precision: 
 def _images_per_second(config: Config, side: int, device: torch.device, precision: str, batch_size: int) -> float:
     batch_size = min(batch_size, config.batch_size)
     steps = 3
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model = ResNet(config.depth, config.width, side).to(device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, steps, device, precision)
     model.train()

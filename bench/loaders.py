@@ -37,12 +37,14 @@ def main(arguments: Sequence[str]) -> None:
     console = stdout_console()
     card = results.environment(setup.device, setup.precision, ["loaders", *arguments])
     rows: list[Row] = []
+    result = Result("loaders", card, settings_of(setup), rows)
     with steps_shown(console, [1.0] * len(options.batch_sizes)) as (say, finished):
         for size in options.batch_sizes:
             one = replace(setup, config=replace(setup.config, batch_size=size))
             rows += measure_kinds(one, say)
             finished()
-    finish(Result("loaders", card, settings_of(setup), rows), stem, console, chart.draw_bench)
+            results.save(result, stem)
+    finish(result, stem, console, chart.draw_bench)
 
 
 def measure_kinds(setup: Setup, say: Say) -> list[Row]:

@@ -29,12 +29,14 @@ def main(arguments: Sequence[str]) -> None:
     stem = results.writable_stem(options.out, "modes", setup.device)
     card = results.environment(setup.device, setup.precision, ["modes", *arguments])
     console = stdout_console()
-    rows = []
+    rows: list[Row] = []
+    result = Result("modes", card, settings_of(setup), rows)
     with steps_shown(console, [1.0] * len(modes())) as (say, finished):
         for mode in modes():
             rows += measure_mode(setup, mode, say)
             finished()
-    finish(Result("modes", card, settings_of(setup), rows), stem, console, chart.draw_bench)
+            results.save(result, stem)
+    finish(result, stem, console, chart.draw_bench)
 
 
 def modes() -> Sequence[str]:

@@ -36,7 +36,7 @@ def measure_roof(setup: Setup, say: Say, trained: float | None) -> list[Row]:
     for name in names:
         say(f"matrix products in {name}")
         rates[name] = matrix_rate(runtime.DTYPES[name], setup.device, setup.budget(2))
-        note = "TF32" if setup.cuda and name == "fp32" else ""
+        note = "without TF32, which convolutions take" if setup.cuda and name == "fp32" else ""
         rows.append(Row.of(PART, f"matrix rate, {name}", "TFLOP/s", _scaled(rates[name], 1e-12), note))
     say("copies")
     bandwidth = copy_bandwidth(setup.device, setup.budget(1))

@@ -60,13 +60,14 @@ def main(arguments: Sequence[str]) -> None:
     for name, value in card.items():
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
     rows: list[Row] = []
+    result = Result("bench", card, settings_of(setup), rows)
     start = perf_counter()
     with steps_shown(console, [PARTS[name].share for name in names]) as (say, finished):
         for name in names:
             rows += PARTS[name].measure(setup, partial(say_in, name, say), rows)
             finished()
+            results.save(result, stem)
     rows.append(Row("in all", "this command after imports", "s", perf_counter() - start))
-    result = Result("bench", card, settings_of(setup), rows)
     finish(result, stem, console, chart.draw_bench)
 
 

@@ -160,8 +160,12 @@ class Learner:
             nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
             labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
             for _ in range(WARM_UP_PASSES if self.device.type == "cuda" else 1):
-                self._loss(nhwc.permute(0, 3, 1, 2), labels)[0].backward()
-        self.optimizer.zero_grad(set_to_none=True)
+                # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no gradients
+                # after it.
+                loss, correct = self._loss(nhwc.permute(0, 3, 1, 2), labels)
+                loss.backward()
+                self.optimizer.zero_grad(set_to_none=True)
+                del loss, correct
         for name, buffer in self.model.named_buffers():
             buffer.copy_(buffers[name])
         runtime.synchronise(self.device)

@@ -104,7 +104,7 @@ class Reporter:
             precision: bf16, fp16 or fp32.
             compiled: whether torch.compile is on.
             seconds: estimate for this run; None is said as not measured.
-            full_seconds: the same for the `full` preset, not said when that is the preset itself.
+            full_seconds: the same for the `full` preset, not said when None or when that is the preset itself.
             run_folder: where log and curves go.
         """
         resolutions = [config.resolution(epoch) for epoch in range(config.epochs)]
@@ -112,7 +112,7 @@ class Reporter:
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
         time = duration(seconds)
-        if preset != "full" or seconds != full_seconds:
+        if full_seconds is not None and (preset != "full" or seconds != full_seconds):
             time += f" (the full preset: {duration(full_seconds)})"
         self._block(
             {
@@ -223,7 +223,7 @@ class Reporter:
                 "data": duration(summary.get("data_seconds")),
                 "compile": duration(summary.get("compile_seconds")),
                 "training": duration(summary.get("train_seconds")),
-                "of it, waiting for data": duration(summary.get("wait_seconds")),
+                "of it, in the loader": duration(summary.get("wait_seconds")),
                 "evaluation": duration(summary.get("eval_seconds")),
                 "images/s": rate + spread,
                 "peak memory": ABSENT if memory is None else f"{memory / 2**30:.2f} GiB",

@@ -827,10 +827,10 @@ def test_without_a_gpu_the_check_says_so(tmp_path, monkeypatch, capsys):
     assert exit.value.code == 2 and "no usable NVIDIA GPU" in capsys.readouterr().err
 
 
-def test_every_command_of_the_check_exists_and_its_limits_fit_nine_minutes(tmp_path):
+def test_every_command_of_the_check_exists_and_its_limits_fit_14_minutes(tmp_path):
     every = gpu_check.parts(tmp_path, "cuda", quick=False)
     assert list(every) == ["tests", "full", "dali", "bench", "profile"]
-    assert sum(one.limit for one in every.values()) <= 540
+    assert sum(one.limit for one in every.values()) <= 14 * 60
     for one in every.values():
         for python, *command in one.commands:
             assert python == sys.executable

@@ -20,13 +20,13 @@ CPU = torch.device("cpu")
 SMALL = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=32)
 
 
-def start(config=SMALL, count=128, precision="fp32", compiled=False):
+def start(config=SMALL, count=128, precision="fp32", compiled=False, device=CPU):
     """A learner, its loader and its plan, on generated images."""
     split = generated(count)
     plan = Plan(count=count, batch_size=config.batch_size, translate=config.translate, flip=config.flip, cutout=4)
-    loader = DaliLoader(split, plan, CPU, 2, config.resolution)
-    model = create(config, split.images).to(memory_format=torch.channels_last)
-    return Learner(model, config, plan.steps_per_epoch, CPU, precision, compiled), loader
+    loader = DaliLoader(split, plan, device, 2, config.resolution)
+    model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
+    return Learner(model, config, plan.steps_per_epoch, device, precision, compiled), loader
 
 
 def weights(learner):
@@ -353,12 +353,32 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     assert result.accuracy > 0.9
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_steps_on_a_gpu_are_the_uncompiled_ones(monkeypatch, mode, muon_lr):
+    """Two resolutions; CUDA graphs are used, and nothing is compiled after the warm-up."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    config = replace(SMALL, resolutions=(16, 32), muon_lr=muon_lr, compile_mode=mode)
+    losses = []
+    for compiled in (False, True):
+        learner, loader = start(config, compiled=compiled, device=torch.device("cuda", 0))
+        if compiled:
+            learner.warm_up(32)
+            monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+        losses.append([learner.train_epoch(loader.epoch(epoch)).loss for epoch in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert not counters["graph_break"] and not counters["inductor"]["cudagraph_skips"]
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_deterministic_is_for_cuda_and_leaves_a_cpu_alone(monkeypatch, deterministic):
     """What torch is asked for, seen without a GPU."""
     asked: list[bool] = []
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", asked.append)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
