@@ -10,16 +10,18 @@ checkpoint's precision and resolution. Writes the picture or the page and, besid
 all errors. The last line on stdout is JSON.
 """
 
+import preflight
+
+preflight.require_environment("gradcam.py")
+
 import json
 from pathlib import Path
 from typing import Any
 
-import preflight
 from explain.options import Options
 
 
 def main() -> None:
-    preflight.require_environment("gradcam.py")
     import tyro
 
     options = tyro.cli(Options, description=(__doc__ or "").split("\n\n")[0], prog="gradcam.py")
@@ -42,6 +44,8 @@ def explain_errors(options: Options) -> None:
     table, archive = outputs.beside(out, bool(options.images))
     for path in (out, table, archive):
         checkpoint.check_writable(path)
+    if not Path(options.ckpt).exists():
+        raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)
     model, config, reported = loaded.model, loaded.config, loaded.metrics
     device = runtime.pick_device(options.device)

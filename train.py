@@ -21,9 +21,8 @@ from functools import partial
 
 import torch
 
-from bench.estimate import train_seconds
 from engine import checkpoint, distributed, resume, runtime
-from engine.config import PRESETS, default_preset, parse
+from engine.config import PRESETS, default_preset, differences, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
 from engine.model import MEAN_COLOUR, create
@@ -31,6 +30,7 @@ from engine.stopwatch import Stopwatch
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.splits import training_splits
+from report.estimate import train_seconds
 from report.progress import Reporter, stdout_console, throughput
 from report.run_folder import NoFolder, RunFolder
 from report.summary import model_summary
@@ -73,14 +73,18 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         keeper = resume.Keeper(folder.path, folder.rows, learner, config, train.sha256, about, clock, state, world)
         folder.write_config(checkpoint.config_dict(config))
         reporter.say(model_summary(model, config.resolutions[-1]))
+        seconds = train_seconds(config, plan.count // world.size, device, precision)
+        full = PRESETS["full"]
         reporter.choice(
             preset=preset,
             config=config,
             device=", ".join(f"{name} {value}" for name, value in card.items()),
             precision=precision,
             compiled=compiled,
-            seconds=train_seconds(config, plan.count // world.size, device, precision),
-            full_seconds=train_seconds(PRESETS["full"], 50_000 // world.size, device, precision, batch_size=16),
+            seconds=seconds,
+            full_seconds=train_seconds(full, 50_000 // world.size, device, precision, batch_size=16)
+            if differences(full, config)
+            else seconds,
             run_folder=str(folder.path),
         )
         for note in keeper.notes:

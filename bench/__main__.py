@@ -41,6 +41,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def main(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in COMMANDS:
+        if arguments[0] != "compare":
+            check_driver(arguments)
         COMMANDS[arguments[0]](arguments[1:])
         return
     if {"-h", "--help"} & set(arguments):
@@ -48,7 +50,13 @@ def main(arguments: Sequence[str]) -> None:
     elif arguments and not arguments[0].startswith("-"):
         commands = ", ".join(COMMANDS)
         raise ValueError(f"command {arguments[0]!r} is unknown: it must be {commands}, or none; parts go by --only")
+    check_driver(arguments)
     suite.main(arguments)
+
+
+def check_driver(arguments: Sequence[str]) -> None:
+    """Exit where a driver is too old for a GPU that the flags do not do without."""
+    preflight.check_driver("cpu" if "--device cpu" in " ".join(arguments).replace("=", " ") else "auto")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,8 @@ def _bars(axes: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:
         end = max(row.value or 0.0, row.q3 or 0.0, 0.0)
         text = number(row.value, row.unit)
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    names = [f"{row.part}: {row.name}" if row.part.startswith("batch") else row.name for row in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(axis="x", alpha=0.25)

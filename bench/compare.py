@@ -2,21 +2,20 @@
 
     python -m bench compare A.json B.json
 
-A difference counts when it exceeds both 3% and the sum of the two spreads between quartiles; what has no quartiles
-is judged by 10%.
+A difference counts when it exceeds both 3% and the sum of the two spreads between quartiles; of percentages and points
+the spreads alone decide, and what has no quartiles is judged by 10%.
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from bench import results
 from bench.results import Result, Row
+from bench.suite import stdout_console
 
 LEAST = 0.03
 LEAST_WITHOUT_QUARTILES = 0.10
@@ -43,8 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     a, b = map(results.load, arguments)
     if a.theme != b.theme:
         raise ValueError(f"{arguments[0]} is a {a.theme} and {arguments[1]} a {b.theme}: compare two of a kind")
-    live = sys.stdout.isatty()
-    console = Console(force_terminal=live, highlight=False, width=None if live else 140)
+    console = stdout_console()
     for what, old, new in (("card", a.card, b.card), ("settings", a.settings, b.settings)):
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key) and key not in ("date", "command"):
@@ -74,11 +72,11 @@ def difference(a: Row | None, b: Row | None) -> Difference:
         return Difference(row.part, row.name, row.unit, before, after, None, gone)
     if before == after:
         return Difference(row.part, row.name, row.unit, before, after, 1.0, "no difference")
-    spread = a.q1 is not None and b.q1 is not None
-    noise = max(LEAST, a.noise + b.noise) if spread else LEAST_WITHOUT_QUARTILES
+    least, width = LEAST_WITHOUT_QUARTILES, 0.0
+    if a.width is not None and b.width is not None:
+        least, width = 0.0 if row.unit in ("%", "points") else LEAST, a.width + b.width
     quotient = after / before if before else None
-    low, high = sorted((abs(before), abs(after)))
-    differs = high > low * (1 + noise)
+    differs = abs(after - before) > max(least * min(abs(before), abs(after)), width)
     verdict = ("more" if after > before else "less") if differs else "no difference"
     return Difference(row.part, row.name, row.unit, before, after, quotient, verdict)
 

@@ -6,17 +6,16 @@ It is a process of its own because cuBLAS reads its setting when it starts.
 """
 
 import tempfile
-from collections.abc import Callable
 
 from bench.results import Row, reported
-from bench.setup import Setup
+from bench.setup import Say, Setup
 
 PART = "deterministic"
 NAME = "training with --deterministic over training without"
 LIMIT = 300.0  # seconds a process
 
 
-def measure_deterministic(setup: Setup, say: Callable[[str], None]) -> list[Row]:
+def measure_deterministic(setup: Setup, say: Say) -> list[Row]:
     """Images/s of the real train_step with and without `--deterministic`, and their quotient; nothing on a CPU.
 
     Raises:
@@ -42,10 +41,10 @@ def command(setup: Setup, deterministic: bool, out: str) -> list[str]:
         *("--only", "compute", "--out", out, "--batch-size", str(setup.batch_size), "--resolution", str(setup.side)),
         *("--depth", str(config.depth), "--width", str(config.width), "--device", setup.device.type),
         *("--precision", setup.precision, "--threads", str(setup.threads)),
+        *("--compile", "on" if setup.compiled else "off"),
     ]
     switches = {
         "--quick": setup.quick,
-        "--compile": setup.compiled,
         "--generated": config.generated,
         "--deterministic": deterministic,
     }

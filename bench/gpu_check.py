@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from bench.results import ABSENT, ROOT, Result, Row, environment, named, row_lines
+from bench.results import ABSENT, ROOT, Result, Row, environment, last_json, named, row_lines
 from engine import runtime
 from engine.checkpoint import check_writable
 
@@ -151,14 +151,6 @@ def run_part(part: Part, log: Path, settings: dict[str, str], patience: float) -
             if said != "passed":
                 break
     return Outcome(said, perf_counter() - start, limit, reports)
-
-
-def last_json(text: str) -> list[dict[str, Any]]:
-    """The last line of `text` that is a JSON object, in a list; [] if there is none."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("{") and line.endswith("}"):
-            return [json.loads(line)]
-    return []
 
 
 def summary(outcomes: dict[str, Outcome], card: dict[str, str], names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.clock import Batch, Lane, race, ratio
 from bench.results import GAIN, Row
 from bench.seed_style import SeedStyle, take_normalised
-from bench.setup import Setup
+from bench.setup import Say, Setup
 from engine.learner import Learner
 
 PART = "ladder"
@@ -30,7 +30,7 @@ class Rung:
     """None: not measured here."""
 
 
-def measure_ladder(setup: Setup, say: Callable[[str], None]) -> list[Row]:
+def measure_ladder(setup: Setup, say: Say) -> list[Row]:
     """Images/s of each rung, its gain over the one below, and the top's gain over the bottom."""
     rungs = _rungs(setup)
     lanes = []
@@ -46,7 +46,7 @@ def measure_ladder(setup: Setup, say: Callable[[str], None]) -> list[Row]:
         gain, in_all = ratio(laps[i], laps[i - 1]), ratio(laps[i], laps[0])
         rows.append(Row.of_rate(PART, rungs[i].name, rates[i], f"{gain.median:.2f}x, {in_all.median:.2f}x in all"))
         gains.append(Row.of(PART, f"{GAIN}{rungs[i].name}", "x", gain))
-    rows += [Row(PART, rung.name, "images/s", note="with --compile") for rung in rungs[len(lanes) :]]
+    rows += [Row(PART, rung.name, "images/s", note="with --compile on") for rung in rungs[len(lanes) :]]
     return [*rows, *gains, Row.of(PART, "top over bottom", "x", ratio(laps[-1], laps[0]))]
 
 

@@ -14,10 +14,8 @@ import torch
 from bench import chart, results
 from bench.clock import Batch, Lane, measure, race, ratio
 from bench.results import Result, Row
-from bench.setup import Settings, Setup, parse, prepare
+from bench.setup import Say, Settings, Setup, parse, prepare
 from bench.suite import finish, settings_of, stdout_console, steps_shown
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +31,14 @@ def main(arguments: Sequence[str]) -> None:
     if not options.batch_sizes:
         raise ValueError("--batch-sizes is empty: name one size or more")
     setup = prepare(replace(options, batch_size=max(options.batch_sizes)))
+    setups = [replace(setup, config=replace(setup.config, batch_size=size)) for size in options.batch_sizes]
     stem = results.writable_stem(options.out, "loaders", setup.device)
     console = stdout_console()
     card = results.environment(setup.device, setup.precision, ["loaders", *arguments])
     rows: list[Row] = []
     result = Result("loaders", card, settings_of(setup), rows)
-    with steps_shown(console, [1.0] * len(options.batch_sizes)) as (say, finished):
-        for size in options.batch_sizes:
-            one = replace(setup, config=replace(setup.config, batch_size=size))
+    with steps_shown(console, [1.0] * len(setups)) as (say, finished):
+        for one in setups:
             rows += measure_kinds(one, say)
             finished()
             results.save(result, stem)

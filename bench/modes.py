@@ -6,7 +6,7 @@ The real train_step on the synthetic batch. CUDA graphs pay where the host canno
 them. On a CPU the modes are not measured: they are made for GPUs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from time import perf_counter
 from typing import Any, get_args, get_type_hints
@@ -16,7 +16,7 @@ import torch
 from bench import chart, results
 from bench.clock import measure
 from bench.results import Result, Row
-from bench.setup import Settings, Setup, parse, prepare
+from bench.setup import Say, Settings, Setup, parse, prepare
 from bench.suite import finish, settings_of, stdout_console, steps_shown
 from engine.config import Config
 
@@ -44,7 +44,7 @@ def modes() -> Sequence[str]:
     return get_args(get_type_hints(Config)["compile_mode"])
 
 
-def measure_mode(setup: Setup, mode: Any, say: Callable[[str], None]) -> list[Row]:
+def measure_mode(setup: Setup, mode: Any, say: Say) -> list[Row]:
     """`mode` is one of the config's. Images/s and seconds of compiling, in a fresh compiler."""
     if not setup.cuda:
         note = "needs a CUDA GPU"

@@ -13,10 +13,9 @@ import torch
 
 from bench.clock import Lane
 from bench.results import Row
-from bench.setup import Setup
+from bench.setup import Say, Setup
 from engine import runtime
 
-Say = Callable[[str], None]
 PART = "resources"
 ENERGY_SECONDS = 3.0  # of training; the driver renews its energy counter some ten times a second
 
@@ -47,7 +46,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
             "compiling",
             "s",
             compiling,
-            note="forward, loss and backward" if setup.compiled else "on a CPU with --compile",
+            note="forward, loss and backward" if setup.compiled else "with --compile on",
         ),
         Row(PART, "to the first step", "s", first, note="after imports, with the data set in memory"),
         Row(PART, f"peak memory, batch {size}, {precision}", "GiB", peak, note=kind),

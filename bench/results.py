@@ -6,11 +6,14 @@ measured; nothing is typed in.
 
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -62,11 +65,9 @@ class Row:
         return cls.of(part, name, unit, rate, "; ".join(filter(None, [note, unsteady])))
 
     @property
-    def noise(self) -> float:
-        """Distance of the quartiles over the value; 0 for a single value."""
-        if self.value and self.q1 is not None and self.q3 is not None:
-            return abs((self.q3 - self.q1) / self.value)
-        return 0.0
+    def width(self) -> float | None:
+        """Distance of the quartiles, in the row's unit; None for a single value."""
+        return None if self.q1 is None or self.q3 is None else self.q3 - self.q1
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,6 @@ class Result:
     def meaning(self) -> str:
         """Of values and their bounds."""
         return MEANING.get(self.theme, "medians and quartiles over laps")
-
-    def find(self, part: str, name: str) -> Row | None:
-        """The row of that name, or of a name that begins so."""
-        return next((row for row in self.rows if row.part == part and row.name.startswith(name)), None)
 
 
 def environment(device: torch.device, precision: str, arguments: Sequence[str]) -> dict[str, str]:
@@ -184,18 +181,34 @@ def reported(words: Sequence[str], limit: float) -> dict[str, Any]:
     Raises:
         ValueError: it failed, with the line of its stderr that says why, or did not end in time.
     """
+    command = f"python {shlex.join(words)}"
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"python {shlex.join(words)} did not end within {limit:.0f} s") from None
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        stdout, stderr = process.communicate(timeout=limit)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # with all that it started
+        process.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ValueError(f"{command} did not end within {limit:.0f} s") from None
+        raise
+    reports = last_json(stdout)
+    if process.returncode or not reports:
+        said = stderr.strip().splitlines() or ["it said nothing"]
         why = next((line for line in said if line.startswith(("bench: ", "bench, rank"))), said[-1])
-        raise ValueError(f"python {shlex.join(words)} ended with exit code {done.returncode}: {why}")
-    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return report
+        raise ValueError(f"{command} ended with exit code {process.returncode}: {why}")
+    return reports[0]
+
+
+def last_json(text: str) -> list[dict[str, Any]]:
+    """The last line of `text` that is a JSON object, in a list; [] if there is none."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{") and line.endswith("}"):
+            with suppress(json.JSONDecodeError):  # a dict that Python printed looks alike
+                return [json.loads(line)]
+    return []
 
 
 def number(value: float | None, unit: str) -> str:

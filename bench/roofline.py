@@ -11,11 +11,10 @@ from torch import Tensor
 
 from bench.clock import Budget, Marks, Spread, quartiles
 from bench.results import Row
-from bench.setup import Setup
+from bench.setup import Say, Setup
 from engine import runtime
 from engine.cost import training_flops, training_traffic
 
-Say = Callable[[str], None]
 PART = "roof"
 
 

@@ -19,7 +19,7 @@ import tyro
 from bench import chart, results
 from bench.clock import Lane, quartiles
 from bench.results import Result, Row
-from bench.setup import Settings, parse, prepare
+from bench.setup import Say, Settings, parse, prepare
 from bench.suite import finish, settings_of, stdout_console, steps_shown
 from engine import distributed
 from engine.distributed import World
@@ -58,7 +58,7 @@ def scaling(
     counts: Sequence[int],
     batch_size: int,
     measure: Callable[[int], dict[str, Any]],
-    say: Callable[[str], None],
+    say: Say,
     finished: Callable[[], None],
 ) -> list[Row]:
     """Rows of rates, then of efficiencies, for rising numbers of processes."""

@@ -1,7 +1,7 @@
 """What is measured: the settings from the command line, and the loaders, models and learners they mean."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -24,6 +24,7 @@ from pipeline.splits import training_splits
 from pipeline.synthetic import ConstantLoader
 
 FOREVER = 10**9  # steps
+Say = Callable[[str], None]  # what is measured now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Settings:
     """Where to measure; auto takes a CUDA GPU where there is one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of convolutions; auto takes what this hardware is fast at."""
-    compile: bool = False
-    """Use torch.compile on a CPU too, where it costs a minute; on CUDA it is always used."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto is on for CUDA and off for a CPU, where it costs a minute."""
     threads: int = 0
     """CPU threads for the model and for DALI (0: one per core)."""
     deterministic: bool = False
@@ -157,11 +158,12 @@ def prepare(settings: Settings, world: World = ALONE) -> Setup:
         threads=settings.threads,
         generated=settings.generated,
         deterministic=settings.deterministic,
+        compile=settings.compile,
     )
     threads = runtime.configure(device, world.threads(settings.threads), settings.deterministic)
     split = training_splits(True, settings.generated)[0]
     Plan(count=len(split.images), batch_size=size)  # refuses a batch larger than the data set, before any work
-    compiled = settings.compile or device.type == "cuda"
+    compiled = config.compiles(device.type == "cuda")
     return Setup(config, split, device, precision, threads, compiled, settings.quick, world)
 
 

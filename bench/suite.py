@@ -17,10 +17,8 @@ from bench.ladder import measure_ladder
 from bench.resources import measure_resources
 from bench.results import Result, Row
 from bench.roofline import measure_roof
-from bench.setup import Settings, Setup, parse, prepare
+from bench.setup import Say, Settings, Setup, parse, prepare
 from bench.throughput import measure_compute, measure_data, measure_end_to_end, measure_evaluation
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from bench import chart, results
 from bench.clock import Rate, measure
 from bench.resources import peak_memory, reset_peak_memory
 from bench.results import Result, Row
-from bench.setup import Settings, Setup, parse, prepare
+from bench.setup import Say, Settings, Setup, parse, prepare
 from bench.suite import finish, settings_of, stdout_console, steps_shown
+from engine import runtime
 
 PART = "sweep"
 GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
@@ -40,11 +41,12 @@ def main(arguments: Sequence[str]) -> None:
     if not sizes:
         low, high = (64, 16384) if setup.cuda else (16, 64 if setup.quick else 512)
         sizes = [low << i for i in range((high // low).bit_length())]
+    setups = {size: replace(setup, config=replace(setup.config, batch_size=size)) for size in sizes}
     stem = results.writable_stem(options.out, "sweep", setup.device)
     console = stdout_console()
     card = results.environment(setup.device, setup.precision, ["sweep", *arguments])
     with steps_shown(console, list(map(float, sizes))) as (say, finished):
-        rows = sweep(sizes, lambda size: _measure(setup, size), available_memory(setup.device), say, finished)
+        rows = sweep(sizes, lambda size: _measure(setups[size]), available_memory(setup.device), say, finished)
     finish(Result("sweep", card, settings_of(setup), rows), stem, console, chart.draw_sweep)
 
 
@@ -52,7 +54,7 @@ def sweep(
     sizes: Sequence[int],
     measure_size: Measure,
     available: int | None,
-    say: Callable[[str], None],
+    say: Say,
     finished: Callable[[], None],
 ) -> list[Row]:
     """Rows of rate and memory for each size that fits, then the recommendation.
@@ -74,7 +76,7 @@ def sweep(
         try:
             rates[size], peaks[size] = measure_size(size)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not runtime.out_of_memory(error):
                 raise
             end = f"stopped at batch {size}: memory ran out"
             break
@@ -98,12 +100,6 @@ def expected_peak(peaks: dict[int, int], size: int) -> float:
     return peak_b + max(0, peak_b - peak_a) / (size_b - size_a) * (size - size_b)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it is Python's, CUDA's or the CPU allocator's way to say so."""
-    cpu = "DefaultCPUAllocator" in str(error) and "memory" in str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or cpu
-
-
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process could come to hold: its own and what the system has left; None for a GPU."""
     information = Path("/proc/meminfo")
@@ -117,8 +113,7 @@ def available_memory(device: torch.device) -> int | None:
     return min([free + own, *limits]) if free is not None else None
 
 
-def _measure(setup: Setup, size: int) -> tuple[Rate, int]:
-    one = replace(setup, config=replace(setup.config, batch_size=size))
+def _measure(setup: Setup) -> tuple[Rate, int]:
     reset_peak_memory(setup.device)
-    rate = measure(one.synthetic(size), one.learner().train_step, setup.device, one.budget(2))
+    rate = measure(setup.synthetic(setup.batch_size), setup.learner().train_step, setup.device, setup.budget(2))
     return rate, peak_memory(setup.device)

@@ -1,6 +1,6 @@
 """Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from os import sched_getaffinity
 
@@ -10,13 +10,12 @@ from torch import Tensor
 from bench.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
 from bench.phases import PHASES, Phases
 from bench.results import Row
-from bench.setup import Setup
+from bench.setup import Say, Setup
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
 from pipeline.cifar10 import Split
 from pipeline.dali import evaluation_loader
 
-Say = Callable[[str], None]
 COMPUTE_BOUND = 0.9  # of the synthetic batch's rate
 REFERENCE_BATCH = 512
 REFERENCE_WORKERS = 2

@@ -119,7 +119,10 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
             not fit the learner.
     """
     if changed := differences(state.config, config):
-        raise ValueError(f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}")
+        raise ValueError(
+            f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}: leave these out, or start "
+            "afresh without --resume"
+        )
     if state.data != data:
         raise ValueError(f"{state.path}: it was trained on other data than this run would be")
     steps, epoch = learner.steps_per_epoch, len(state.rows)
@@ -193,8 +196,12 @@ class Keeper:
             self._stop_if_asked()
 
     def epoch_done(self) -> None:
-        """Save, unless that would take over 1% of the time since the last one."""
-        if self._due(0):
+        """Save, unless that would take over 1% of the time since the last one.
+
+        After the last epoch, save wherever there is a state: the newest one tells whether a run is finished.
+        """
+        finished = len(self.rows) == self.config.epochs
+        if self._due(0) or (finished and self._world.first and states(self.folder)):
             self.save()
 
     def save(self) -> None:
@@ -270,6 +277,7 @@ def claim(folder: Path, state: State) -> None:
                 f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
                 f"or remove its resume-*.pt"
             )
+        break
     for leftover in folder.glob(".resume-*.tmp"):
         leftover.unlink(missing_ok=True)
     for file in states(folder):

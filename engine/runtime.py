@@ -36,8 +36,10 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
     """Type for "auto": bf16 where hardware has it, fp16 on older CUDA, else fp32; anything else as asked.
 
     Raises:
-        ValueError: fp16 was asked for on a CPU, where it is slower than fp32 and has no gradient scaler.
+        ValueError: it is none of DTYPES, or fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
     """
+    if wanted not in ("auto", *DTYPES):
+        raise ValueError(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
     if wanted == "fp16" and device.type == "cpu":
         raise ValueError("--precision is fp16 on a CPU: use bf16, fp32 or auto")
     if wanted != "auto":
@@ -110,14 +112,19 @@ def memory_advice(batch_size: int, device: torch.device) -> Iterator[None]:
     """Turns running out of memory, the GPU's or the machine's, into a ValueError that names a batch size to try."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # DALI's and the CPU's allocators raise RuntimeErrors of their own
-        text = str(error).lower()
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "out of memory" not in text and "can't allocate memory" not in text:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
             raise
         raise ValueError(
             f"out of memory on {device} with --batch-size {batch_size}: try --batch-size {max(2, batch_size // 2)}"
         ) from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether it says so: Python's, CUDA's, or the RuntimeErrors of DALI's and the CPU's allocators."""
+    text = str(error).lower()
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "out of memory" in text or "can't allocate memory" in text
 
 
 def synchronise(device: torch.device) -> None:
@@ -130,7 +137,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the most that torch held on the GPU, or the most memory the process had on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def environment_card(device: torch.device) -> dict[str, str]:
@@ -170,6 +177,11 @@ def run(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
         print(f"{entry}: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(f"{entry}: out of memory: take a smaller --width or --batch-size, or end other programs", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         print(f"{entry}: {stop}", file=sys.stderr)

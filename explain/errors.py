@@ -21,7 +21,6 @@ from engine.model import ResNet
 from explain.cam import class_maps, evaluating, heatmaps, margin
 from pipeline.cifar10 import CLASSES, DISPUTED_TEST_INDICES, SHA256, Split
 
-SORTS = ("loss", "confidence", "index", "random")
 BATCH = 250
 
 Array = npt.NDArray[np.generic]
@@ -113,7 +112,7 @@ class Errors:
             "random": lambda: np.random.default_rng(seed).permutation(len(self)),
         }
         if sort not in keys:
-            raise ValueError(f"--sort is {sort}: it must be one of {', '.join(SORTS)}")
+            raise ValueError(f"--sort is {sort}: it must be one of {', '.join(keys)}")
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.true), (predicted, self.predicted)):
             if name != "any":

@@ -12,16 +12,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from explain.cam import display
 from explain.errors import Errors, Ints, Maps, class_number
-from pipeline.cifar10 import CLASSES
-
-UInt8 = npt.NDArray[np.uint8]
+from pipeline.cifar10 import CLASSES, UInt8
 
 DPI = 150
 ZOOM = 6

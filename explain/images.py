@@ -17,15 +17,13 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.model import ResNet, resize
 from explain.errors import Errors, examine
-
-UInt8 = npt.NDArray[np.uint8]
+from pipeline.cifar10 import UInt8
 
 # Pictures alone: Pillow would start Ghostscript for an EPS.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -27,9 +27,7 @@ from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, percent
 from explain.options import Options
 from explain.study import Study
-from pipeline.cifar10 import CLASSES
-
-UInt8 = npt.NDArray[np.uint8]
+from pipeline.cifar10 import CLASSES, UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
 LOSSLESS_BYTES = 12_000_000  # of all pictures before compression to a third: beyond it, WebP of quality 90

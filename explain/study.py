@@ -9,8 +9,6 @@ Both run the checkpoint's model, which is on the device, over all images, with a
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from engine.checkpoint import Checkpoint
@@ -18,9 +16,8 @@ from explain import errors, images
 from explain.errors import Calibration, Errors, Ints
 from explain.phase import Phase
 from pipeline import splits
+from pipeline.cifar10 import UInt8
 from pipeline.dali import evaluation_loader
-
-UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)

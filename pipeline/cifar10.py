@@ -609,8 +609,11 @@ def main() -> int:
         seconds = time.perf_counter() - start
         train, test = load("train"), load("test")
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(f"pipeline: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("pipeline: interrupted", file=sys.stderr)
+        return 130
     print(f"source     {source}")
     print(f"cache      {path}, {path.stat().st_size / 1e6:.1f} MB, ready in {seconds:.1f} s")
     for name, shape in SHAPES.items():

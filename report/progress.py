@@ -112,7 +112,7 @@ class Reporter:
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
         time = duration(seconds)
-        if full_seconds is not None and (preset != "full" or seconds != full_seconds):
+        if full_seconds not in (None, seconds):
             time += f" (the full preset: {duration(full_seconds)})"
         self._block(
             {

@@ -26,10 +26,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import (
+    chart,
     compare,
     deterministic,
     gpu_check,
     ladder,
+    loaders,
     modes,
     profile,
     results,
@@ -460,6 +462,28 @@ def test_compare_asks_for_more_than_the_noise():
     assert compare.compare(example(), example(0.98))[0].verdict == "no difference"
 
 
+def test_compare_judges_accuracies_and_gains_by_their_spread_alone():
+    for unit, before, after, spread, said in (
+        ("%", 90.0, 88.0, 0.1, "less"),
+        ("%", 90.0, 89.9, 0.1, "no difference"),
+        ("points", 1.0, -1.0, 0.1, "less"),
+        ("points", -0.1, 0.1, 0.5, "no difference"),
+        ("images/s", 90.0, 88.0, 0.1, "no difference"),
+    ):
+        a, b = (Row("part", "row", unit, value, value - spread, value + spread) for value in (before, after))
+        assert compare.difference(a, b).verdict == said, (unit, before, after)
+
+
+def test_no_two_bars_have_the_same_name(monkeypatch, tmp_path):
+    """Those of one loader at two batch sizes, for instance."""
+    drawn = []
+    monkeypatch.setattr(chart.Figure, "savefig", lambda figure, *args, **named: drawn.append(figure))
+    rows = [Row(f"batch {size}", "DALI, alone", "images/s", 1.0 * size, 0.9 * size, 1.1 * size) for size in (16, 32)]
+    chart.draw_bench(Result("loaders", {}, {}, [*rows, Row("roof", "arithmetic", "images/s", 9.0)]), tmp_path / "x")
+    labels = [label.get_text() for axes in drawn[0].axes for label in axes.get_yticklabels()]
+    assert labels == ["batch 16: DALI, alone", "batch 32: DALI, alone", "arithmetic"]
+
+
 def test_compare_names_what_only_one_has():
     a, b = example(), example()
     b.rows.pop(0)
@@ -646,32 +670,36 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
     cuda = replace(one, device=torch.device("cuda", 0), precision="bf16", compiled=True)
     asked = []
 
-    def answer(words, **how):
+    def answer(words, limit):
         asked.append(words)
         rows = [
             Row("compute", "forward of a step", "ms", 1.0),
             Row("compute", "synthetic", "images/s", 50.0 * len(asked)),
         ]
-        line = results.summary_line(Result("bench", {}, {}, rows))
-        return subprocess.CompletedProcess(words, 0, f"a table\n{line}\n", "")
+        return json.loads(results.summary_line(Result("bench", {}, {}, rows)))
 
-    monkeypatch.setattr(results.subprocess, "run", answer)
+    monkeypatch.setattr(deterministic, "reported", answer)
     *rates, cost = deterministic.measure_deterministic(cuda, lambda what: None)
     assert [row.value for row in rates] == [50.0, 100.0] and (cost.name, cost.value) == (deterministic.NAME, 2.0)
     without, with_it = asked
     assert set(with_it) - set(without) >= {"--deterministic"} and "--deterministic" not in without
-    settings = setup.parse(suite.Options, with_it[3:], "bench", "")
+    settings = setup.parse(suite.Options, with_it[2:], "bench", "")
     assert (settings.width, settings.batch_size, settings.resolution) == (8, 16, 8)
-    assert settings.deterministic and settings.compile and settings.quick and settings.generated
+    assert settings.deterministic and settings.compile == "on" and settings.quick and settings.generated
     assert (settings.only, settings.device, settings.precision) == ("compute", "cuda", "bf16")
 
-    failed = subprocess.CompletedProcess([], 2, "", "no")
-    monkeypatch.setattr(results.subprocess, "run", lambda words, **how: failed)
-    with pytest.raises(ValueError, match="exit code 2: no"):
-        deterministic.measure_deterministic(cuda, lambda what: None)
-    monkeypatch.undo()
-    with pytest.raises(ValueError, match="did not end within 0 s"):
-        results.reported(["-c", "import time; time.sleep(9)"], 0.1)
+
+def test_the_report_of_another_process():
+    script = "print('a table'); print('{\"rows\": [1]}'); print({'not': 'json'})"
+    assert results.reported(["-S", "-c", script], 60) == {"rows": [1]}
+    for script, said in (
+        ("import sys; sys.exit('a\\nbench, rank 1: a hole\\nb')", "exit code 1: bench, rank 1: a hole"),
+        ("import sys; sys.exit('a\\nb')", "exit code 1: b"),
+        ("print('no report')", "exit code 0: it said nothing"),
+        ("import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)", "did not end within 0 s"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            results.reported(["-S", "-c", script], 0.5 if "sleep" in script else 60)
 
 
 def test_modes_trains_in_each_mode_afresh(monkeypatch):
@@ -728,8 +756,6 @@ def test_sweep_draws_and_recommends(tmp_path, capsys):
 
 
 def test_loaders_feed_the_training(tmp_path, capsys):
-    from bench import loaders
-
     flags = [flag for flag in TINY if flag not in ("--batch-size", "16")]
     loaders.main(["--batch-sizes", "16", *flags, "--out", str(tmp_path)])
     report, _ = last_line(capsys)
@@ -755,6 +781,8 @@ def test_compare_of_files(tmp_path, capsys):
         (suite.main, ["--only", "data,speed"], "'speed' is unknown"),
         (suite.main, ["--batch-size", "0"], "--batch-size is 0"),
         (suite.main, ["--batch-size", "60000", "--generated"], "--batch-size is 60000"),
+        (sweep.main, ["--batch-sizes", "64", "60000", "--generated"], "--batch-size is 60000"),
+        (loaders.main, ["--batch-sizes", "64", "0", "--generated"], "--batch-size is 0"),
         (suite.main, ["--resolution", "4"], "--resolutions is"),
         (suite.main, ["--generated", "--out", "/proc/none"], "/proc/none"),
         (sweep.main, ["--batch-size", "8"], "--batch-sizes"),

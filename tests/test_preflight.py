@@ -99,7 +99,10 @@ def test_the_paths_named_fit_the_folder_one_stands_in(refusal, modules, monkeypa
     "program",
     [
         "import preflight; preflight.require_environment('gradcam.py'); import torch",
-        *(f"import runpy; runpy.run_module({name!r}, run_name='__main__')" for name in ("train", "bench", "pipeline")),
+        *(
+            f"import runpy; runpy.run_module({name!r}, run_name='__main__')"
+            for name in ("train", "gradcam", "bench", "pipeline")
+        ),
     ],
 )
 def test_the_systems_python_gets_a_line_not_a_traceback(tmp_path, program):

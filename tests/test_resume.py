@@ -259,8 +259,16 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     assert not leftover.exists()
     own = learner()
     step(own, 2 * STEPS)
-    kept = keeper(own, rows=[dict.fromkeys(resume.ROW_KEYS, 1)] * 2)
+    rows = [dict.fromkeys(resume.ROW_KEYS, 1)]
+    own.step -= 1
+    kept = keeper(own, rows=rows)
     kept.save()
+    with pytest.raises(ValueError, match="not finished"):
+        resume.claim(Path("run"), resume.State())
+    own.step += 1
+    rows *= 2
+    kept.epoch_done()
+    assert len(resume.states(Path("run"))) == 2, "the last epoch's state is saved, though none is due"
     resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
 
@@ -422,6 +430,10 @@ def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error
     monkeypatch.setattr(Learner, "train_step", fail)
     code, _, err = run(capsys, *QUICK, "--run-dir", "run")
     assert (code, err) == (2, "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n")
+    monkeypatch.setattr(train, "create", fail)
+    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    advice = "take a smaller --width or --batch-size, or end other programs"
+    assert (code, err) == (2, f"train.py: out of memory: {advice}\n")
 
 
 def test_other_errors_are_not_taken_for_it():
