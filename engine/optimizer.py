@@ -77,8 +77,10 @@ class Muon(torch.optim.Optimizer):
             updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
                 updates = orthogonal(updates, self._dtype)
-                norms = torch._foreach_norm(parameters)
-                torch._foreach_mul_(parameters, [len(p) ** 0.5 / n for p, n in zip(parameters, norms, strict=True)])
+                scales = torch._foreach_norm(parameters)
+                torch._foreach_reciprocal_(scales)
+                torch._foreach_mul_(scales, [len(p) ** 0.5 for p in parameters])
+                torch._foreach_mul_(parameters, scales)
             torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
@@ -90,15 +92,19 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Each tensor (out, ...) as a matrix with all singular values near 1; those of one shape go together."""
+    """Each tensor (out, in, h, w) as a matrix with all singular values near 1; those of one shape go together.
+
+    The matrix is (out, h * w * in), of which a channels_last tensor is a view: the order of columns does not matter.
+    """
     same_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for i, update in enumerate(updates):
         same_shape[update.shape].append(i)
     results = list(updates)
     for shape, places in same_shape.items():
-        matrices = torch.stack([updates[i].flatten(1).to(dtype) for i in places])
-        for i, matrix in zip(places, orthogonalise(matrices), strict=True):
-            results[i] = matrix.view(shape).to(updates[i].dtype)
+        filters = torch.stack([updates[i].permute(0, 2, 3, 1) for i in places])
+        found = orthogonalise(filters.flatten(2).to(dtype)).to(filters.dtype).reshape(filters.shape)
+        for i, result in zip(places, found, strict=True):
+            results[i] = result.permute(0, 3, 1, 2)
     return results
 
 
