@@ -18,7 +18,7 @@ def draw_bench(result: Result, path: Path) -> None:
     rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s") and not _free(row)]
     groups = [
         ("From the first version's style to ours", [row for row in rates if row.part == "ladder"], False),
-        ("Loaders, model and roofs (logarithmic)", [row for row in rates if row.part != "ladder"], True),
+        ("Rates (logarithmic)", [row for row in rates if row.part != "ladder"], True),
     ]
     groups = [group for group in groups if group[1]]
     heights = [max(2, len(rows)) for _, rows, _ in groups]

@@ -65,7 +65,7 @@ def scaling(
     rates, efficiencies = [], []
     each = None
     for count in counts:
-        say(f"{count} processes")
+        say(f"processes: {count}")
         found = measure(count)
         spread = quartiles(found["rates"])
         each = each or spread.median / count

@@ -432,7 +432,7 @@ def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error
     assert (code, err) == (2, "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n")
     monkeypatch.setattr(train, "create", fail)
     code, _, err = run(capsys, *QUICK, "--run-dir", "run")
-    advice = "take a smaller --width or --batch-size, or end other programs"
+    advice = "a narrower network or smaller batches need less; or end other programs"
     assert (code, err) == (2, f"train.py: out of memory: {advice}\n")
 
 
