@@ -100,7 +100,7 @@ def orthogonal(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     for i, update in enumerate(updates):
         same_shape[update.shape].append(i)
     results = list(updates)
-    for shape, places in same_shape.items():
+    for places in same_shape.values():
         filters = torch.stack([updates[i].permute(0, 2, 3, 1) for i in places])
         found = orthogonalise(filters.flatten(2).to(dtype)).to(filters.dtype).reshape(filters.shape)
         for i, result in zip(places, found, strict=True):

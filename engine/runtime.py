@@ -181,7 +181,8 @@ def run(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        print(f"{entry}: out of memory: a narrower network or smaller batches need less; or end other programs", file=sys.stderr)
+        advice = "a narrower network or smaller batches need less; or end other programs"
+        print(f"{entry}: out of memory: {advice}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
         print(f"{entry}: {stop}", file=sys.stderr)

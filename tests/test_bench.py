@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench import __main__ as entry
 from bench import (
     chart,
     compare,
@@ -801,6 +802,16 @@ def test_bad_input_is_one_message(command, arguments, said, monkeypatch, capsys)
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bench: ") and said in line
+
+
+def test_a_driver_that_is_too_old_stops_what_would_take_the_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(entry.preflight, "check_driver", asked.append)
+    monkeypatch.setattr(suite, "main", lambda arguments: None)
+    monkeypatch.setattr(entry, "COMMANDS", dict.fromkeys(("sweep", "compare"), lambda arguments: None))
+    for arguments in ([], ["--only", "data"], ["sweep", "--device", "cpu"], ["--device=cpu"], ["compare", "a", "b"]):
+        entry.main(arguments)
+    assert asked == ["auto", "auto", "cpu", "cpu"]
 
 
 def test_results_of_two_kinds_are_not_compared(tmp_path):

@@ -841,6 +841,12 @@ def test_entry_tells_errors_in_a_line(tiny, monkeypatch, capsys):
     output, errors = capsys.readouterr()
     assert output == "" and len(errors.splitlines()) == 2 and "remove it" in errors.splitlines()[1]
 
+    def interrupted(progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cifar10, "_prepare", interrupted)
+    assert (cifar10.main(), *capsys.readouterr()) == (130, "", "pipeline: interrupted\n")
+
 
 def test_channel_statistics_are_those_of_all_pixels():
     images = np.random.default_rng(0).integers(0, 256, (5003, 4, 4, 3), np.uint8)

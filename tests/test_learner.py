@@ -315,6 +315,8 @@ def test_without_a_list_of_flags_there_are_none(tmp_path):
 def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="--precision is fp16 on a CPU"):
         runtime.pick_precision(CPU, "fp16")
+    with pytest.raises(ValueError, match="precision 'int8' is unknown"):
+        runtime.pick_precision(CPU, "int8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device is cuda, but torch finds no usable NVIDIA GPU"):
         runtime.pick_device("cuda")
