@@ -5,7 +5,7 @@ quotient of laps that ran next to each other.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,7 @@ def _rungs(setup: Setup) -> list[Rung]:
         (f"+ mixed precision ({setup.precision})", {"precision": setup.precision}),
         ("+ no reading of scalars", {"synchronise": False}),
     ]
+    sgd = replace(setup, config=replace(setup.config, muon_lr=0.0))
     switched: dict[str, Any] = {}
     rungs = []
     for name, switch in styles:
@@ -67,12 +68,13 @@ def _rungs(setup: Setup) -> list[Rung]:
         *rungs,
         Rung(
             "+ our train_step, fused SGD",
-            lambda: _learner_lane(setup, setup.torch_batches(small, WORKERS, normalised=True), True),
+            lambda: _learner_lane(sgd, setup.torch_batches(small, WORKERS, normalised=True), True),
         ),
         Rung(
-            f"+ batch {large}", lambda: _learner_lane(setup, setup.torch_batches(large, WORKERS, normalised=True), True)
+            f"+ batch {large}", lambda: _learner_lane(sgd, setup.torch_batches(large, WORKERS, normalised=True), True)
         ),
-        Rung("+ DALI, uint8 to the model", lambda: _learner_lane(setup, setup.dali(large, setup.side), False)),
+        Rung("+ DALI, uint8 to the model", lambda: _learner_lane(sgd, setup.dali(large, setup.side), False)),
+        Rung("+ Muon, for accuracy", lambda: _learner_lane(setup, setup.dali(large, setup.side), False)),
         Rung(
             "+ torch.compile",
             (lambda: _learner_lane(setup, setup.dali(large, setup.side), False, True)) if setup.compiled else None,

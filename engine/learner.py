@@ -124,7 +124,7 @@ class Learner:
         self._replays = self.device.type == "cuda" and mode in CUDA_GRAPH_MODES
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """One step of SGD on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
+        """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
             self._metrics.reset()
         loss, correct = self._loss(images, labels)

@@ -724,7 +724,7 @@ def test_modes_trains_in_each_mode_afresh(monkeypatch):
 
 
 def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
-    seconds = [8.0, 4.0, 2.0, 2.5, 2.0, 1.6, 1.0]
+    seconds = [8.0, 4.0, 2.0, 2.5, 2.0, 1.6, 0.8, 1.0]
     drift = [1.0, 3.0, 1.5]  # of a machine that others use too
 
     def known(lanes, budget):
