@@ -123,8 +123,8 @@ class Config:
         return self.compile == "on" or (self.compile == "auto" and cuda and not self.sync_batch_norm)
 
     def resolution(self, epoch: int) -> int:
-        """Side in pixels of the training images of an epoch, counted from 0."""
-        return self.resolutions[epoch * len(self.resolutions) // self.epochs]
+        """Side in pixels of the training images of an epoch, counted from 0; the last epoch's is the last one."""
+        return self.resolutions[-1 - (self.epochs - 1 - epoch) * len(self.resolutions) // self.epochs]
 
 
 PRESETS: dict[str, Config] = {

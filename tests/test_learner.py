@@ -325,7 +325,10 @@ def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):
 
 def test_resolutions_spread_evenly_over_the_epochs():
     config = Config(epochs=5, resolutions=(16, 16, 20, 24))
-    assert [config.resolution(epoch) for epoch in range(5)] == [16, 16, 16, 20, 24]
+    assert [config.resolution(epoch) for epoch in range(5)] == [16, 16, 20, 24, 24]
+    for epochs in range(1, 9):
+        sides = [replace(config, epochs=epochs).resolution(epoch) for epoch in range(epochs)]
+        assert sides == sorted(sides) and sides[-1] == 24, "it is evaluated at the last one"
     assert {Config(epochs=7).resolution(epoch) for epoch in range(7)} == {32}
 
 
