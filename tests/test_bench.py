@@ -805,7 +805,7 @@ def test_bad_input_is_one_message(command, arguments, said, monkeypatch, capsys)
 
 
 def test_a_driver_that_is_too_old_stops_what_would_take_the_gpu(monkeypatch):
-    asked = []
+    asked: list[str] = []
     monkeypatch.setattr(entry.preflight, "check_driver", asked.append)
     monkeypatch.setattr(suite, "main", lambda arguments: None)
     monkeypatch.setattr(entry, "COMMANDS", dict.fromkeys(("sweep", "compare"), lambda arguments: None))

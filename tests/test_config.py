@@ -123,5 +123,5 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
 
 def test_presets_differ_and_keep_what_they_are_for():
     assert differences(PRESETS["full"], PRESETS["cpu"])
-    free = {"out": "x", "run_dir": "y", "threads": 3, "device": "cpu", "checkpoint_every": 1.0}
-    assert not differences(PRESETS["full"], replace(PRESETS["full"], **free))
+    full = PRESETS["full"]
+    assert not differences(full, replace(full, out="x", run_dir="y", threads=3, device="cpu", checkpoint_every=1.0))
