@@ -51,7 +51,9 @@ def main(arguments: Sequence[str]) -> None:
     console = stdout_console()
     with steps_shown(console, [1.0] * len(counts)) as (say, finished):
         rows = scaling(counts, setup.batch_size, lambda count: measured(count, rest), say, finished)
-    finish(Result("scaling", card, settings_of(setup), rows), stem, console, chart.draw_scaling)
+    result = Result("scaling", card, settings_of(setup), rows)
+    results.save(result, stem)
+    finish(result, stem, console, chart.draw_scaling)
 
 
 def scaling(

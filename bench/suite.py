@@ -66,6 +66,7 @@ def main(arguments: Sequence[str]) -> None:
             finished()
             results.save(result, stem)
     rows.append(Row("in all", "this command after imports", "s", perf_counter() - start))
+    results.save(result, stem)
     finish(result, stem, console, chart.draw_bench)
 
 
@@ -80,8 +81,7 @@ def chosen_parts(only: str) -> list[str]:
 
 
 def finish(result: Result, stem: Path, console: Console, draw: Callable[[Result, Path], None] | None = None) -> None:
-    """Write the files, show the table, and close with one line of JSON."""
-    results.save(result, stem)
+    """Draw the picture of a result that is saved, show the table, and close with one line of JSON."""
     files = [str(stem.with_suffix(suffix)) for suffix in (".json", ".md")]
     if draw:
         picture = stem.with_suffix(".png")

@@ -47,7 +47,9 @@ def main(arguments: Sequence[str]) -> None:
     card = results.environment(setup.device, setup.precision, ["sweep", *arguments])
     with steps_shown(console, list(map(float, sizes))) as (say, finished):
         rows = sweep(sizes, lambda size: _measure(setups[size]), available_memory(setup.device), say, finished)
-    finish(Result("sweep", card, settings_of(setup), rows), stem, console, chart.draw_sweep)
+    result = Result("sweep", card, settings_of(setup), rows)
+    results.save(result, stem)
+    finish(result, stem, console, chart.draw_sweep)
 
 
 def sweep(

@@ -358,15 +358,18 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
+@pytest.mark.parametrize("muon_lr", [0.0, 0.01])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_steps_on_a_gpu_are_the_uncompiled_ones(monkeypatch, mode, muon_lr):
-    """Two resolutions; CUDA graphs are used, and nothing is compiled after the warm-up."""
+    """Two resolutions; CUDA graphs are used, and nothing is compiled after the warm-up.
+
+    The learning rates are small, so that rounding does not grow: at the recipe's own, losses part by 2% in 8 steps.
+    """
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
-    config = replace(SMALL, resolutions=(16, 32), muon_lr=muon_lr, compile_mode=mode)
+    config = replace(SMALL, resolutions=(16, 32), max_lr=0.01, muon_lr=muon_lr, compile_mode=mode)
     losses = []
     for compiled in (False, True):
         learner, loader = start(config, compiled=compiled, device=torch.device("cuda", 0))
