@@ -23,7 +23,10 @@ preflight.require_dali()
 
 from collections.abc import Callable, Sequence
 
-from bench import ablate, accuracy, compare, gpu_check, loaders, modes, profile, scaling, suite, sweep
+from bench import gpu_check
+from bench.recipe import ablate, accuracy
+from bench.speed import compare, loaders, modes, scaling, suite, sweep
+from bench.trace import profile
 from engine import runtime
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

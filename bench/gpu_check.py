@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import tyro
 
-from bench.results import ABSENT, ROOT, Result, Row, environment, last_json, named, row_lines
+from bench.core.record import ABSENT, ROOT, Result, Row, environment, last_json, named, row_lines
 from engine import runtime
 from engine.checkpoint import check_writable
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import train
-from bench import ablate, accuracy, results, trial
+from bench.core import record
+from bench.recipe import ablate, accuracy, trial
 from engine.config import PRESETS
 from engine.learner import Evaluation
 from pipeline.synthetic import generated
@@ -56,7 +57,7 @@ def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, t
     accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     (path,) = (tmp_path / "results").glob("accuracy-smoke_*.json")
-    assert results.load(str(path)).rows == [results.Row(**row) for row in report["rows"]]
+    assert record.load(str(path)).rows == [record.Row(**row) for row in report["rows"]]
     assert report["settings"]["preset"] == "smoke" and report["settings"]["epochs"] == 1
     assert "Values: means and quartiles over seeds." in path.with_suffix(".md").read_text()
 
@@ -79,7 +80,7 @@ def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, t
     with pytest.raises(KeyboardInterrupt):
         accuracy.main([*TINY, "--seeds", "2", "--out", "stopped"])
     (path,) = (tmp_path / "stopped").glob("*.json")
-    assert results.load(str(path)).rows[0].value == pytest.approx(91.0)
+    assert record.load(str(path)).rows[0].value == pytest.approx(91.0)
 
 
 def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp_path):
@@ -98,7 +99,7 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
     assert all(config.validate for config in trained)
-    stem, lookahead, recipe = [results.Row(**row) for row in report["rows"]]
+    stem, lookahead, recipe = [record.Row(**row) for row in report["rows"]]
     differences = [2.3, 1.7, 2.0]
     assert stem.name == "whitened-stem" and stem.value == pytest.approx(2.0)
     error = np.std(differences, ddof=1) / 3**0.5

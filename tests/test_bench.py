@@ -26,27 +26,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import __main__ as entry
-from bench import (
-    chart,
-    compare,
-    deterministic,
-    gpu_check,
-    ladder,
-    loaders,
-    modes,
-    profile,
-    results,
-    roofline,
-    setup,
-    suite,
-    sweep,
-    throughput,
-    trace,
-)
-from bench.clock import Budget, Lane, Lap, Marks, Rate, Spread, WarmUp, measure, quartiles, race, ratio
-from bench.phases import Phases
-from bench.results import Result, Row
-from bench.seed_style import SeedStyle
+from bench import gpu_check
+from bench.core import chart, record, setup
+from bench.core.clock import Budget, Lane, Lap, Marks, Rate, Spread, WarmUp, measure, quartiles, race, ratio
+from bench.core.record import Result, Row
+from bench.speed import compare, deterministic, ladder, loaders, modes, roofline, suite, sweep, throughput
+from bench.speed.seed_style import SeedStyle
+from bench.trace import profile, trace
+from bench.trace.phases import Phases
 from engine import cost, runtime
 from engine.config import PRESETS, Config
 from engine.cost import training_flops, training_traffic
@@ -82,7 +69,7 @@ class VirtualTime:
 @pytest.fixture
 def virtual(monkeypatch):
     virtual_time = VirtualTime()
-    monkeypatch.setattr("bench.clock.perf_counter", lambda: virtual_time.now)
+    monkeypatch.setattr("bench.core.clock.perf_counter", lambda: virtual_time.now)
     return virtual_time
 
 
@@ -417,7 +404,7 @@ def test_available_memory_is_sane():
 
 
 def test_peak_memory_forgets_what_was_before():
-    from bench.resources import peak_memory, reset_peak_memory
+    from bench.speed.resources import peak_memory, reset_peak_memory
 
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("needs Linux's /proc/self/clear_refs")
@@ -441,8 +428,8 @@ def example(scale=1.0, noise=0.02, theme="bench"):
 
 
 def test_a_result_comes_back_as_it_was(tmp_path):
-    results.save(example(), tmp_path / "r")
-    assert results.load(str(tmp_path / "r.json")) == example()
+    record.save(example(), tmp_path / "r")
+    assert record.load(str(tmp_path / "r.json")) == example()
     text = (tmp_path / "r.md").read_text()
     assert "not measured" in text and "python -m bench" in text
     rows = [line for line in text.splitlines() if line.startswith("| data")]
@@ -501,19 +488,19 @@ def test_a_malformed_result_is_one_message(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=re.escape(str(path))):
-        results.load(str(path))
+        record.load(str(path))
 
 
 def test_a_result_with_a_broken_number_is_refused(tmp_path):
-    results.save(example(), tmp_path / "r")
+    record.save(example(), tmp_path / "r")
     path = tmp_path / "r.json"
     path.write_text(path.read_text().replace("2000.0", '"fast"'))
     with pytest.raises(ValueError, match="not a result"):
-        results.load(str(path))
+        record.load(str(path))
 
 
 def test_commit_of_no_repository_is_unknown(tmp_path):
-    assert results.commit(tmp_path) == "unknown"
+    assert record.commit(tmp_path) == "unknown"
 
 
 def test_commit_tells_changes_but_not_results(tmp_path):
@@ -525,11 +512,11 @@ def test_commit_tells_changes_but_not_results(tmp_path):
     (tmp_path / "x").write_text("1")
     git("add", "x")
     git("commit", "-m", "x")
-    (tmp_path / "bench" / "results").mkdir(parents=True)
-    (tmp_path / "bench" / "results" / "new.json").write_text("{}")
-    assert re.fullmatch("[0-9a-f]{12}", results.commit(tmp_path))
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    (tmp_path / "docs" / "results" / "new.json").write_text("{}")
+    assert re.fullmatch("[0-9a-f]{12}", record.commit(tmp_path))
     (tmp_path / "x").write_text("2")
-    assert results.commit(tmp_path).endswith(" and changes")
+    assert record.commit(tmp_path).endswith(" and changes")
 
 
 # The trace
@@ -649,11 +636,11 @@ def test_all_parts_in_one_process(every_part):
     folder, out = every_part
     report = json.loads(out.splitlines()[-1])
     (path,) = folder.glob("bench_*.json")
-    assert results.load(str(path)).rows == [Row(**row) for row in report["rows"]]
+    assert record.load(str(path)).rows == [Row(**row) for row in report["rows"]]
     assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".md", ".png"]
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     by_part: dict[str, list[Row]] = {}
-    for row in results.load(str(path)).rows:
+    for row in record.load(str(path)).rows:
         by_part.setdefault(row.part, []).append(row)
         assert row.value is None or (math.isfinite(row.value) and row.value >= 0)
     expected = ["resources", "data", "compute", "end to end", "ladder", "deterministic", "evaluation", "roof"]
@@ -677,7 +664,7 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
             Row("compute", "forward of a step", "ms", 1.0),
             Row("compute", "synthetic", "images/s", 50.0 * len(asked)),
         ]
-        return json.loads(results.summary_line(Result("bench", {}, {}, rows)))
+        return json.loads(record.summary_line(Result("bench", {}, {}, rows)))
 
     monkeypatch.setattr(deterministic, "reported", answer)
     *rates, cost = deterministic.measure_deterministic(cuda, lambda what: None)
@@ -692,7 +679,7 @@ def test_the_cost_of_deterministic_is_of_two_processes_that_differ_in_it_alone(m
 
 def test_the_report_of_another_process():
     script = "print('a table'); print('{\"rows\": [1]}'); print({'not': 'json'})"
-    assert results.reported(["-S", "-c", script], 60) == {"rows": [1]}
+    assert record.reported(["-S", "-c", script], 60) == {"rows": [1]}
     for script, said in (
         ("import sys; sys.exit('a\\nbench, rank 1: a hole\\nb')", "exit code 1: bench, rank 1: a hole"),
         ("import sys; sys.exit('a\\nb')", "exit code 1: b"),
@@ -700,7 +687,7 @@ def test_the_report_of_another_process():
         ("import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)", "did not end within 0 s"),
     ):
         with pytest.raises(ValueError, match=said):
-            results.reported(["-S", "-c", script], 0.5 if "sleep" in script else 60)
+            record.reported(["-S", "-c", script], 0.5 if "sleep" in script else 60)
 
 
 def test_modes_trains_in_each_mode_afresh(monkeypatch):
@@ -734,7 +721,7 @@ def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
     monkeypatch.setattr(ladder, "race", known)
     one = setup.prepare(setup.parse(setup.Settings, TINY, "bench", ""))
     rows = ladder.measure_ladder(one, lambda what: None)
-    gains = [row.value for row in rows if row.name.startswith(results.GAIN)]
+    gains = [row.value for row in rows if row.name.startswith(record.GAIN)]
     assert gains == pytest.approx([a / b for a, b in pairwise(seconds)])
     (top,) = [row.value for row in rows if row.name == "top over bottom"]
     assert top == pytest.approx(8.0)
@@ -765,8 +752,8 @@ def test_loaders_feed_the_training(tmp_path, capsys):
 
 
 def test_compare_of_files(tmp_path, capsys):
-    results.save(example(), tmp_path / "a")
-    results.save(example(0.8), tmp_path / "b")
+    record.save(example(), tmp_path / "a")
+    record.save(example(0.8), tmp_path / "b")
     a, b = (str(tmp_path / f"{name}.json") for name in "ab")
     compare.main([a, a])
     report, out = last_line(capsys)
@@ -816,7 +803,7 @@ def test_a_driver_that_is_too_old_stops_what_would_take_the_gpu(monkeypatch):
 
 def test_results_of_two_kinds_are_not_compared(tmp_path):
     for theme in ("bench", "sweep"):
-        results.save(example(theme=theme), tmp_path / theme)
+        record.save(example(theme=theme), tmp_path / theme)
     with pytest.raises(ValueError, match="of a kind"):
         compare.main([str(tmp_path / "bench.json"), str(tmp_path / "sweep.json")])
 
@@ -873,7 +860,7 @@ def test_every_command_of_the_check_exists_and_its_limits_fit_14_minutes(tmp_pat
     for one in every.values():
         for python, *command in one.commands:
             assert python == sys.executable
-            assert command[0] == "-m" or (results.ROOT / command[0]).exists()
+            assert command[0] == "-m" or (record.ROOT / command[0]).exists()
     assert "full" in every["full"].commands[0] and PRESETS["full"].epochs == 20
 
 
@@ -881,7 +868,7 @@ def test_every_command_of_the_check_exists_and_its_limits_fit_14_minutes(tmp_pat
 def test_the_whole_check_on_a_cpu(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "bench", "gpu-check", "--device", "cpu", "--quick", "--out", str(tmp_path)],
-        cwd=results.ROOT, capture_output=True, text=True, timeout=540,
+        cwd=record.ROOT, capture_output=True, text=True, timeout=540,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout.splitlines()[-1])

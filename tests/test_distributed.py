@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import train
-from bench import scaling
+from bench.speed import scaling
 from engine import checkpoint, distributed, resume
 from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
@@ -330,12 +330,12 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
         count = len(asked)
         return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25}
 
-    monkeypatch.setattr(scaling.results, "commit", lambda: "none")
-    monkeypatch.setattr(scaling.results, "reported", answer)
+    monkeypatch.setattr(scaling.record, "commit", lambda: "none")
+    monkeypatch.setattr(scaling.record, "reported", answer)
     flags = ["--generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
-    assert asked[0] == ["bench.scaling", *flags]
-    assert asked[1] == "torch.distributed.run --standalone --nproc-per-node=4 -m bench.scaling".split() + flags
+    assert asked[0] == ["bench.speed.scaling", *flags]
+    assert asked[1] == "torch.distributed.run --standalone --nproc-per-node=4 -m bench.speed.scaling".split() + flags
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["name"]: row for row in report["rows"]}
     assert [rows[f"processes: {n}"]["value"] for n in (1, 4)] == [100.0, 200.0]

@@ -13,11 +13,11 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from bench import chart, results
-from bench.clock import measure
-from bench.results import Result, Row
-from bench.setup import Say, Settings, Setup, parse, prepare
-from bench.suite import finish, settings_of, stdout_console, steps_shown
+from bench.core import chart, record
+from bench.core.clock import measure
+from bench.core.record import Result, Row
+from bench.core.setup import Say, Settings, Setup, parse, prepare
+from bench.speed.suite import finish, settings_of, stdout_console, steps_shown
 from engine.config import Config
 
 PART = "modes"
@@ -26,8 +26,8 @@ PART = "modes"
 def main(arguments: Sequence[str]) -> None:
     options = parse(Settings, arguments, "python -m bench modes", (__doc__ or "").split("\n\n")[0])
     setup = prepare(options)
-    stem = results.writable_stem(options.out, "modes", setup.device)
-    card = results.environment(setup.device, setup.precision, ["modes", *arguments])
+    stem = record.writable_stem(options.out, "modes", setup.device)
+    card = record.environment(setup.device, setup.precision, ["modes", *arguments])
     console = stdout_console()
     rows: list[Row] = []
     result = Result("modes", card, settings_of(setup), rows)
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
         for mode in modes():
             rows += measure_mode(setup, mode, say)
             finished()
-            results.save(result, stem)
+            record.save(result, stem)
     finish(result, stem, console, chart.draw_bench)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.clock import Batch, Lane, race, ratio
-from bench.results import GAIN, Row
-from bench.seed_style import SeedStyle, take_normalised
-from bench.setup import Say, Setup
+from bench.core.clock import Batch, Lane, race, ratio
+from bench.core.record import GAIN, Row
+from bench.core.setup import Say, Setup
+from bench.speed.seed_style import SeedStyle, take_normalised
 from engine.learner import Learner
 
 PART = "ladder"

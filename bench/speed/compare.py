@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from rich import box
 from rich.table import Table
 
-from bench import results
-from bench.results import Result, Row
-from bench.suite import stdout_console
+from bench.core import record
+from bench.core.record import Result, Row
+from bench.speed.suite import stdout_console
 
 LEAST = 0.03
 LEAST_WITHOUT_QUARTILES = 0.10
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
             raise ValueError(f"compare takes two results, not {len(arguments)}: python -m bench compare A.json B.json")
         print(__doc__)
         return
-    a, b = map(results.load, arguments)
+    a, b = map(record.load, arguments)
     if a.theme != b.theme:
         raise ValueError(f"{arguments[0]} is a {a.theme} and {arguments[1]} a {b.theme}: compare two of a kind")
     console = stdout_console()
@@ -89,7 +89,7 @@ def table(found: Sequence[Difference], a: str, b: str) -> Table:
     shown.add_column("verdict")
     for d in found:
         quotient = "" if d.ratio is None else f"{d.ratio:.3f}"
-        values = [f"{results.number(v, d.unit)} {d.unit}" if v is not None else results.ABSENT for v in (d.a, d.b)]
+        values = [f"{record.number(v, d.unit)} {d.unit}" if v is not None else record.ABSENT for v in (d.a, d.b)]
         bold = "bold" if d.verdict in ("more", "less") else ""
         shown.add_row(f"{d.part}: {d.name}", *values, quotient, d.verdict, style=bold)
     return shown

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from bench import chart, results
-from bench.clock import Rate, measure
-from bench.resources import peak_memory, reset_peak_memory
-from bench.results import Result, Row
-from bench.setup import Say, Settings, Setup, parse, prepare
-from bench.suite import finish, settings_of, stdout_console, steps_shown
+from bench.core import chart, record
+from bench.core.clock import Rate, measure
+from bench.core.record import Result, Row
+from bench.core.setup import Say, Settings, Setup, parse, prepare
+from bench.speed.resources import peak_memory, reset_peak_memory
+from bench.speed.suite import finish, settings_of, stdout_console, steps_shown
 from engine import runtime
 
 PART = "sweep"
@@ -42,13 +42,13 @@ def main(arguments: Sequence[str]) -> None:
         low, high = (64, 16384) if setup.cuda else (16, 64 if setup.quick else 512)
         sizes = [low << i for i in range((high // low).bit_length())]
     setups = {size: replace(setup, config=replace(setup.config, batch_size=size)) for size in sizes}
-    stem = results.writable_stem(options.out, "sweep", setup.device)
+    stem = record.writable_stem(options.out, "sweep", setup.device)
     console = stdout_console()
-    card = results.environment(setup.device, setup.precision, ["sweep", *arguments])
+    card = record.environment(setup.device, setup.precision, ["sweep", *arguments])
     with steps_shown(console, list(map(float, sizes))) as (say, finished):
         rows = sweep(sizes, lambda size: _measure(setups[size]), available_memory(setup.device), say, finished)
     result = Result("sweep", card, settings_of(setup), rows)
-    results.save(result, stem)
+    record.save(result, stem)
     finish(result, stem, console, chart.draw_sweep)
 
 

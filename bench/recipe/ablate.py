@@ -16,12 +16,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from bench import chart, results
-from bench.accuracy import deviation
-from bench.results import Result, Row
-from bench.suite import finish, say_in, stdout_console, steps_shown
-from bench.trial import Options as TrialOptions
-from bench.trial import Trainer, Trial, described, parse_options, seeds_of
+from bench.core import chart, record
+from bench.core.record import Result, Row
+from bench.recipe.accuracy import deviation
+from bench.recipe.trial import Options as TrialOptions
+from bench.recipe.trial import Trainer, Trial, described, parse_options, seeds_of
+from bench.speed.suite import finish, say_in, stdout_console, steps_shown
 from engine.config import Config
 
 PART = "ablation"
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str]) -> None:
     config = replace(config, validate=True)
     chosen = chosen_ingredients(config, options.only)
     trainer = Trainer(config)
-    stem = results.writable_stem(options.out, f"ablation-{preset}", trainer.device)
-    card = results.environment(trainer.device, trainer.precision, ["ablate", *arguments])
+    stem = record.writable_stem(options.out, f"ablation-{preset}", trainer.device)
+    card = record.environment(trainer.device, trainer.precision, ["ablate", *arguments])
     settings = described(config, preset, trainer)
     console = stdout_console()
     bases = seeds_of(config, options.seeds)
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
             trials[one] = trainer.run(one, partial(say_in, number, say))
             finished()
             result = Result("ablation", card, settings, rows_of(bases, pairs, trials))
-            results.save(result, stem)
+            record.save(result, stem)
     finish(result, stem, console, chart.draw_ablation)
 
 
@@ -113,7 +113,7 @@ def chosen_ingredients(config: Config, only: str) -> list[Ingredient]:
         ValueError: a name is unknown, or the recipe is the same with and without it.
     """
     known = {ingredient.name: ingredient for ingredient in ingredients(config)}
-    wanted = results.named(only, known, "ingredient")
+    wanted = record.named(only, known, "ingredient")
     for name in wanted:
         if known[name].with_it == known[name].without and only:
             raise ValueError(f"--only: this recipe is the same with and without {name}: change it by a flag")

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bench.clock import Budget, Marks, Spread, quartiles
-from bench.results import Row
-from bench.setup import Say, Setup
+from bench.core.clock import Budget, Marks, Spread, quartiles
+from bench.core.record import Row
+from bench.core.setup import Say, Setup
 from engine import runtime
 from engine.cost import training_flops, training_traffic
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 import torch
 import tyro
 
-from bench.clock import Batch, Budget
+from bench.core.clock import Batch, Budget
 from engine import runtime
 from engine.config import PRESETS, Config
 from engine.distributed import ALONE, World
@@ -53,7 +53,7 @@ class Settings:
     """On CUDA, only algorithms that repeat bit for bit."""
     generated: bool = False
     """Measure on generated images instead of CIFAR-10: the same sizes, no data set."""
-    out: str = "bench/results"
+    out: str = "docs/results"
     """Folder for the results."""
 
 

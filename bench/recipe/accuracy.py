@@ -12,11 +12,11 @@ from functools import partial
 
 import torch
 
-from bench import results
-from bench.clock import quartiles
-from bench.results import Result, Row
-from bench.suite import finish, say_in, stdout_console, steps_shown
-from bench.trial import Options, Trainer, Trial, described, parse_options, seeds_of
+from bench.core import record
+from bench.core.clock import quartiles
+from bench.core.record import Result, Row
+from bench.recipe.trial import Options, Trainer, Trial, described, parse_options, seeds_of
+from bench.speed.suite import finish, say_in, stdout_console, steps_shown
 from engine.config import default_preset
 
 PART = "accuracy"
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     default = default_preset(torch.cuda.is_available())
     options, preset, config = parse_options(Options, arguments, "python -m bench accuracy", description, default)
     trainer = Trainer(config)
-    stem = results.writable_stem(options.out, f"accuracy-{preset}", trainer.device)
-    card = results.environment(trainer.device, trainer.precision, ["accuracy", *arguments])
+    stem = record.writable_stem(options.out, f"accuracy-{preset}", trainer.device)
+    card = record.environment(trainer.device, trainer.precision, ["accuracy", *arguments])
     settings = described(config, preset, trainer)
     console = stdout_console()
     trials: list[Trial] = []
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
             trials.append(trainer.run(one, partial(say_in, f"seed {one.seed}", say)))
             finished()
             result = Result("accuracy", card, settings, rows_of(trials))
-            results.save(result, stem)
+            record.save(result, stem)
     finish(result, stem, console)
 
 

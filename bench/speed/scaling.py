@@ -16,11 +16,11 @@ from typing import Any
 import torch
 import tyro
 
-from bench import chart, results
-from bench.clock import Lane, quartiles
-from bench.results import Result, Row
-from bench.setup import Say, Settings, parse, prepare
-from bench.suite import finish, settings_of, stdout_console, steps_shown
+from bench.core import chart, record
+from bench.core.clock import Lane, quartiles
+from bench.core.record import Result, Row
+from bench.core.setup import Say, Settings, parse, prepare
+from bench.speed.suite import finish, settings_of, stdout_console, steps_shown
 from engine import distributed
 from engine.distributed import World
 
@@ -46,13 +46,13 @@ def main(arguments: Sequence[str]) -> None:
     settings = parse(Settings, rest, PROG, description)
     setup = prepare(settings)
     counts = sorted(set(own.processes)) or doubling(torch.cuda.device_count() if setup.cuda else cores())
-    stem = results.writable_stem(settings.out, "scaling", setup.device)
-    card = results.environment(setup.device, setup.precision, ["scaling", *arguments])
+    stem = record.writable_stem(settings.out, "scaling", setup.device)
+    card = record.environment(setup.device, setup.precision, ["scaling", *arguments])
     console = stdout_console()
     with steps_shown(console, [1.0] * len(counts)) as (say, finished):
         rows = scaling(counts, setup.batch_size, lambda count: measured(count, rest), say, finished)
     result = Result("scaling", card, settings_of(setup), rows)
-    results.save(result, stem)
+    record.save(result, stem)
     finish(result, stem, console, chart.draw_scaling)
 
 
@@ -94,7 +94,7 @@ def measured(count: int, flags: Sequence[str]) -> dict[str, Any]:
         ValueError: they failed.
     """
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
-    return results.reported(["-m", *launcher, "bench.scaling", *flags], LIMIT)
+    return record.reported(["-m", *launcher, "bench.speed.scaling", *flags], LIMIT)
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bench.clock import Lane
-from bench.results import Row
-from bench.setup import Say, Setup
+from bench.core.clock import Lane
+from bench.core.record import Row
+from bench.core.setup import Say, Setup
 from engine import runtime
 
 PART = "resources"

@@ -26,7 +26,7 @@ class Options:
 
     seeds: int = 5
     """Trainings, with the seeds --seed, --seed + 1, ..."""
-    out: str = "bench/results"
+    out: str = "docs/results"
     """Folder for the results."""
 
 

@@ -1,6 +1,6 @@
 """A measurement's record: rows, the environment card, and the files they go to.
 
-bench/results/THEME_HARDWARE_DATE.json holds it whole, with a Markdown twin to read. A row without a value was not
+docs/results/THEME_HARDWARE_DATE.json holds it whole, with a Markdown twin to read. A row without a value was not
 measured; nothing is typed in.
 """
 
@@ -23,7 +23,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bench.clock import Rate, Spread
+from bench.core.clock import Rate, Spread
 from engine import runtime
 from engine.checkpoint import check_writable
 from engine.files import write_whole
@@ -37,7 +37,7 @@ MEANING = {
     "ablation": "mean gains over pairs, and one standard error either side",
 }
 GAIN = "gain of "  # begins the name of a row that another row's note repeats
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def commit(folder: Path = ROOT) -> str:
         return done.stdout.strip()
 
     try:
-        changes = git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
+        changes = git("status", "--porcelain", "--", ".", ":(exclude)docs/results")
         return git("rev-parse", "--short=12", "HEAD") + (" and changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -7,8 +7,8 @@ It is a process of its own because cuBLAS reads its setting when it starts.
 
 import tempfile
 
-from bench.results import Row, reported
-from bench.setup import Say, Setup
+from bench.core.record import Row, reported
+from bench.core.setup import Say, Setup
 
 PART = "deterministic"
 NAME = "training with --deterministic over training without"

@@ -21,12 +21,12 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
 
-from bench import results
-from bench.phases import Phases
-from bench.results import Result, Row
-from bench.setup import Settings, Setup, parse, prepare
-from bench.suite import settings_of, stdout_console
-from bench.trace import Analysis, analyse
+from bench.core import record
+from bench.core.record import Result, Row
+from bench.core.setup import Settings, Setup, parse, prepare
+from bench.speed.suite import settings_of, stdout_console
+from bench.trace.phases import Phases
+from bench.trace.trace import Analysis, analyse
 from engine import runtime
 
 # torch-tb-profiler knows the loader and the optimiser by the names that torch gives their ranges.
@@ -65,27 +65,27 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError(f"--steps is {options.steps}: it must be 1 to 100")
     setup = prepare(options)
     folder = Path(options.out) / f"{datetime.now():%Y%m%d-%H%M%S}"
-    stem = results.writable_stem(str(folder), "profile", setup.device)
+    stem = record.writable_stem(str(folder), "profile", setup.device)
     console = stdout_console()
     console.print(f"profiling {options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
-    path = record(setup, folder, options.steps)
+    path = record_steps(setup, folder, options.steps)
     trace = json.loads(path.read_text(encoding="utf-8"))
     analysis = analyse(trace, setup.cuda)
     suit_the_plugin(trace)
     path.write_text(json.dumps(trace), encoding="utf-8")
-    card = results.environment(setup.device, setup.precision, ["profile", *arguments])
+    card = record.environment(setup.device, setup.precision, ["profile", *arguments])
     result = Result("profile", card, settings_of(setup), rows(analysis, options.steps, setup.cuda))
-    results.save(result, stem)
+    record.save(result, stem)
     console.print(
-        results.table(result.rows, f"{options.steps} steps, {1000 * analysis.seconds / options.steps:,.1f} ms each")
+        record.table(result.rows, f"{options.steps} steps, {1000 * analysis.seconds / options.steps:,.1f} ms each")
     )
     command = shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", options.out])
     console.print(f"trace: {path}", soft_wrap=True, markup=False)
     console.print(f"show it with: {command}", soft_wrap=True, markup=False)
-    print(results.summary_line(result, trace=str(path), tensorboard=command), flush=True)
+    print(record.summary_line(result, trace=str(path), tensorboard=command), flush=True)
 
 
-def record(setup: Setup, folder: Path, steps: int) -> Path:
+def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     """Write the trace of `steps` steps; returns its path."""
     loader = setup.dali(setup.batch_size, setup.side)
     learner = setup.learner()

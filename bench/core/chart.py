@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from bench.results import Result, Row, number
+from bench.core.record import Result, Row, number
 
 # Okabe and Ito's colour-blind safe set.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench import chart, results
-from bench.clock import Batch, Lane, measure, race, ratio
-from bench.results import Result, Row
-from bench.setup import Say, Settings, Setup, parse, prepare
-from bench.suite import finish, settings_of, stdout_console, steps_shown
+from bench.core import chart, record
+from bench.core.clock import Batch, Lane, measure, race, ratio
+from bench.core.record import Result, Row
+from bench.core.setup import Say, Settings, Setup, parse, prepare
+from bench.speed.suite import finish, settings_of, stdout_console, steps_shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,16 @@ def main(arguments: Sequence[str]) -> None:
         raise ValueError("--batch-sizes is empty: name one size or more")
     setup = prepare(replace(options, batch_size=max(options.batch_sizes)))
     setups = [replace(setup, config=replace(setup.config, batch_size=size)) for size in options.batch_sizes]
-    stem = results.writable_stem(options.out, "loaders", setup.device)
+    stem = record.writable_stem(options.out, "loaders", setup.device)
     console = stdout_console()
-    card = results.environment(setup.device, setup.precision, ["loaders", *arguments])
+    card = record.environment(setup.device, setup.precision, ["loaders", *arguments])
     rows: list[Row] = []
     result = Result("loaders", card, settings_of(setup), rows)
     with steps_shown(console, [1.0] * len(setups)) as (say, finished):
         for one in setups:
             rows += measure_kinds(one, say)
             finished()
-            results.save(result, stem)
+            record.save(result, stem)
     finish(result, stem, console, chart.draw_bench)
 
 

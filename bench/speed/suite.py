@@ -11,14 +11,14 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from bench import chart, results
-from bench.deterministic import measure_deterministic
-from bench.ladder import measure_ladder
-from bench.resources import measure_resources
-from bench.results import Result, Row
-from bench.roofline import measure_roof
-from bench.setup import Say, Settings, Setup, parse, prepare
-from bench.throughput import measure_compute, measure_data, measure_end_to_end, measure_evaluation
+from bench.core import chart, record
+from bench.core.record import Result, Row
+from bench.core.setup import Say, Settings, Setup, parse, prepare
+from bench.speed.deterministic import measure_deterministic
+from bench.speed.ladder import measure_ladder
+from bench.speed.resources import measure_resources
+from bench.speed.roofline import measure_roof
+from bench.speed.throughput import measure_compute, measure_data, measure_end_to_end, measure_evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, "python -m bench", DESCRIPTION)
     names = chosen_parts(options.only)
     setup = prepare(options)
-    stem = results.writable_stem(options.out, "bench", setup.device)
+    stem = record.writable_stem(options.out, "bench", setup.device)
     console = stdout_console()
-    card = results.environment(setup.device, setup.precision, arguments)
+    card = record.environment(setup.device, setup.precision, arguments)
     for name, value in card.items():
         console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
     rows: list[Row] = []
@@ -64,9 +64,9 @@ def main(arguments: Sequence[str]) -> None:
         for name in names:
             rows += PARTS[name].measure(setup, partial(say_in, name, say), rows)
             finished()
-            results.save(result, stem)
+            record.save(result, stem)
     rows.append(Row("in all", "this command after imports", "s", perf_counter() - start))
-    results.save(result, stem)
+    record.save(result, stem)
     finish(result, stem, console, chart.draw_bench)
 
 
@@ -76,7 +76,7 @@ def chosen_parts(only: str) -> list[str]:
     Raises:
         ValueError: a part is unknown.
     """
-    wanted = results.named(only, PARTS, "part")
+    wanted = record.named(only, PARTS, "part")
     return [name for name in PARTS if name in wanted]
 
 
@@ -87,9 +87,9 @@ def finish(result: Result, stem: Path, console: Console, draw: Callable[[Result,
         picture = stem.with_suffix(".png")
         draw(result, picture)
         files.append(str(picture))
-    console.print(results.table(result.rows, f"{result.theme}: {result.meaning}"))
+    console.print(record.table(result.rows, f"{result.theme}: {result.meaning}"))
     console.print("wrote " + ", ".join(files), soft_wrap=True, markup=False)
-    print(results.summary_line(result, files=files), flush=True)
+    print(record.summary_line(result, files=files), flush=True)
 
 
 def stdout_console() -> Console:

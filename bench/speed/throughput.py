@@ -7,10 +7,10 @@ from os import sched_getaffinity
 import torch
 from torch import Tensor
 
-from bench.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
-from bench.phases import PHASES, Phases
-from bench.results import Row
-from bench.setup import Say, Setup
+from bench.core.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
+from bench.core.record import Row
+from bench.core.setup import Say, Setup
+from bench.trace.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
 from pipeline.cifar10 import Split

@@ -1,0 +1,1 @@
+"""What a recipe reaches, and what each of its ingredients is worth."""
