@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from engine import runtime
 from engine.config import Config
 from engine.distributed import ALONE, World
+from engine.machine import Machine
+from engine.model import ResNet
 from engine.optimizer import create_optimizer
 
 Batch = tuple[Tensor, Tensor]
@@ -78,31 +80,22 @@ class Learner:
     """A model with all that its training needs.
 
     Args:
-        model: on `device`; trained in place.
+        model: on the machine's device; trained in place.
         config: the recipe.
         steps_per_epoch: fixes the length of the schedule.
-        precision: "bf16", "fp16" or "fp32".
-        compile: torch.compile forward and loss in one graph (its backward comes with it).
-        world: the ranks that train together, each on its share of the batches; the model ends up with rank 0's weights.
+        machine: what it computes on. If it compiles, forward and loss are one graph (the backward comes with it). With
+            several ranks each trains on its share of the batches, and the model ends up with rank 0's weights.
 
     Raises:
         ValueError: batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: Config,
-        steps_per_epoch: int,
-        device: torch.device,
-        precision: str,
-        compile: bool = False,
-        world: World = ALONE,
-    ) -> None:
+    def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
+        device, precision, world = machine.device, machine.precision, machine.world
         if config.batch_size < 2 * world.size:
             raise ValueError(f"--batch-size is {config.batch_size}: {world.size} processes need 2 images each")
-        self.model, self.config, self.device, self.precision = model, config, device, precision
-        self._world = world
+        self.model, self.config, self.machine = model, config, machine
+        self.device, self.precision, self._world = device, precision, world
         self._replica = world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
@@ -112,7 +105,7 @@ class Learner:
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
         self._replays = False
-        if compile:
+        if machine.compiled:
             self.use_backend("inductor", config.compile_mode)
         self._metrics = Metrics(device, world)
 
@@ -183,6 +176,10 @@ class Learner:
             on_step()
         self.check_finite()
         return self._metrics.read()
+
+    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+        """`evaluate` of the model as it is now."""
+        return evaluate(self.model, batches, self.machine, flip)
 
     def check_finite(self) -> None:
         """Wait for the device, then raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
@@ -361,31 +358,24 @@ def _progress(values: Tensor) -> Progress:
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    device: torch.device,
-    precision: str,
-    flip: bool = False,
-    world: World = ALONE,
-) -> Evaluation:
+def evaluate(model: nn.Module, batches: Iterable[Batch], machine: Machine, flip: bool = False) -> Evaluation:
     """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
 
     Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror image
-    (test-time augmentation). Each rank of `world` gives its own batches, none of them too, and gets the result of all;
-    the model's running statistics become rank 0's.
+    (test-time augmentation). Each rank gives its own batches, none of them too, and gets the result of all; the model's
+    running statistics become rank 0's.
     """
-    world.share_buffers(model)
+    machine.world.share_buffers(model)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=machine.device)
     for images, labels in batches:
-        logits = predict_logits(model, images, device, precision, flip)
+        logits = predict_logits(model, images, machine.device, machine.precision, flip)
         counted = labels >= 0
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
         sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), counted.sum().double()])
     model.train(was_training)
-    loss, correct, total = world.sum_(sums).tolist()
+    loss, correct, total = machine.world.sum_(sums).tolist()
     return Evaluation(loss / total, int(correct), int(total))
 
 

@@ -23,7 +23,6 @@ from typing import Any, Self, TypeVar
 
 from engine import checkpoint
 from engine.config import Config, differences
-from engine.distributed import ALONE, World
 from engine.interrupt import Stopped, StopSignals
 from engine.learner import Learner
 from engine.stopwatch import Stopwatch
@@ -141,10 +140,12 @@ class Keeper:
     With several ranks the first one does: the others would wait for this one in the middle of a step.
 
     Args:
-        folder: the run folder, claimed for `state`; this process alone writes to it, if it is rank 0 of `world`.
+        folder: the run folder, claimed for `state`; this process alone writes to it, if it is rank 0.
         rows: the log's rows, read at each save.
-        config, data, environment: go into the states; `config.checkpoint_every` are the seconds between two inside an
-            epoch. An epoch's end has one too. More rarely, where saving would take over 1% of the time.
+        learner: what is saved. `learner.config.checkpoint_every` are the seconds between two states inside an epoch; an
+            epoch's end has one too. More rarely, where saving would take over 1% of the time.
+        data: SHA-256 of the training set, for the states.
+        clock: its seconds go into the states.
         state: where this run goes on.
     """
 
@@ -153,16 +154,13 @@ class Keeper:
         folder: Path,
         rows: Sequence[Mapping[str, Any]],
         learner: Learner,
-        config: Config,
         data: str,
-        environment: Mapping[str, str],
         clock: Stopwatch,
         state: State,
-        world: World = ALONE,
     ) -> None:
-        self._world = world
-        self.folder, self.rows, self.learner, self.config, self.clock = folder, rows, learner, config, clock
-        self.data, self.environment = data, dict(environment)
+        self.folder, self.rows, self.learner, self.data, self.clock = folder, rows, learner, data, clock
+        self.config, self._world = learner.config, learner.machine.world
+        self.environment = learner.machine.card() | learner.machine.choices()
         self.saved = str(state.path or "none yet")
         self.notes = [*state.notes, *_announcements(state, self.environment)]
         self._signals = StopSignals()

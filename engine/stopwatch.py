@@ -42,6 +42,10 @@ class Stopwatch:
         """Seconds of a kind so far, also while it runs."""
         return self._spent.get(kind, 0.0) + (perf_counter() - self._since[kind] if kind in self._since else 0.0)
 
+    def raise_to(self, kind: str, seconds: float) -> None:
+        """Set a kind that is not running to what another rank has spent on it."""
+        self._spent[kind] = seconds
+
     def seconds(self) -> dict[str, float]:
         """Of every kind that was ever on."""
         return {kind: self[kind] for kind in self._spent | self._since}

@@ -20,7 +20,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
 from engine.config import Config
+from engine.learner import Batch
 from engine.learner import Progress as Metrics
+from engine.machine import Machine
 
 Peek = Callable[[], Metrics | None]
 
@@ -56,6 +58,12 @@ class Steps:
         self._step, self._draw, self._interval = first, draw, interval
         self._due = perf_counter() + interval
 
+    def over(self, batches: Iterable[Batch], peek: Peek) -> Iterator[Batch]:
+        """The batches, each counted when its training step is on its way."""
+        for batch in batches:
+            yield batch
+            self.advance(peek)
+
     def advance(self, peek: Peek) -> None:
         """Say that one more training step is on its way; `peek` is called only when something is drawn.
 
@@ -83,45 +91,25 @@ class Reporter:
         if self._console is not None:
             self._console.print(what, markup=False, emoji=False, highlight=False, soft_wrap=isinstance(what, str))
 
-    def choice(
-        self,
-        *,
-        preset: str,
-        config: Config,
-        device: str,
-        precision: str,
-        compiled: bool,
-        seconds: float | None,
-        full_seconds: float | None,
-        run_folder: str,
-    ) -> None:
-        """Say what is about to run and how long it should take on this machine.
+    def choice(self, preset: str, config: Config, machine: Machine) -> None:
+        """Say what is about to run.
 
         Args:
             preset: name of the preset, before any flag changed it.
             config: the settings in force; its resolutions weigh the epochs in the bar's ETA.
-            device: the device in words.
-            precision: bf16, fp16 or fp32.
-            compiled: whether torch.compile is on.
-            seconds: estimate for this run; None is said as not measured.
-            full_seconds: the same for the `full` preset, not said when None or when that is the preset itself.
-            run_folder: where log and curves go.
+            machine: what it runs on.
         """
         resolutions = [config.resolution(epoch) for epoch in range(config.epochs)]
         self._costs = [float(r * r) for r in resolutions]
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
-        time = duration(seconds)
-        if full_seconds not in (None, seconds):
-            time += f" (the full preset: {duration(full_seconds)})"
         self._block(
             {
                 "preset": f"{preset}: {_count(config.epochs, 'epoch')}, batch {config.batch_size}, {pixels}, "
                 f"ResNet-{config.depth} width {config.width}",
-                "device": device,
-                "precision": precision + (", compiled" if compiled else ", not compiled"),
-                "estimated time": time,
-                "run folder": run_folder,
+                "device": ", ".join(f"{name} {value}" for name, value in machine.card().items()),
+                "precision": machine.precision + (", compiled" if machine.compiled else ", not compiled"),
+                "run folder": config.run_dir,
             }
         )
 

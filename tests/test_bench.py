@@ -38,6 +38,7 @@ from engine import cost, runtime
 from engine.config import PRESETS, Config
 from engine.cost import training_flops, training_traffic
 from engine.learner import Learner
+from engine.machine import Machine
 from engine.model import ResNet
 from pipeline.reference import reference_loader
 from pipeline.synthetic import ConstantLoader, generated
@@ -217,7 +218,7 @@ def test_phases_are_those_of_the_real_step_and_change_nothing():
     def trained(wrapped):
         torch.manual_seed(0)
         model = ResNet(width=8, resolution=8).to(memory_format=torch.channels_last)
-        learner = Learner(model, Config(width=8, resolutions=(8,)), 10, CPU, "fp32")
+        learner = Learner(model, Config(width=8, resolutions=(8,)), 10, Machine(CPU))
         entered: list[str] = []
         step = Phases(learner, entered.append).train_step if wrapped else learner.train_step
         for images, labels in ConstantLoader(4, 8, CPU, 2):

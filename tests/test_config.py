@@ -9,6 +9,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import report.run
 import train
 from engine import checkpoint, runtime
 from engine.config import PRESETS, Config, differences, parse
@@ -104,8 +105,7 @@ def quiet(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     split = generated(48, "training")
     monkeypatch.setattr(train, "training_splits", lambda validate, generate: (split, split))
-    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
-    monkeypatch.setattr(train, "model_summary", lambda *args: "")
+    monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -19,7 +19,9 @@ from bench.speed import scaling
 from engine import checkpoint, distributed, resume
 from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
+from engine.machine import Machine
 from engine.model import ResNet
+from engine.stopwatch import Stopwatch
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
 from tests import ranks
@@ -119,7 +121,7 @@ def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
     assert same(two[1]["evaluated"], two[0]["learner"]["model"])
     model = ResNet(width=8)
     model.load_state_dict(two[0]["evaluated"])
-    alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), CPU, "fp32")
+    alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), Machine(CPU))
     for own in two:
         assert (own["evaluation"]["test_correct"], own["evaluation"]["test_total"]) == (alone.correct, 33)
         assert own["evaluation"]["test_loss"] == pytest.approx(alone.loss, rel=1e-12)
@@ -149,13 +151,13 @@ def test_sharded_evaluation_counts_as_one_process_does(count, batch):
     torch.manual_seed(0)
     model = ResNet(width=4, resolution=8).to(memory_format=torch.channels_last)
     split = generated(count)
-    alone = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch), CPU, "fp32")
+    alone = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch), Machine(CPU))
     assert alone.total == count
     for size in (1, 2, 3, 4):
         together = Counting()
         for rank in range(size):
             found = evaluate(
-                model, evaluation_loader(split, 8, CPU, 1, batch, rank, size), CPU, "fp32", False, together
+                model, evaluation_loader(split, 8, CPU, 1, batch, rank, size), Machine(CPU, world=together)
             )
         assert (found.correct, found.total) == (alone.correct, alone.total)
         assert found.loss == pytest.approx(alone.loss, rel=1e-12)
@@ -254,8 +256,7 @@ def recorded(monkeypatch, tmp_path):
     """train.main in the place of one rank, without its others: the batches that it would train on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "training_splits", ranks.few)
-    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
-    monkeypatch.setattr(train, "evaluate", lambda *args: Evaluation(1.0, 1, 1))
+    monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1))
     for name in ("replicate", "loss", "sum_", "largest", "share_buffers", "from_first"):
         ours = getattr(World, name)
         monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))
@@ -310,7 +311,8 @@ def test_a_restarted_run_goes_on_only_from_its_own_folder(monkeypatch, tmp_path)
 
 def test_sigterm_is_left_as_it_was_with_several_ranks(tmp_path):
     own = ranks.learner()
-    kept = resume.Keeper(tmp_path, (), own, ranks.CONFIG, "", {}, train.Stopwatch({}), resume.State(), World(1, 2))
+    own.machine = Machine(CPU, world=World(1, 2))
+    kept = resume.Keeper(tmp_path, (), own, "", Stopwatch({}), resume.State())
     before = signal.getsignal(signal.SIGTERM)
     with kept:
         assert signal.getsignal(signal.SIGTERM) == before

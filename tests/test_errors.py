@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from engine.learner import evaluate
+from engine.machine import Machine
 from engine.model import ResNet
 from explain import errors
 from explain.cam import class_maps, heatmaps
@@ -63,7 +64,7 @@ def test_each_error_is_found_once_and_only_errors(outcome: Outcome, wrong: Error
     assert np.array_equal(wrong.predicted, outcome.logits.numpy()[expected].argmax(1))
     assert torch.equal(wrong.inputs, test.inputs[torch.from_numpy(expected)])
     assert torch.equal(wrong.class_maps, outcome.class_maps[torch.from_numpy(expected)])
-    score = evaluate(net, batches(), CPU, "fp32")
+    score = evaluate(net, batches(), Machine(CPU))
     assert (score.total, score.correct) == (wrong.total, wrong.total - len(wrong))
     assert float(outcome_loss(outcome)) == pytest.approx(score.loss, rel=1e-5)
 

@@ -19,6 +19,7 @@ import gradcam
 from engine import checkpoint, runtime
 from engine.config import Config
 from engine.learner import evaluate
+from engine.machine import Machine
 from engine.model import STAGES, ResNet
 from explain import cam, errors, faithfulness, options
 from pipeline import cifar10, splits
@@ -44,7 +45,7 @@ def loaded(split: Split) -> tuple[torch.Tensor, dict[str, Any]]:
     loader = evaluation_loader(split, 24, CPU, 2)
     with torch.no_grad():
         logits = torch.cat([net(images) for images, _ in loader])
-    return logits, {**evaluate(net, loader, CPU, "fp32").row(), "precision": "fp32"}
+    return logits, {**evaluate(net, loader, Machine(CPU)).row(), "precision": "fp32"}
 
 
 @pytest.fixture

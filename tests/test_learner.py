@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from engine import runtime
 from engine.config import PRESETS, Config
 from engine.learner import Learner, NonFiniteLoss, evaluate, learning_rates
+from engine.machine import Machine
 from engine.model import ResNet, create
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
@@ -26,7 +27,7 @@ def start(config=SMALL, count=128, precision="fp32", compiled=False, device=CPU)
     plan = Plan(count=count, batch_size=config.batch_size, translate=config.translate, flip=config.flip, cutout=4)
     loader = DaliLoader(split, plan, device, 2, config.resolution)
     model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
-    return Learner(model, config, plan.steps_per_epoch, device, precision, compiled), loader
+    return Learner(model, config, plan.steps_per_epoch, Machine(device, precision, compiled=compiled)), loader
 
 
 def weights(learner):
@@ -44,10 +45,10 @@ def test_overfits_32_images(precision):
     labels = torch.from_numpy(split.labels).long()
     config = replace(SMALL, epochs=1, label_smoothing=0.0)
     model = create(config, split.images).to(memory_format=torch.channels_last)
-    learner = Learner(model, config, 60, CPU, precision)
-    first = evaluate(model, [(images, labels)], CPU, precision)
+    learner = Learner(model, config, 60, Machine(CPU, precision))
+    first = evaluate(model, [(images, labels)], Machine(CPU, precision))
     learner.train_epoch([(images, labels)] * 60)
-    last = evaluate(model, [(images, labels)], CPU, precision)
+    last = evaluate(model, [(images, labels)], Machine(CPU, precision))
     assert first.accuracy < 0.5
     assert last.accuracy == 1.0
     assert last.loss < 0.1
@@ -124,7 +125,7 @@ def test_state_is_a_copy():
 
 def test_schedule_equals_torchs_onecycle_for_each_group():
     config = replace(SMALL, epochs=5, max_lr=0.7, pct_start=0.3, div_factor=5.0, bias_lr_scale=3.0)
-    learner = Learner(ResNet(width=8), config, 8, CPU, "fp32")
+    learner = Learner(ResNet(width=8), config, 8, Machine(CPU))
     parameter = torch.nn.Parameter(torch.zeros(1))
     oracle_of = {}
     for peak in (0.7, 2.1):
@@ -153,7 +154,7 @@ def test_schedule_equals_torchs_onecycle_for_each_group():
 def test_one_step_equals_the_textbook():
     """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled; against plain torch."""
     config = replace(SMALL, lookahead=False, weight_decay=0.1, label_smoothing=0.2, bias_lr_scale=2.0)
-    learner = Learner(ResNet(width=8), config, 10, CPU, "fp32")
+    learner = Learner(ResNet(width=8), config, 10, Machine(CPU))
     oracle = ResNet(width=8)
     oracle.load_state_dict(learner.model.state_dict())
     images = torch.from_numpy(generated(16).images).permute(0, 3, 1, 2)
@@ -227,8 +228,8 @@ def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
     model = ResNet(width=8, resolution=32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     split = generated(70)
-    result = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), CPU, "fp32")
-    flipped = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), CPU, "fp32", flip=True)
+    result = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), Machine(CPU))
+    flipped = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), Machine(CPU), flip=True)
     assert model.training
     assert same(before, model.state_dict())
     images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
@@ -278,7 +279,7 @@ def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
     test = evaluation_loader(generated(40), sides[-1], CPU, 1, batch_size=32)
     for epoch in range(len(sides)):
         learner.train_epoch(loader.epoch(epoch))
-        assert evaluate(learner.model, test, CPU, "fp32").total == 40
+        assert evaluate(learner.model, test, Machine(CPU)).total == 40
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", False)
@@ -340,7 +341,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     plan = Plan(count=512, batch_size=32, translate=4, flip="random", cutout=8)
     loader = DaliLoader(split, plan, device, 2, config.resolution)
     model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
-    learner = Learner(model, config, plan.steps_per_epoch, device, runtime.pick_precision(device))
+    learner = Learner(model, config, plan.steps_per_epoch, Machine(device, runtime.pick_precision(device)))
     learner.train_epoch(loader.epoch(0))
     model.train()
     batches = loader.epoch(1)
@@ -353,7 +354,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
         torch.cuda.set_sync_debug_mode("default")
     for epoch in range(2, 6):
         learner.train_epoch(loader.epoch(epoch))
-    result = evaluate(model, evaluation_loader(split, 32, device, 2), device, learner.precision)
+    result = learner.evaluate(evaluation_loader(split, 32, device, 2))
     assert result.accuracy > 0.9
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import nn
 from engine.config import PRESETS, Config
 from engine.cost import training_flops
 from engine.learner import Progress
+from engine.machine import Machine
 from engine.model import ResNet
 from engine.resume import State
 from report import curves, progress, run_folder
@@ -27,6 +29,7 @@ from report.progress import Reporter, throughput
 from report.run_folder import RunFolder
 from report.summary import model_summary
 
+CPU = torch.device("cpu")
 SUMMARY = {
     "test_accuracy": 0.8290,
     "test_accuracy_tta": 0.8333,
@@ -214,31 +217,20 @@ def test_a_step_costs_less_than_20_microseconds():
 def test_eta_weighs_the_epochs_by_their_pixels(clock):
     said, file = reporter(terminal=False)
     config = Config(epochs=3, resolutions=(16, 16, 32))
-    options = {"device": "cpu", "precision": "bf16", "compiled": False, "seconds": 60.0, "run_folder": "runs/x"}
-    said.choice(preset="cpu", config=config, full_seconds=7200.0, **options)
+    said.choice("cpu", config, Machine(CPU))
     # A run that goes on in epoch 2: 40 s for half an epoch of 16 px; the other half and one of 32 px (4 times as dear).
     with said.epoch(2, 3, 2, 100) as bar:
         clock.now += 40
         bar.advance(lambda: None)
     assert "1/2  ETA 6:00  2 images/s" in file.getvalue()
-    assert "1 min 00 s" in file.getvalue() and "2 h 00 min" in file.getvalue()
 
 
 def test_the_choice_names_everything_that_was_chosen():
     said, file = reporter(terminal=False)
-    said.choice(
-        preset="cpu",
-        config=PRESETS["cpu"],
-        device="some device",
-        precision="bf16",
-        compiled=True,
-        seconds=287.4,
-        full_seconds=None,
-        run_folder="runs/[red]x",
-    )
-    for part in ("cpu", "some device", "bf16", ", compiled", "4 min 47 s", "runs/[red]x"):
+    machine = Machine(CPU, "bf16", 3, compiled=True)
+    said.choice("cpu", replace(PRESETS["cpu"], run_dir="runs/[red]x"), machine)
+    for part in ("cpu: 7 epochs", machine.card()["cpu"], "bf16, compiled", "runs/[red]x", "16 to 28 px"):
         assert part in file.getvalue()
-    assert "not measured" not in file.getvalue() and "the full preset:" not in file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import report.run
 import train
 from engine import checkpoint, resume, runtime
 from engine.config import PRESETS, Config
 from engine.interrupt import SIGNALS, Stopped, StopSignals
 from engine.learner import Learner, NonFiniteLoss
+from engine.machine import Machine
 from engine.model import ResNet
 from engine.stopwatch import Stopwatch
 from pipeline.synthetic import generated
@@ -28,7 +30,7 @@ QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", 
 QUICK += ["--precision", "fp32", "--threads", "1"]
 STEPS = 4
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run")
-HERE = {"cpu": "x", "threads": "1"}
+HERE = Machine(CPU).card() | Machine(CPU).choices()
 
 
 def few(validate, generate):
@@ -39,8 +41,7 @@ def few(validate, generate):
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "training_splits", few)
-    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
-    monkeypatch.setattr(train, "model_summary", lambda *args: "")
+    monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
     monkeypatch.setattr(resume, "SHARE", 1e9)
     threads = torch.get_num_threads()
     # As in a terminal: a shell's background job, or nohup, starts with some of them ignored, and we keep that.
@@ -63,9 +64,9 @@ def rows(folder):
     return [{key: value for key, value in line.items() if key not in times} for line in lines]
 
 
-def learner():
+def learner(config=CONFIG):
     torch.manual_seed(0)
-    return Learner(ResNet(width=8, resolution=16), CONFIG, STEPS, CPU, "fp32")
+    return Learner(ResNet(width=8, resolution=16), config, STEPS, Machine(CPU))
 
 
 def step(own, count=1):
@@ -74,9 +75,9 @@ def step(own, count=1):
         own.train_step(images, torch.arange(8))
 
 
-def keeper(own, folder="run", state=None, config=CONFIG, rows=()):
+def keeper(own, folder="run", state=None, rows=()):
     Path(folder).mkdir(exist_ok=True)
-    return resume.Keeper(Path(folder), rows, own, config, "data", HERE, Stopwatch({}), state or resume.State())
+    return resume.Keeper(Path(folder), rows, own, "data", Stopwatch({}), state or resume.State())
 
 
 # States
@@ -211,7 +212,6 @@ def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
     now, cost = [0.0], 0.5
     monkeypatch.setattr(resume, "perf_counter", lambda: now[0])
     monkeypatch.setattr(resume, "SHARE", 0.01)
-    own = learner()
     saves: list[float] = []
 
     def write(*args):
@@ -223,7 +223,7 @@ def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
     def train_for(seconds, every):
         saves.clear()
         now[0] = 0.0
-        kept = keeper(own, config=replace(CONFIG, checkpoint_every=every))
+        kept = keeper(learner(replace(CONFIG, checkpoint_every=every)))
         for _ in kept.steps(range(10 * seconds)):
             now[0] += 0.1
         return len(saves)
@@ -234,7 +234,7 @@ def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
     cost = 2.0
     assert train_for(1000, 60.0) == 5, "after 60 s, then every 200"
     saves.clear()
-    kept = keeper(own)
+    kept = keeper(learner())
     for _ in range(100):
         now[0] += 5
         kept.epoch_done()
@@ -276,9 +276,9 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
 def test_a_change_of_environment_is_one_line():
     kept = keeper(learner())
     kept.save()
-    state = replace(resume.find("run", ""), environment={"cpu": "x", "threads": "2", "torch": "2.11"})
+    state = replace(resume.find("run", ""), environment=HERE | {"threads": "2", "gpu": "none of these"})
     notes = keeper(learner(), state=state).notes
-    assert notes[0] == "not the environment it began in (threads 2 -> 1, torch 2.11 -> none): weights may differ"
+    assert notes[0] == "not the environment it began in (gpu none of these -> none, threads 2 -> 1): weights may differ"
     assert notes[1].startswith("going on from run/resume-00000000.pt: epoch 1, step 0 of 8")
     assert len(keeper(learner(), state=replace(state, environment=HERE)).notes) == 1
 
@@ -334,7 +334,7 @@ def undisturbed(tmp_path_factory):
 def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, undisturbed, name, code, at):
     expected = undisturbed(capsys)
     computed = []
-    real_step, real_evaluate = Learner.train_step, train.evaluate
+    real_step, real_evaluate = Learner.train_step, Learner.evaluate
     evaluations = []
 
     def stop():
@@ -353,7 +353,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, 
         return real_evaluate(*arguments)
 
     monkeypatch.setattr(Learner, "train_step", counted)
-    monkeypatch.setattr(train, "evaluate", evaluated)
+    monkeypatch.setattr(Learner, "evaluate", evaluated)
     command = [*QUICK, "--run-dir", "run", "--resume", "auto"]
     ended, _, err = run(capsys, *command)
     assert ended == code
@@ -482,7 +482,7 @@ def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monk
 
 
 def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
-    real = train.evaluate
+    real = Learner.evaluate
 
     def deleted(*arguments):
         for path in Path("run").iterdir():
@@ -490,7 +490,7 @@ def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
         Path("run").rmdir()
         return real(*arguments)
 
-    monkeypatch.setattr(train, "evaluate", deleted)
+    monkeypatch.setattr(Learner, "evaluate", deleted)
     code, _, err = run(capsys, *QUICK, "--run-dir", "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot write run/" in err
@@ -540,7 +540,7 @@ def small_loop(config):
     plan = Plan(count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
     loader = DaliLoader(split, plan, CPU, 1, config.resolution)
     model = ResNet(config.depth, config.width, config.resolutions[-1]).to(memory_format=torch.channels_last)
-    return loader, Learner(model, config, plan.steps_per_epoch, CPU, "fp32")
+    return loader, Learner(model, config, plan.steps_per_epoch, Machine(CPU))
 
 
 def test_stopped_is_no_error_that_anything_else_takes_for_its_own():

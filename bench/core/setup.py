@@ -15,6 +15,7 @@ from engine import runtime
 from engine.config import PRESETS, Config
 from engine.distributed import ALONE, World
 from engine.learner import Learner
+from engine.machine import Machine
 from engine.model import MEAN, MEAN_COLOUR, STD, ResNet, create
 from pipeline.cifar10 import Split
 from pipeline.dali import DaliLoader
@@ -134,7 +135,8 @@ class Setup:
     def learner(self, compiled: bool | None = None) -> Learner:
         """A fresh network and its training; `compiled` instead of the setup's. Nothing is compiled before a step."""
         compiled = self.compiled if compiled is None else compiled
-        return Learner(self.model(), self.config, FOREVER, self.device, self.precision, compiled, self.world)
+        machine = Machine(self.device, self.precision, self.threads, compiled, self.world)
+        return Learner(self.model(), self.config, FOREVER, machine)
 
 
 def prepare(settings: Settings, world: World = ALONE) -> Setup:

@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     default = default_preset(torch.cuda.is_available())
     options, preset, config = parse_options(Options, arguments, "python -m bench accuracy", description, default)
     trainer = Trainer(config)
-    stem = record.writable_stem(options.out, f"accuracy-{preset}", trainer.device)
-    card = record.environment(trainer.device, trainer.precision, ["accuracy", *arguments])
+    stem = record.writable_stem(options.out, f"accuracy-{preset}", trainer.machine.device)
+    card = record.environment(trainer.machine.device, trainer.machine.precision, ["accuracy", *arguments])
     settings = described(config, preset, trainer)
     console = stdout_console()
     trials: list[Trial] = []

@@ -11,7 +11,8 @@ import tyro
 
 from engine import runtime
 from engine.config import Config, parse
-from engine.learner import Evaluation, Learner, NonFiniteLoss, evaluate
+from engine.learner import Evaluation, Learner, NonFiniteLoss
+from engine.machine import Machine
 from engine.model import MEAN_COLOUR, ResNet, create
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
@@ -67,23 +68,20 @@ class Trainer:
     """
 
     def __init__(self, config: Config) -> None:
-        self.device = runtime.pick_device(config.device)
-        self.precision = runtime.pick_precision(self.device, config.precision)
-        self.threads = runtime.configure(self.device, config.threads, config.deterministic)
-        self.compiled = config.compiles(self.device.type == "cuda")
+        self.machine = Machine.of(config)
         self.train, self.held_out = training_splits(config.validate, config.generated)
         self._models: dict[tuple[int, int], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
         plan = Plan(count=len(self.train.images), **config.drawn())
-        loader = DaliLoader(self.train, plan, self.device, self.threads, config.resolution, MEAN_COLOUR)
-        learner = Learner(self._model(config), config, plan.steps_per_epoch, self.device, self.precision, self.compiled)
-        if self.compiled:
+        loader = DaliLoader(self.train, plan, self.machine.device, self.machine.threads, config.resolution, MEAN_COLOUR)
+        learner = Learner(self._model(config), config, plan.steps_per_epoch, self.machine)
+        if self.machine.compiled:
             say("compiling")
             learner.warm_up(plan.batch_size)
         seconds, images = 0.0, 0
-        with runtime.memory_advice(config.batch_size, self.device):
+        with runtime.memory_advice(config.batch_size, self.machine.device):
             for epoch in range(config.epochs):
                 say(f"epoch {epoch + 1}/{config.epochs}")
                 start = perf_counter()
@@ -95,8 +93,8 @@ class Trainer:
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images
         say("evaluating")
-        test = evaluation_loader(self.held_out, config.resolutions[-1], self.device, self.threads)
-        plain, flipped = (evaluate(learner.model, test, self.device, self.precision, flip) for flip in (False, True))
+        test = evaluation_loader(self.held_out, config.resolutions[-1], self.machine.device, self.machine.threads)
+        plain, flipped = (learner.evaluate(test, flip) for flip in (False, True))
         return Trial(plain, flipped, seconds, images)
 
     def _model(self, config: Config) -> ResNet:
@@ -104,7 +102,7 @@ class Trainer:
         fresh = create(config, self.train.images)
         model = self._models.get((config.depth, config.width))
         if model is None:
-            model = fresh.to(self.device).to(memory_format=torch.channels_last)
+            model = fresh.to(self.machine.device).to(memory_format=torch.channels_last)
             self._models[config.depth, config.width] = model
         model.load_state_dict(fresh.state_dict())
         return model
@@ -113,7 +111,7 @@ class Trainer:
 def described(config: Config, preset: str, trainer: Trainer) -> dict[str, object]:
     """The recipe and what it ran on, for the record."""
     recipe = {name: value for name, value in asdict(config).items() if name not in NOT_RECIPE}
-    return recipe | {"preset": preset, "compiled": trainer.compiled, "data": trainer.held_out.name}
+    return recipe | {"preset": preset, "compiled": trainer.machine.compiled, "data": trainer.held_out.name}
 
 
 def seeds_of(config: Config, seeds: int) -> list[Config]:

@@ -1,0 +1,145 @@
+"""One run of train.py: its folder, resume states, clock, bar and rows behind one object.
+
+    with Run(state, learner, loader, train.sha256, "test", clock) as run:
+        run.begin("cpu")
+        for epoch in range(run.epochs_done, config.epochs):
+            with run.training(epoch) as batches: ...
+
+Every rank has one. They go through the same calls; only rank 0's speaks and writes.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from engine import checkpoint, runtime
+from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress, learning_rates
+from engine.resume import Keeper, State
+from engine.stopwatch import Stopwatch
+from pipeline.dali import DaliLoader
+from report.progress import Reporter, stdout_console, throughput
+from report.run_folder import NoFolder, RunFolder
+from report.summary import model_summary
+
+
+class Run:
+    """Keeps and says all there is of one run.
+
+    In its `with` the run folder is held, and running out of memory is a line of advice.
+
+    Args:
+        state: where the run goes on; empty for a fresh one.
+        learner: what trains; its config is the run's.
+        loader: the training batches.
+        data: SHA-256 of the training set.
+        split: name of the images that the run reports on.
+        clock: has the seconds that the run took so far.
+
+    Raises:
+        ValueError: the run folder cannot be written or belongs to another run.
+    """
+
+    def __init__(
+        self, state: State, learner: Learner, loader: DaliLoader, data: str, split: str, clock: Stopwatch
+    ) -> None:
+        self.config, self.machine, self.world = learner.config, learner.machine, learner.machine.world
+        self.state, self.learner, self.loader, self.clock = state, learner, loader, clock
+        self.data, self.split = data, split
+        self.reporter = Reporter(stdout_console() if self.world.first else None)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            lrs = learning_rates(self.config, self.learner.total_steps)
+            self.folder: RunFolder = stack.enter_context(
+                RunFolder(self.config.run_dir, self.state, lrs) if self.world.first else NoFolder(self.state)
+            )
+            stack.enter_context(runtime.memory_advice(self.config.batch_size, self.machine.device))
+            self.config = replace(self.config, run_dir=str(self.folder.path))
+            self.keeper = Keeper(self.folder.path, self.folder.rows, self.learner, self.data, self.clock, self.state)
+            self.folder.write_config(checkpoint.config_dict(self.config))
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def begin(self, preset: str) -> None:
+        """Say what is to come, and compile it; from here on a stop signal waits for the end of a step."""
+        self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
+        self.reporter.choice(preset, self.config, self.machine)
+        for note in self.keeper.notes:
+            self.reporter.say(note)
+        if self.machine.compiled or self.world.size > 1:
+            with self.clock.on("compile"):
+                self.learner.warm_up(self.loader.plan.share)
+        self._open.enter_context(self.keeper)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.folder.rows)
+
+    @contextmanager
+    def training(self, epoch: int) -> Iterator[Iterator[Batch]]:
+        """What is left of an epoch's batches, counted from 0: shown in the bar, timed, and the run saved between them.
+
+        Raises:
+            ValueError: a step's loss is not finite; names its images and the state before it.
+        """
+        steps, first = len(self.loader), self.learner.step - epoch * len(self.loader)
+        batches = self.keeper.steps(self.clock.waiting("wait", self.loader.epoch(epoch, first)))
+        with self.reporter.epoch(epoch + 1, self.config.epochs, steps, self.loader.plan.batch_size, first) as bar:
+            try:
+                with self.clock.on("train"):
+                    yield bar.over(batches, self.learner.peek)
+            except NonFiniteLoss as error:
+                drawn = replace(self.loader.plan, rank=0, world=1).draws(*divmod(error.step, steps))
+                where = self.folder.note_bad_batch(error.step, drawn.indices.tolist())
+                advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
+                raise ValueError(f"{error} ({where}): {advice}") from None
+
+    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+        """The model on these batches; a stop signal ends it between two."""
+        with self.clock.on("eval"):
+            return self.learner.evaluate(self.keeper.batches(batches), flip)
+
+    def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
+        """Add the row of an epoch, and save the state if one is due.
+
+        A time is what its clock has gained since the last row, in whatever process that was.
+        """
+        seconds = {}
+        for kind in ("train", "wait", "eval"):
+            self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
+            seconds[f"{kind}_seconds"] = self.clock[kind] - self.folder.total(f"{kind}_seconds")
+        row = self.learner.row(epoch) | seconds | {
+            "it_per_s": len(self.loader) / seconds["train_seconds"],
+            "images_per_s": progress.images / seconds["train_seconds"],
+        }
+        self.folder.add(row | {"split": self.split} | progress.row() | result.row())
+        self.reporter.row(self.folder.rows[-1])
+        self.keeper.epoch_done()
+
+    def end(self, plain: Evaluation, flipped: Evaluation) -> None:
+        """Write the model and say how it went.
+
+        Raises:
+            OSError: the model cannot be written; the state is saved, so that only this is left to do.
+        """
+        metrics = {
+            **plain.row(),
+            "test_accuracy_tta": flipped.accuracy,
+            "split": self.split,
+            "precision": self.machine.precision,
+            **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},
+            **throughput([row["images_per_s"] for row in self.folder.rows]),
+            "peak_memory_bytes": runtime.peak_memory(self.machine.device),
+        }
+        if self.world.first:
+            with self.keeper.saving_if_this_fails():
+                checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
+        self.reporter.finish(metrics | {"checkpoint": self.config.out, "environment": self.machine.card()})
