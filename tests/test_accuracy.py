@@ -27,7 +27,6 @@ def few_images(monkeypatch, tmp_path):
     splits = generated(256, "training"), generated(128, "test", 1)
     for module in (trial, train):
         monkeypatch.setattr(module, "training_splits", lambda validate, generate: splits)
-    monkeypatch.setattr(train, "train_seconds", lambda *args, **named: 1.0)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
