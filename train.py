@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         plan = Plan(count=len(train.images), rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution, fill=MEAN_COLOUR)
         test = evaluation_loader(
-            reported, config.resolutions[-1], machine.device, machine.threads, rank=world.rank, world=world.size
+            reported, config.resolution, machine.device, machine.threads, rank=world.rank, world=world.size
         )
 
     model = create(config, train.images).to(machine.device).to(memory_format=torch.channels_last)
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             # One epoch. The batches know when to save, when to stop and what to show: see Run.
             with run.training(epoch) as batches:
                 progress = learner.train_epoch(batches)
-            result = run.evaluate(test)
+            result = run.evaluate(test.epoch(epoch))
             run.end_epoch(epoch, progress, result)
             # -----------------------------------------------------------------------------------------------------
-        run.end(plain=run.evaluate(test), flipped=run.evaluate(test, flip=True))
+        run.end(flipped=run.evaluate(test.epoch(config.epochs), flip=True))
 
 
 def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State]:

@@ -20,7 +20,8 @@ class Config:
     batch_size: int = 512
     """Images a step, over all processes together."""
     resolutions: tuple[int, ...] = (32,)
-    """Side of the training images in pixels, spread evenly over the epochs; evaluation uses the last one."""
+    """Side of the images in pixels, spread evenly over the epochs; each epoch is evaluated at its own, the model at
+    the last one."""
     depth: Literal[18, 34] = 18
     """Layers of the ResNet."""
     width: int = 64
@@ -123,8 +124,9 @@ class Config:
         return self.compile == "on" or (self.compile == "auto" and cuda and not self.sync_batch_norm)
 
     def resolution(self, epoch: int) -> int:
-        """Side in pixels of the training images of an epoch, counted from 0; the last epoch's is the last one."""
-        return self.resolutions[-1 - (self.epochs - 1 - epoch) * len(self.resolutions) // self.epochs]
+        """Side in pixels of the images of an epoch, counted from 0: from the last epoch on, the last one."""
+        epochs_to_come = max(0, self.epochs - 1 - epoch)
+        return self.resolutions[-1 - epochs_to_come * len(self.resolutions) // self.epochs]
 
 
 PRESETS: dict[str, Config] = {

@@ -158,14 +158,14 @@ def _graph(feed: Any, device: str, side: int, cutout: bool, fill: Sequence[float
 
 def evaluation_loader(
     split: Split,
-    resolution: int,
+    resolution: int | Callable[[int], int],
     device: torch.device,
     threads: int,
     batch_size: int = 1000,
     rank: int = 0,
     world: int = 1,
 ) -> DaliLoader:
-    """All images of a split once an iteration, in order and unchanged but for their size.
+    """All images of a split once an iteration, in order and unchanged but for their size: one, or one for each epoch.
 
     Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. The default batch
     divides 10,000 and 5,000, so that none is. Of several ranks each takes whole batches, the very ones that one process
@@ -180,7 +180,8 @@ def evaluation_loader(
         world=world,
         whole=True,
     )
-    return DaliLoader(split, plan, device, threads, lambda epoch: resolution, pad_last=True)
+    side = resolution if callable(resolution) else lambda epoch: resolution
+    return DaliLoader(split, plan, device, threads, side, pad_last=True)
 
 
 def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:

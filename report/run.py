@@ -124,14 +124,15 @@ class Run:
         self.reporter.row(self.folder.rows[-1])
         self.keeper.epoch_done()
 
-    def end(self, plain: Evaluation, flipped: Evaluation) -> None:
-        """Write the model and say how it went.
+    def end(self, flipped: Evaluation) -> None:
+        """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
 
         Raises:
             OSError: the model cannot be written; the state is saved, so that only this is left to do.
         """
+        last = self.folder.rows[-1]
         metrics = {
-            **plain.row(),
+            **{name: last[name] for name in ("test_loss", "test_correct", "test_total", "test_accuracy")},
             "test_accuracy_tta": flipped.accuracy,
             "split": self.split,
             "precision": self.machine.precision,

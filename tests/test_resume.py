@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from engine.learner import Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.stopwatch import Stopwatch
+from pipeline.dali import DaliLoader
+from pipeline.plan import Plan
 from pipeline.synthetic import generated
 from report.run_folder import RunFolder
 from tests.commands import run, weights
@@ -383,6 +386,33 @@ def test_saving_every_step_changes_nothing_and_times_add_up(capsys, undisturbed)
     assert state.seconds["train"] <= summary["train_seconds"]
 
 
+def test_the_time_that_an_epoch_waited_for_data_counts_over_a_stop(capsys, monkeypatch):
+    real_epoch, real_step = DaliLoader.epoch, Learner.train_step
+
+    def slow(own, epoch, start=0):
+        for batch in real_epoch(own, epoch, start):
+            time.sleep(0.1)
+            yield batch
+
+    def stopping(own, *batch):
+        real_step(own, *batch)
+        if own.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(DaliLoader, "epoch", slow)
+    monkeypatch.setattr(Learner, "train_step", stopping)
+    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
+    monkeypatch.setattr(Learner, "train_step", real_step)
+    code, out, _ = run(capsys, "--resume", "run")
+    assert code == 0
+    summary = json.loads(out.splitlines()[-1])
+    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    for row in log:
+        assert STEPS * 0.1 <= row["wait_seconds"] <= row["train_seconds"]
+    for kind in ("train_seconds", "wait_seconds"):
+        assert sum(row[kind] for row in log) == pytest.approx(summary[kind])
+
+
 def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch, undisturbed):
     real = Learner.train_step
 
@@ -533,9 +563,6 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
 
 
 def small_loop(config):
-    from pipeline.dali import DaliLoader
-    from pipeline.plan import Plan
-
     split = generated(64)
     plan = Plan(count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
     loader = DaliLoader(split, plan, CPU, 1, config.resolution)

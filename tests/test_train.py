@@ -11,11 +11,15 @@ import torch
 import train
 from engine import checkpoint, resume
 from engine.config import PRESETS
+from engine.learner import Learner, evaluate
+from engine.machine import Machine
 from pipeline import cifar10, splits
+from pipeline.dali import evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
 from tests.commands import run, weights
 
+CPU = torch.device("cpu")
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
 
 
@@ -52,6 +56,28 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
     assert loaded.config.epochs == 4
     assert "ResNet" in out
     assert "\x1b" not in out
+
+
+def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(capsys, monkeypatch):
+    seen = []
+    real = Learner.evaluate
+
+    def noted(own, batches, flip=False):
+        kept = list(batches)
+        seen.append((kept[0][0].shape[-1], flip))
+        return real(own, kept, flip)
+
+    monkeypatch.setattr(Learner, "evaluate", noted)
+    code, out, _ = run(capsys, *QUICK, "--epochs", "3", "--resolutions", "8", "16", "16", "--run-dir", "run")
+    assert code == 0
+    assert seen == [(8, False), (16, False), (16, False), (16, True)]
+    rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    assert [row["resolution"] for row in rows] == [8, 16, 16]
+    test = evaluation_loader(few(False, True)[1], 16, CPU, 1)
+    plain = evaluate(checkpoint.load("model.pt").model, test, Machine(CPU))
+    summary = json.loads(out.splitlines()[-1])
+    assert plain.row() == pytest.approx({key: summary[key] for key in plain.row()})
+    assert summary["test_accuracy"] == rows[-1]["test_accuracy"]
 
 
 def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, monkeypatch, tmp_path):
