@@ -19,6 +19,7 @@ from engine.distributed import ALONE, World
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.optimizer import create_optimizer
+from engine.schedule import one_cycle
 
 Batch = tuple[Tensor, Tensor]
 
@@ -100,7 +101,7 @@ class Learner:
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
         self.optimizer = create_optimizer(model, config, torch.bfloat16 if precision == "bf16" else torch.float32)
-        self.schedule = _one_cycle(self.optimizer, config, self.total_steps)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
@@ -120,12 +121,12 @@ class Learner:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
             self._metrics.reset()
+        self._set_learning_rates()
         loss, correct = self._loss(images, labels)
         self.scaler.scale(self._world.loss(loss, len(labels), self.config.batch_size)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
         self._metrics.add(self.step, loss.detach(), correct, len(labels))
         self.step += 1
         if self.lookahead:
@@ -133,6 +134,10 @@ class Learner:
                 self.lookahead.finish()
             elif self.step % LOOKAHEAD_EVERY == 0:
                 self.lookahead.update(self.step / self.total_steps)
+
+    def _set_learning_rates(self) -> None:
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = one_cycle(self.config, peak, self.step, self.total_steps)
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self._replays:
@@ -200,7 +205,9 @@ class Learner:
     @property
     def lr(self) -> float:
         """Learning rate of the next step, of all but norm biases; 0 after the last."""
-        return max(0.0, float(self.optimizer.param_groups[0]["lr"]))
+        if self.step == self.total_steps:
+            return 0.0
+        return one_cycle(self.config, self.config.max_lr, self.step, self.total_steps)
 
     def row(self, epoch: int) -> dict[str, float]:
         """Where the training stands after an epoch, counted from 0, under the names of its row."""
@@ -220,7 +227,6 @@ class Learner:
                 "step": self.step,
                 "model": dict(self.model.state_dict()),
                 "optimizer": self.optimizer.state_dict(),
-                "schedule": {"last_epoch": self.schedule.last_epoch},
                 "scaler": self.scaler.state_dict(),
                 "lookahead": self.lookahead.slow if self.lookahead else [],
                 "metrics": self._metrics.values,
@@ -239,7 +245,6 @@ class Learner:
         for parameter, kept in self.optimizer.state.items():
             if kept["momentum_buffer"] is not None and kept["momentum_buffer"].shape != parameter.shape:
                 raise ValueError("the optimizer's momentum does not have the weights' shapes")
-        self.schedule.last_epoch = state["schedule"]["last_epoch"]
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.device) for t in state["lookahead"]])
@@ -252,31 +257,6 @@ def _host_copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _host_copy(item) for key, item in value.items()}
     return [_host_copy(item) for item in value] if isinstance(value, list) else value
-
-
-def _one_cycle(optimizer: torch.optim.Optimizer, config: Config, steps: int) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Each group's own lr is its peak."""
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=[group["lr"] for group in optimizer.param_groups],
-        total_steps=steps,
-        pct_start=config.pct_start,
-        anneal_strategy="linear",
-        cycle_momentum=False,
-        div_factor=config.div_factor,
-    )
-
-
-def learning_rates(config: Config, steps: int) -> list[float]:
-    """The learning rate of every step of a run, of all but biases."""
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.max_lr)
-    schedule = _one_cycle(optimizer, config, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        optimizer.step()
-        schedule.step()
-    return rates
 
 
 def _forward_and_loss(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Self
 
 from engine import checkpoint, runtime
-from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress, learning_rates
+from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.resume import Keeper, State
+from engine.schedule import one_cycle
 from engine.stopwatch import Stopwatch
 from pipeline.dali import DaliLoader
 from report.progress import Reporter, stdout_console, throughput
@@ -52,7 +53,8 @@ class Run:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            lrs = learning_rates(self.config, self.learner.total_steps)
+            steps = self.learner.total_steps
+            lrs = [one_cycle(self.config, self.config.max_lr, step, steps) for step in range(steps)]
             self.folder: RunFolder = stack.enter_context(
                 RunFolder(self.config.run_dir, self.state, lrs) if self.world.first else NoFolder(self.state)
             )

@@ -168,7 +168,6 @@ def test_a_state_that_does_not_fit_is_refused():
         changed(model=3),
         changed(optimizer={}),
         changed(optimizer=optimizer),
-        changed(schedule=None),
         changed(lookahead=[]),
         changed(metrics=torch.zeros(3)),
         replace(state, learner={}),
