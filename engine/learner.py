@@ -39,15 +39,6 @@ class Progress:
     last_accuracy: float
     images: int
 
-    def row(self) -> dict[str, float]:
-        """Under the names of an epoch's row."""
-        return {
-            "loss": self.loss,
-            "train_accuracy": self.accuracy,
-            "last_loss": self.last_loss,
-            "last_accuracy": self.last_accuracy,
-        }
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -58,15 +49,6 @@ class Evaluation:
     @property
     def accuracy(self) -> float:
         return self.correct / self.total
-
-    def row(self) -> dict[str, float]:
-        """Under the names of an epoch's row and of a checkpoint's metrics."""
-        return {
-            "test_loss": self.loss,
-            "test_correct": self.correct,
-            "test_total": self.total,
-            "test_accuracy": self.accuracy,
-        }
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -202,23 +184,9 @@ class Learner:
         """
         return self._metrics.peek()
 
-    @property
-    def lr(self) -> float:
-        """Learning rate of the next step, of all but norm biases; 0 after the last."""
-        if self.step == self.total_steps:
-            return 0.0
-        return one_cycle(self.config, self.config.max_lr, self.step, self.total_steps)
-
-    def row(self, epoch: int) -> dict[str, float]:
-        """Where the training stands after an epoch, counted from 0, under the names of its row."""
-        return {
-            "epoch": epoch + 1,
-            "epochs": self.config.epochs,
-            "step": self.step,
-            "steps": self.total_steps,
-            "resolution": self.config.resolution(epoch),
-            "lr": self.lr,
-        }
+    def lr_at(self, step: int) -> float:
+        """Learning rate of a step, counted from 0, by the peak `max_lr`; 0 after the last."""
+        return one_cycle(self.config, self.config.max_lr, step, self.total_steps) if step < self.total_steps else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, as tensors on the CPU and plain values: copies, all of them."""

@@ -25,13 +25,13 @@ from engine import checkpoint
 from engine.config import Config, differences
 from engine.interrupt import Stopped, StopSignals
 from engine.learner import Learner
+from engine.row import EpochRow
 from engine.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
 KEPT = 2
-# What going on needs of a row.
-ROW_KEYS = ("epoch", "step", "train_seconds", "wait_seconds", "eval_seconds", "images_per_s")
+COLUMNS = EpochRow.__annotations__.keys()
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
 SHARE = 0.01
 BYTES_PER_SECOND = 150e6
@@ -45,7 +45,7 @@ class State:
     config: Config = field(default_factory=Config)
     """With run_dir where the file lies now."""
     learner: Mapping[str, Any] = field(default_factory=dict)
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[EpochRow] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     data: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -97,7 +97,7 @@ def _load(path: Path) -> State:
     content = checkpoint.read(path, checkpoint.RESUME)
     if content.keys() != {"config", "learner", "rows", "seconds", "data", "environment"} or not (
         isinstance(content["rows"], list)
-        and all(_numbers(row, ROW_KEYS) for row in content["rows"])
+        and all(_numbers(row, COLUMNS - {"split"}) and row.keys() == COLUMNS for row in content["rows"])
         and _numbers(content["seconds"], content["seconds"])
         and isinstance(content["environment"], dict)
     ):
@@ -152,7 +152,7 @@ class Keeper:
     def __init__(
         self,
         folder: Path,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Sequence[EpochRow],
         learner: Learner,
         data: str,
         clock: Stopwatch,

@@ -6,7 +6,7 @@ pyplot is left out: its figures are global and would have to be closed. A pictur
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from engine.files import write_whole
+from engine.row import EpochRow
 
 # Blue, vermilion and bluish green of Okabe and Ito's colour-blind safe set; line style and marker differ too.
 TRAIN = {"color": "#0072B2", "linestyle": "--", "marker": "o"}
@@ -25,38 +26,30 @@ LR = {"color": "#009E73"}
 MARKED = 40
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: str | Path, lrs: Sequence[float] = ()) -> None:
-    """Write curves.png for the epoch rows of a run; an older picture stays until the new one is whole.
+def draw(rows: Sequence[EpochRow], lr_at: Callable[[int], float], path: Path) -> None:
+    """Write curves.png for the epoch rows of a run, one at least; an older picture stays until the new one is whole.
 
     Args:
-        rows: at least one row: epoch, epochs, step, steps, resolution, lr, loss, train_accuracy, test_loss,
-            test_accuracy, split. Values may be None or missing.
-        path: the PNG to write.
-        lrs: learning rate of every step of the run, drawn up to the last row's step; without it, one point an epoch.
+        lr_at: learning rate of a step of the run, drawn up to the last row's step.
 
     Raises:
         OSError: the file cannot be written.
     """
     figure = Figure(figsize=(13, 4), dpi=110, layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    split = str(rows[-1].get("split", "test"))
     for axes, train_key, test_key, scale, form in (
         (loss, "loss", "test_loss", 1, ".4f"),
         (accuracy, "train_accuracy", "test_accuracy", 100, ".2f"),
     ):
         _line(axes, rows, train_key, scale, f"training, augmented: {{:{form}}}", **TRAIN)
-        _line(axes, rows, test_key, scale, f"{split}: {{:{form}}}", **TEST)
-        if axes.lines:
-            axes.legend(frameon=False)
+        _line(axes, rows, test_key, scale, f"{rows[-1]['split']}: {{:{form}}}", **TEST)
+        axes.legend(frameon=False)
     loss.set_title("Loss")
     accuracy.set_title("Accuracy, %")
     rate.set_title("Learning rate")
-    epochs, steps = rows[-1]["epoch"], rows[-1].get("step") or 0
-    if lrs and steps:
-        x = [step * epochs / steps for step in range(min(steps, len(lrs)))]
-        rate.plot(x, lrs[: len(x)], linewidth=2, **LR)
-    else:
-        _line(rate, rows, "lr", 1, "", marker="o", **LR)
+    epochs, steps = rows[-1]["epoch"], rows[-1]["step"]
+    drawn = range(0, steps, 1 + steps // 1000)
+    rate.plot([step * epochs / steps for step in drawn], [lr_at(step) for step in drawn], linewidth=2, **LR)
     rate.set_ylim(bottom=0)
     for axes in (loss, accuracy, rate):
         axes.set_xlim(0, epochs * 1.03)
@@ -67,22 +60,20 @@ def draw(rows: Sequence[Mapping[str, Any]], path: str | Path, lrs: Sequence[floa
         _mark_resolutions(axes, rows)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
-    write_whole(Path(path), picture.getvalue())
+    write_whole(path, picture.getvalue())
 
 
 def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, scale: float, label: str, **style: Any) -> None:
-    """Plot one column of the rows; the label gets its last value. Nothing where the column is missing."""
-    points = [(row["epoch"], row[key] * scale) for row in rows if row.get(key) is not None]
-    if points:
-        x, y = zip(*points, strict=True)
-        style["markersize"] = 5 if len(points) <= MARKED else 0
-        axes.plot(x, y, linewidth=2, label=label.format(y[-1]), **style)
+    """Plot one column of the rows; the label gets its last value."""
+    values = [row[key] * scale for row in rows]
+    style["markersize"] = 5 if len(rows) <= MARKED else 0
+    axes.plot([row["epoch"] for row in rows], values, linewidth=2, label=label.format(values[-1]), **style)
 
 
-def _mark_resolutions(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A dotted line and the new size where the training images' resolution changes, which bends the curves."""
+def _mark_resolutions(axes: Axes, rows: Sequence[EpochRow]) -> None:
+    """A dotted line and the new size where the images' resolution changes, which bends the curves."""
     for before, row in pairwise(rows):
-        if before.get("resolution") != row.get("resolution"):
+        if before["resolution"] != row["resolution"]:
             axes.axvline(before["epoch"], color="0.6", linewidth=1, linestyle=":", zorder=0)
             place = axes.get_xaxis_transform()
             axes.text(before["epoch"], 0.02, f" {row['resolution']} px", color="0.4", fontsize=8, transform=place)

@@ -23,6 +23,7 @@ from engine.config import Config
 from engine.learner import Batch
 from engine.learner import Progress as Metrics
 from engine.machine import Machine
+from engine.row import EpochRow
 
 Peek = Callable[[], Metrics | None]
 
@@ -164,18 +165,13 @@ class Reporter:
         with bar:
             yield Steps(draw, BAR_SECONDS, first)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """One line for a finished epoch, under a heading that returns every 20 epochs; "-" for what is absent.
-
-        Keys: epoch, epochs, resolution, loss, last_loss, train_accuracy (0..1), it_per_s, images_per_s, test_loss,
-        test_correct, test_total, test_accuracy (0..1), split ("test" or "validation").
-        """
-        split = "val" if row.get("split") == "validation" else "test"
-        cells = {key: "-" if row.get(key) is None else format(row[key], form) for _, key, _, form in COLUMNS}
-        cells = {key: cell.removesuffix("%") for key, cell in cells.items()}
-        cells["epoch"] = f"{cells['epoch']}/{row['epochs']}"
-        if row.get("test_correct") is not None:
-            cells["test_correct"] += f"/{row['test_total']}"
+    def row(self, row: EpochRow) -> None:
+        """One line for a finished epoch, under a heading that returns every 20 epochs."""
+        split = "val" if row["split"] == "validation" else "test"
+        values: Mapping[str, Any] = row
+        cells = {key: format(values[key], form).removesuffix("%") for _, key, _, form in COLUMNS}
+        cells["epoch"] += f"/{row['epochs']}"
+        cells["test_correct"] += f"/{row['test_total']}"
         widths = [max(width, len(f"{row['epochs']}") * 2 + 1 if key == "epoch" else 0) for _, key, width, _ in COLUMNS]
         if self._rows % HEADER_EVERY == 0:
             self.say(_aligned((label.format(split=split) for label, *_ in COLUMNS), widths))

@@ -17,7 +17,7 @@ from typing import Self
 from engine import checkpoint, runtime
 from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.resume import Keeper, State
-from engine.schedule import one_cycle
+from engine.row import EpochRow
 from engine.stopwatch import Stopwatch
 from pipeline.dali import DaliLoader
 from report.progress import Reporter, stdout_console, throughput
@@ -53,10 +53,10 @@ class Run:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            steps = self.learner.total_steps
-            lrs = [one_cycle(self.config, self.config.max_lr, step, steps) for step in range(steps)]
             self.folder: RunFolder = stack.enter_context(
-                RunFolder(self.config.run_dir, self.state, lrs) if self.world.first else NoFolder(self.state)
+                RunFolder(self.config.run_dir, self.state, self.learner.lr_at)
+                if self.world.first
+                else NoFolder(self.state)
             )
             stack.enter_context(runtime.memory_advice(self.config.batch_size, self.machine.device))
             self.config = replace(self.config, run_dir=str(self.folder.path))
@@ -110,21 +110,38 @@ class Run:
             return self.learner.evaluate(self.keeper.batches(batches), flip)
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
-        """Add the row of an epoch, and save the state if one is due.
-
-        A time is what its clock has gained since the last row, in whatever process that was.
-        """
-        seconds = {}
-        for kind in ("train", "wait", "eval"):
-            self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
-            seconds[f"{kind}_seconds"] = self.clock[kind] - self.folder.total(f"{kind}_seconds")
-        row = self.learner.row(epoch) | seconds | {
-            "it_per_s": len(self.loader) / seconds["train_seconds"],
-            "images_per_s": progress.images / seconds["train_seconds"],
-        }
-        self.folder.add(row | {"split": self.split} | progress.row() | result.row())
-        self.reporter.row(self.folder.rows[-1])
+        """Add the row of an epoch, and save the state if one is due."""
+        train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
+        row = EpochRow(
+            epoch=epoch + 1,
+            epochs=self.config.epochs,
+            step=self.learner.step,
+            steps=self.learner.total_steps,
+            resolution=self.config.resolution(epoch),
+            lr=self.learner.lr_at(self.learner.step),
+            train_seconds=train,
+            wait_seconds=wait,
+            eval_seconds=evaluation,
+            it_per_s=len(self.loader) / train,
+            images_per_s=progress.images / train,
+            split=self.split,
+            loss=progress.loss,
+            train_accuracy=progress.accuracy,
+            last_loss=progress.last_loss,
+            last_accuracy=progress.last_accuracy,
+            test_loss=result.loss,
+            test_correct=result.correct,
+            test_total=result.total,
+            test_accuracy=result.accuracy,
+        )
+        self.folder.add(row)
+        self.reporter.row(row)
         self.keeper.epoch_done()
+
+    def _gained(self, kind: str) -> float:
+        """Seconds of a kind since the last row, over stops too: the largest of the ranks'."""
+        self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
+        return self.clock[kind] - self.folder.total(f"{kind}_seconds")
 
     def end(self, flipped: Evaluation) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
@@ -134,7 +151,10 @@ class Run:
         """
         last = self.folder.rows[-1]
         metrics = {
-            **{name: last[name] for name in ("test_loss", "test_correct", "test_total", "test_accuracy")},
+            "test_loss": last["test_loss"],
+            "test_correct": last["test_correct"],
+            "test_total": last["test_total"],
+            "test_accuracy": last["test_accuracy"],
             "test_accuracy_tta": flipped.accuracy,
             "split": self.split,
             "precision": self.machine.precision,

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import chain, count
@@ -27,6 +27,7 @@ from torch.utils.tensorboard.summary import scalar
 
 from engine.files import write_whole
 from engine.resume import State, claim
+from engine.row import EpochRow
 from report.curves import draw
 from report.progress import json_line
 
@@ -52,7 +53,7 @@ class RunFolder:
         state: where the run goes on; empty for a fresh one. The log is written anew from its rows, so that the rows
             that follow neither double one nor leave a gap, whatever became of the log. TensorBoard hides the points
             beyond them.
-        lrs: learning rate of each step of the run, for the picture; without it, one point an epoch.
+        lr_at: learning rate of a step of the run, for the picture.
 
     Attributes:
         path: the folder.
@@ -63,9 +64,11 @@ class RunFolder:
             that is not finished; says which. Nothing in it is changed then.
     """
 
-    def __init__(self, path: str | Path = "", state: State | None = None, lrs: Sequence[float] = ()) -> None:
+    def __init__(
+        self, path: str | Path = "", state: State | None = None, lr_at: Callable[[int], float] = lambda step: 0.0
+    ) -> None:
         state = state or State()
-        self._lrs = lrs
+        self._lr_at = lr_at
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -76,7 +79,7 @@ class RunFolder:
         except ValueError:
             os.close(self._lock)
             raise
-        self.rows = [dict(row) for row in state.rows]
+        self.rows = list(state.rows)
         with _writing(self.log_path):
             write_whole(self.log_path, "".join(json_line(row) + "\n" for row in self.rows).encode())
         # TensorBoard drops what an earlier run left in the folder from this step on.
@@ -98,13 +101,13 @@ class RunFolder:
         with _writing(path):
             write_whole(path, (json.dumps(config, indent=2) + "\n").encode())
 
-    def add(self, row: Mapping[str, Any]) -> None:
+    def add(self, row: EpochRow) -> None:
         """Append a finished epoch's row to the log and to TensorBoard, and draw the curves where that is cheap.
 
         Call it before the resume state of that epoch is saved: a crash between the two then costs nothing, as a row
         beyond the state is dropped when the run goes on.
         """
-        self.rows.append(dict(row))
+        self.rows.append(row)
         with _writing(self.log_path), self.log_path.open("a", encoding="utf-8") as log:
             log.write(json_line(row) + "\n")
         with _writing(self.path):
@@ -121,7 +124,8 @@ class RunFolder:
 
     def total(self, key: str) -> float:
         """Sum of a column of the rows."""
-        return sum(row[key] for row in self.rows)
+        rows: Sequence[Mapping[str, Any]] = self.rows
+        return sum(row[key] for row in rows)
 
     def close(self) -> None:
         """Draw the last picture, close the files and let the folder go."""
@@ -142,17 +146,15 @@ class RunFolder:
         self.close()
 
     def _add_scalars(self, row: Mapping[str, Any]) -> None:
-        split = row.get("split", "test")
         for tag, key in SCALARS.items():
-            if row.get(key) is not None:
-                self._board.add_scalar(tag.format(split=split), row[key], row["step"])
+            self._board.add_scalar(tag.format(split=row["split"]), row[key], row["step"])
         self._board.flush()
 
     def _draw(self) -> None:
         path = self.path / "curves.png"
         start = perf_counter()
         with _writing(path):
-            draw(self.rows, path, self._lrs)
+            draw(self.rows, self._lr_at, path)
         self._drawn = perf_counter()
         self._draw_seconds = self._drawn - start
 
@@ -161,13 +163,13 @@ class NoFolder(RunFolder):
     """What all ranks but the first have in its place: the rows, and nothing on the disk."""
 
     def __init__(self, state: State) -> None:
-        self.path, self.rows = Path(), [dict(row) for row in state.rows]
+        self.path, self.rows = Path(), list(state.rows)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         pass
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        self.rows.append(dict(row))
+    def add(self, row: EpochRow) -> None:
+        self.rows.append(row)
 
     def note_bad_batch(self, step: int, indices: Sequence[int]) -> str:
         return f"images {', '.join(map(str, indices[:8]))}, ..."

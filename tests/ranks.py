@@ -71,7 +71,7 @@ def learn(folder, world):
         own.train_step(images, labels)
     result = {
         "learner": own.state_dict(),
-        "evaluation": own.evaluate(batches(world)).row(),
+        "evaluation": vars(own.evaluate(batches(world))),
         "evaluated": {name: tensor.clone() for name, tensor in own.model.state_dict().items()},
         "largest": world.largest(float(world.rank)),
         "from_first": world.from_first(lambda: {"rank": world.rank, "path": Path("x")}),

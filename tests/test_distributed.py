@@ -123,8 +123,8 @@ def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
     model.load_state_dict(two[0]["evaluated"])
     alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), Machine(CPU))
     for own in two:
-        assert (own["evaluation"]["test_correct"], own["evaluation"]["test_total"]) == (alone.correct, 33)
-        assert own["evaluation"]["test_loss"] == pytest.approx(alone.loss, rel=1e-12)
+        assert (own["evaluation"]["correct"], own["evaluation"]["total"]) == (alone.correct, 33)
+        assert own["evaluation"]["loss"] == pytest.approx(alone.loss, rel=1e-12)
 
 
 def test_what_ranks_tell_each_other(two):

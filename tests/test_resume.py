@@ -171,7 +171,7 @@ def test_a_state_that_does_not_fit_is_refused():
         changed(lookahead=[]),
         changed(metrics=torch.zeros(3)),
         replace(state, learner={}),
-        replace(state, rows=[{}] * 3),
+        replace(state, rows=[{}] * 3),  # type: ignore[typeddict-item]
     ):
         with pytest.raises(ValueError, match=r"resume-00000001\.pt"):
             resume.restore(learner(), wrong, CONFIG, "data")
@@ -261,7 +261,7 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     assert not leftover.exists()
     own = learner()
     step(own, 2 * STEPS)
-    rows = [dict.fromkeys(resume.ROW_KEYS, 1)]
+    rows = [dict.fromkeys(resume.COLUMNS, 1)]
     own.step -= 1
     kept = keeper(own, rows=rows)
     kept.save()

@@ -1,0 +1,39 @@
+"""The row of a finished epoch: what log.jsonl, TensorBoard, the curves, the screen and the resume states say of it."""
+
+from typing import TypedDict
+
+
+class EpochRow(TypedDict):
+    epoch: int
+    """Counted from 1."""
+    epochs: int
+    """Of the whole run."""
+    step: int
+    """Steps done."""
+    steps: int
+    """Of the whole run."""
+    resolution: int
+    """Side in pixels of the images, those trained on and those evaluated on."""
+    lr: float
+    """Learning rate of the next step."""
+    train_seconds: float
+    wait_seconds: float
+    """Of train_seconds, those spent waiting for data."""
+    eval_seconds: float
+    it_per_s: float
+    """Training steps a second."""
+    images_per_s: float
+    """Training images a second, of all ranks together."""
+    split: str
+    """The images that the test_ values are of: "test", or with --validate "validation"."""
+    loss: float
+    """Mean over the epoch's augmented training images, as train_accuracy."""
+    train_accuracy: float
+    """0 to 1, as all accuracies."""
+    last_loss: float
+    """Of the last batch, as last_accuracy."""
+    last_accuracy: float
+    test_loss: float
+    test_correct: int
+    test_total: int
+    test_accuracy: float
