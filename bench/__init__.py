@@ -1,1 +1,1 @@
-"""Measuring: how fast the parts are, alone and together."""
+"""Measuring: how fast the parts are, what a recipe reaches, and where the time goes."""

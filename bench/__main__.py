@@ -2,18 +2,16 @@
 
     python -m bench                              # all parts: see --only
     python -m bench --only data,ladder --quick   # some of them, with fewer and shorter measurements
-    python -m bench sweep                        # images/s and memory over the batch size
-    python -m bench loaders                      # each kind of DALI graph, alone and feeding the training
+    python -m bench sweep                        # images/s and memory over the batch size and torch.compile's modes
     python -m bench scaling                      # images/s and efficiency over the number of processes
-    python -m bench modes                        # on a CUDA GPU: what each mode of torch.compile brings
     python -m bench compare A.json B.json        # two results: which differences exceed the noise
     python -m bench accuracy cpu --seeds 3       # what a recipe reaches: mean and deviation over seeds
     python -m bench ablate cpu --seeds 3         # what each ingredient of it is worth, on held-out images
     python -m bench profile                      # a trace of real training steps for TensorBoard
     python -m bench gpu-check --out gpu-check    # on a machine with a CUDA GPU: tests, a full run, and all of this
 
-Each takes --help. Real CIFAR-10 and the network of the `full` preset at 32 px unless flags say otherwise. The last
-line on stdout is JSON.
+Each takes --help, and every flag of train.py that makes sense for it. What measures speed takes real CIFAR-10 and the
+network of the `full` preset at 32 px unless flags say otherwise. The last line on stdout is JSON.
 """
 
 import preflight
@@ -25,17 +23,15 @@ from collections.abc import Callable, Sequence
 
 from bench import gpu_check
 from bench.recipe import ablate, accuracy
-from bench.speed import compare, loaders, modes, scaling, suite, sweep
+from bench.speed import compare, scaling, suite, sweep
 from bench.trace import profile
 from engine import runtime
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep.main,
     "scaling": scaling.main,
-    "loaders": loaders.main,
     "accuracy": accuracy.main,
     "ablate": ablate.main,
-    "modes": modes.main,
     "compare": compare.main,
     "profile": profile.main,
     "gpu-check": gpu_check.main,

@@ -1,38 +1,55 @@
-"""Everything that only a machine with a CUDA GPU can show, in one folder, in at most 14 minutes.
+"""Everything that only a machine with a CUDA GPU can show, in a folder of at most eight files to bring back.
 
-    python -m bench gpu-check --out gpu-check
-    python -m bench gpu-check --only bench --patience 3      # a first run also compiles
+    python -m bench gpu-check                             # 20 minutes at most
+    python -m bench gpu-check --only tests,full,dali      # or in two calls of less than ten minutes each
+    python -m bench gpu-check --only bench,profile
+    python -m bench gpu-check --only bench --patience 3   # a first run also compiles
 
-In order: the GPU tests; 20 epochs of the `full` preset and its gallery; each kind of DALI graph against the synthetic
-batch; the bench; the profile. Each part is a process of its own with a time limit, and none stops the next. summary.md
-is written anew after each. All parts share one compile cache: TORCHINDUCTOR_CACHE_DIR, by default in the folder.
+In order: the GPU tests; 20 epochs of the `full` preset and its gallery; training fed by DALI on the GPU and on the CPU,
+against the synthetic batch; the bench, and what --deterministic costs; the profile. Each part has a time limit and runs
+in processes of its own; none stops the next. summary.md holds what was measured so far, also when this is killed, and
+the parts of earlier calls on the same machine and commit. Beside it lies PART.tar.gz: all that a part wrote,
+checkpoints apart. Everything else stays in the folder --work, the compile cache of all parts too (unless
+TORCHINDUCTOR_CACHE_DIR names another).
 """
 
 import json
 import os
 import shlex
-import signal
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
 import tyro
 
-from bench.core.record import ABSENT, ROOT, Result, Row, environment, last_json, named, row_lines
-from engine import runtime
+from bench.core import record
+from bench.core.process import completed, last_json
+from bench.core.record import Result, Row
 from engine.checkpoint import check_writable
+from engine.config import PRESETS
+from engine.files import write_whole
+from engine.machine import Machine
 
 NO_TESTS = 5  # pytest's exit code when it found none
+LOG_LINES = 20  # of a part that failed, in the summary
+PASSED, RUNNING = "passed", "running"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     out: str = "gpu-check"
-    """Folder for all that is written."""
+    """Folder for summary.md and one archive a part."""
+    work: str = "runs/gpu-check"
+    """Folder for everything else."""
     only: str = ""
     """Parts to run, separated by commas: tests, full, dali, bench, profile (default: all)."""
     device: Literal["cuda", "cpu"] = "cuda"
@@ -45,7 +62,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Part:
-    commands: tuple[tuple[str, ...], ...]
+    folder: Path
+    """New: for all that it writes."""
+    commands: Sequence[Sequence[str]]
     """One after the other, while each succeeds."""
     limit: float
     """Seconds for all of them."""
@@ -54,15 +73,13 @@ class Part:
 @dataclass(frozen=True)
 class Outcome:
     said: str
-    """"passed", or what went wrong."""
+    """PASSED, RUNNING, or what went wrong."""
     seconds: float
     limit: float
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    """The last line of JSON of each command that printed one."""
-
-    @property
-    def passed(self) -> bool:
-        return self.said == "passed"
+    reports: list[dict[str, Any]]
+    """Results of the bench, and the last line of JSON of other commands."""
+    end_of_log: str
+    """Where something went wrong."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -70,110 +87,162 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Options, args=list(arguments), prog="python -m bench gpu-check", description=description)
     if not 0 < options.patience <= 100:
         raise ValueError(f"--patience is {options.patience}: it must be above 0 and at most 100")
-    device = runtime.pick_device(options.device)
-    out = Path(options.out).absolute()
-    every = parts(out, options.device, options.quick)
-    names = named(options.only, every, "part")
-    out.mkdir(parents=True, exist_ok=True)
-    check_writable(out / "summary.md")
-    card = environment(device, runtime.pick_precision(device), ["gpu-check", *arguments])
-    chosen = {name: part for name, part in every.items() if name in names}
-    outcomes = run_parts(chosen, out, card, options.patience)
-    report = {"out": str(out), "card": card, "parts": {name: asdict(outcome) for name, outcome in outcomes.items()}}
-    print(json.dumps(report), flush=True)
-    if not all(outcome.passed for outcome in outcomes.values()):
+    machine = Machine.of(replace(PRESETS["full"], device=options.device))
+    out, work = Path(options.out).absolute(), Path(options.work).absolute()
+    every = parts(work / f"{datetime.now():%Y%m%d-%H%M%S}", options.device, options.quick)
+    names = record.named(options.only, every, "part")
+    for folder in (out, work):
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder / "summary.md")
+    summary = Summary(out, work, list(every), record.environment(machine, ["gpu-check", *arguments]))
+    settings = {"TORCHINDUCTOR_CACHE_DIR": str(work / "compile-cache")} | os.environ
+    chosen = {name: replace(part, limit=part.limit * options.patience) for name, part in every.items() if name in names}
+    run_parts(chosen, out, summary, settings)
+    print(json.dumps(summary.content() | {"out": str(out)}), flush=True)
+    if not all(summary.outcomes[name].said == PASSED for name in chosen):
         raise SystemExit(1)
 
 
-def parts(out: Path, device: str, quick: bool) -> dict[str, Part]:
+def parts(work: Path, device: str, quick: bool) -> dict[str, Part]:
     """The commands of each part, in order."""
     python = sys.executable
-    model = str(out / "model.pt")
+    at = {name: work / name for name in ("tests", "full", "dali", "bench", "profile")}
+    model = str(at["full"] / "model.pt")
     preset = "smoke" if quick else "full"
-    train = (python, "train.py", preset, "--device", device, "--out", model, "--run-dir", str(out / "run"))
-    explain = (python, "gradcam.py", "--ckpt", model, "--out", str(out / "gallery.png"), "--device", device)
-    small = ("--quick", "--generated", "--width", "8", "--resolution", "16", "--batch-size", "32") if quick else ()
-    sizes = ("32", "64") if quick else ("512", "1024", "2048")
-    bench = (python, "-m", "bench", "--device", device, "--out", str(out), *small)
-    loaders = (python, "-m", "bench", "loaders", "--device", device, "--out", str(out), *small[:-2])
-    profile = (python, "-m", "bench", "profile", "--device", device, "--out", str(out / "profile"), *small)
-    tests = (python, "-m", "pytest", "-m", "gpu", "--continue-on-collection-errors", "-p", "no:cacheprovider")
+    train = (python, "train.py", preset, "--device", device, "--out", model, "--run-dir", str(at["full"] / "run"))
+    explain = (python, "gradcam.py", "--ckpt", model, "--out", str(at["full"] / "gallery.png"), "--device", device)
+    small = ("--quick", "--generated", "--width", "8", "--resolutions", "16") if quick else ()
+
+    def bench(name: str, *command: str, size: int = 32 if quick else 512) -> tuple[str, ...]:
+        flags = ("--device", device, "--out", str(at[name]), "--batch-size", str(size), *small)
+        return python, "-m", "bench", *command, *flags
+
+    fed = [bench("dali", "--only", "e2e", size=size) for size in ((32, 64) if quick else (512, 2048))]
+    tests = [python, "-m", "pytest", "-m", "gpu", "--continue-on-collection-errors", "-p", "no:cacheprovider"]
+    if find_spec("xdist"):
+        tests += ["-n", "4"]
     return {
-        "tests": Part((tests,), 90),
-        "full": Part((train, explain), 150),
-        "dali": Part(((*loaders, "--batch-sizes", *sizes),), 180),
-        "bench": Part((bench,), 300),
-        "profile": Part((profile,), 90),
+        "tests": Part(at["tests"], [tests], 240),
+        "full": Part(at["full"], [train, explain], 150),
+        "dali": Part(at["dali"], fed, 180),
+        "bench": Part(at["bench"], [bench("bench"), bench("bench", "--only", "compute", "--deterministic")], 500),
+        "profile": Part(at["profile"], [bench("profile", "profile")], 90),
     }
 
 
-def run_parts(chosen: dict[str, Part], out: Path, card: dict[str, str], patience: float = 1.0) -> dict[str, Outcome]:
-    """Run all parts, whatever becomes of each; output goes to PART.log, the summary to summary.md."""
-    settings = {"TORCHINDUCTOR_CACHE_DIR": str(out / "compile-cache")} | os.environ
-    outcomes: dict[str, Outcome] = {}
+def run_parts(chosen: dict[str, Part], out: Path, summary: "Summary", settings: dict[str, str]) -> None:
+    """Run all parts, whatever becomes of each."""
     for name, part in chosen.items():
-        print(f"{name}: at most {part.limit * patience:.0f} s", flush=True)
-        outcomes[name] = run_part(part, out / f"{name}.log", settings, patience)
-        print(f"{name}: {outcomes[name].said}, {outcomes[name].seconds:.0f} s", flush=True)
-        (out / "summary.md").write_text(summary(outcomes, card, list(chosen)), encoding="utf-8")
-    return outcomes
+        print(f"{name}: at most {part.limit:.0f} s", flush=True)
+        outcome = run_part(part, out / f"{name}.log", settings, partial(summary.note, name))
+        pack(out, name, part.folder)
+        summary.note(name, outcome)
+        print(f"{name}: {outcome.said}, {outcome.seconds:.0f} s", flush=True)
 
 
-def run_part(part: Part, log: Path, settings: dict[str, str], patience: float) -> Outcome:
-    """Run its commands within the limit; a command that runs past it is ended with all that it started."""
+def run_part(part: Part, log: Path, settings: dict[str, str], note: Callable[[Outcome], None]) -> Outcome:
+    """Run its commands within the limit; one that runs past it is ended with all that it started.
+
+    Args:
+        settings: environment variables.
+        note: told every ten seconds how far it is.
+    """
     start = perf_counter()
-    limit = part.limit * patience
-    reports: list[dict[str, Any]] = []
-    said = "passed"
+    said, reports = PASSED, list[dict[str, Any]]()
+    part.folder.mkdir(parents=True)
+
+    def outcome(said: str) -> Outcome:
+        """With the results that lie in the part's folder, also those of a command that was stopped."""
+        found = [asdict(record.load(str(path))) for path in sorted(part.folder.rglob("*_*.json"))]
+        end = "" if said in (PASSED, RUNNING) else "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        return Outcome(said, perf_counter() - start, part.limit, [*reports, *found], end)
+
     with log.open("wb") as file:
         for command in part.commands:
             file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()
             begin = file.tell()
-            process = subprocess.Popen(
-                command, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
             try:
-                code = process.wait(max(0.0, limit - (perf_counter() - start)))
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-                said = f"stopped at its limit of {limit:.0f} s"
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-            else:
+                code = completed(
+                    command, part.limit - (perf_counter() - start), lambda: note(outcome(RUNNING)),
+                    env=settings, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                ).returncode  # fmt: skip
                 if code and not ("pytest" in command and code == NO_TESTS):
                     said = f"failed with exit code {code}"
+            except subprocess.TimeoutExpired:
+                said = f"stopped at its limit of {part.limit:.0f} s"
             file.seek(0, os.SEEK_END)
-            reports += last_json(log.read_bytes()[begin:].decode(errors="replace"))
-            if said != "passed":
+            last = last_json(log.read_bytes()[begin:].decode(errors="replace"))
+            reports += [report for report in last if "theme" not in report]  # the bench's lie in the folder
+            if said != PASSED:
                 break
-    return Outcome(said, perf_counter() - start, limit, reports)
+    return outcome(said)
 
 
-def summary(outcomes: dict[str, Outcome], card: dict[str, str], names: Sequence[str]) -> str:
-    """Markdown: how each part ended, then its figures."""
-    lines = [f"# GPU check: {card.get('gpu') or card.get('cpu', '')}", "", f"`{card['command']}`, {card['date']}", ""]
-    lines += ["| part | outcome | seconds | limit | output |", "|---|---|---|---|---|"]
-    for name in names:
-        if outcome := outcomes.get(name):
-            lines.append(f"| {name} | {outcome.said} | {outcome.seconds:.0f} | {outcome.limit:.0f} | {name}.log |")
-        else:
-            lines.append(f"| {name} | {ABSENT} yet | | | |")
-    lines += ["", "| environment | |", "|---|---|", *(f"| {key} | {value} |" for key, value in card.items())]
-    for name, outcome in outcomes.items():
-        for report in outcome.reports:
-            lines += ["", f"## {name}", "", *figures(report)]
-    return "\n".join(lines) + "\n"
+def pack(out: Path, name: str, folder: Path) -> None:
+    """Move PART.log and what lies in the part's folder, checkpoints apart, into PART.tar.gz."""
+    log, packed = out / f"{name}.log", out / f"{name}.tar.gz"
+    temporary = folder / packed.name
+    with tarfile.open(temporary, "w:gz") as archive:
+        archive.add(log, log.name)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.suffix != ".pt" and path != temporary:
+                archive.add(path, Path(name) / path.relative_to(folder))
+    shutil.move(temporary, packed)
+    log.unlink()
+
+
+class Summary:
+    """summary.md, written anew with each outcome: of this call's parts, and of earlier ones' with the same card."""
+
+    def __init__(self, out: Path, work: Path, names: Sequence[str], card: dict[str, str]) -> None:
+        self.outcomes: dict[str, Outcome] = {}
+        self._out, self._kept, self._names, self._card = out, work / "outcomes.json", names, card
+        if self._kept.exists():
+            before = json.loads(self._kept.read_text(encoding="utf-8"))
+            if all(before["card"].get(key) == value for key, value in card.items() if key not in ("command", "date")):
+                self.outcomes = {name: Outcome(**outcome) for name, outcome in before["parts"].items()}
+
+    def content(self) -> dict[str, Any]:
+        """The environment's card and the outcome of each part."""
+        return {"card": self._card, "parts": {name: asdict(outcome) for name, outcome in self.outcomes.items()}}
+
+    def note(self, name: str, outcome: Outcome) -> None:
+        """Take the outcome down, and write."""
+        self.outcomes[name] = outcome
+        write_whole(self._kept, json.dumps(self.content()).encode())
+        write_whole(self._out / "summary.md", self.text().encode())
+
+    def text(self) -> str:
+        """Markdown: how each part ended, then its figures."""
+        card = self._card
+        lines = [
+            f"# GPU check: {card.get('gpu') or card.get('cpu', '')}",
+            "",
+            f"`{card['command']}`, {card['date']}",
+            "",
+        ]
+        lines += ["| part | outcome | seconds | limit | output |", "|---|---|---|---|---|"]
+        for name in self._names:
+            packed = self._out / f"{name}.tar.gz"
+            size = f"{packed.name}, {packed.stat().st_size / 2**20:.1f} MiB" if packed.exists() else ""
+            if one := self.outcomes.get(name):
+                lines.append(f"| {name} | {one.said} | {one.seconds:.0f} | {one.limit:.0f} | {size} |")
+            else:
+                lines.append(f"| {name} | {record.ABSENT} yet | | | |")
+        lines += ["", "| environment | |", "|---|---|", *(f"| {key} | {value} |" for key, value in card.items())]
+        for name, one in self.outcomes.items():
+            if one.end_of_log:
+                lines += ["", f"## {name}: the end of its log", "", "```", one.end_of_log, "```"]
+            for report in one.reports:
+                lines += ["", f"## {name}", "", *figures(report)]
+        return "\n".join(lines) + "\n"
 
 
 def figures(report: dict[str, Any]) -> list[str]:
     """A table of a command's report: its rows, or its plain numbers."""
-    if "rows" in report and "theme" in report:
-        result = Result(report["theme"], report["card"], report["settings"], [Row(**row) for row in report["rows"]])
-        return row_lines(result)
+    if "theme" in report:
+        return record.row_lines(Result(**report | {"rows": [Row(**row) for row in report["rows"]]}))
     numbers = {k: v for k, v in report.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
     shown = {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in numbers.items()}
     return ["| figure | |", "|---|---|", *(f"| {key} | {value} |" for key, value in shown.items())]

@@ -332,12 +332,11 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
         count = len(asked)
         return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25}
 
-    monkeypatch.setattr(scaling.record, "commit", lambda: "none")
-    monkeypatch.setattr(scaling.record, "reported", answer)
+    monkeypatch.setattr(scaling, "reported", answer)
     flags = ["--generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
-    assert asked[0] == ["bench.speed.scaling", *flags]
-    assert asked[1] == "torch.distributed.run --standalone --nproc-per-node=4 -m bench.speed.scaling".split() + flags
+    words = ["bench.speed.scaling", "--processes", "4", "1", *flags]
+    assert asked == [words, [*"torch.distributed.run --standalone --nproc-per-node=4 -m".split(), *words]]
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["name"]: row for row in report["rows"]}
     assert [rows[f"processes: {n}"]["value"] for n in (1, 4)] == [100.0, 200.0]
@@ -350,7 +349,7 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
 
 
 def test_what_one_process_measures(capsys):
-    flags = ["--generated", "--quick", "--width", "8", "--resolution", "8", "--batch-size", "16", "--device", "cpu"]
+    flags = ["--generated", "--quick", "--width", "8", "--resolutions", "8", "--batch-size", "16", "--device", "cpu"]
     scaling.measure_rank([*flags, "--threads", "1", "--precision", "fp32"], World())
     report = json.loads(capsys.readouterr().out)
     assert len(report["rates"]) == 3 and min(report["rates"]) > 0
@@ -359,7 +358,7 @@ def test_what_one_process_measures(capsys):
 
 @pytest.mark.slow
 def test_scaling_of_one_and_two_real_processes(tmp_path, capsys):
-    flags = ["--generated", "--quick", "--width", "8", "--resolution", "16", "--device", "cpu", "--out", str(tmp_path)]
+    flags = ["--generated", "--quick", "--width", "8", "--resolutions", "16", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "1", "2", *flags])
     values = [row["value"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]]
     assert len(values) == 4 and min(values) > 0

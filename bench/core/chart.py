@@ -54,16 +54,22 @@ def _curves(result: Result, path: Path, over: str, other_unit: str, other_title:
         (right, other_unit, VERMILION, other_title),
     ):
         rows = [row for row in result.rows if row.unit == unit and row.value is not None]
-        sizes = [int(row.name.split()[-1]) for row in rows]
-        values = [row.value or 0.0 for row in rows]
-        axes.plot(sizes, values, marker="o", color=colour)
-        if rows and rows[0].q1 is not None:
-            axes.fill_between(sizes, [r.q1 or 0 for r in rows], [r.q3 or 0 for r in rows], color=colour, alpha=0.2)
-        if sizes:
+        parts = list(dict.fromkeys(row.part for row in rows))
+        for part in parts:
+            curve = [row for row in rows if row.part == part]
+            sizes = [int(row.name.split()[-1]) for row in curve]
+            values = [row.value or 0.0 for row in curve]
+            (line,) = axes.plot(sizes, values, marker="o", color=colour if len(parts) == 1 else None, label=part)
+            if curve[0].low is not None:
+                low, high = [r.low or 0.0 for r in curve], [r.high or 0.0 for r in curve]
+                axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
+        if rows:
             axes.set_xscale("log", base=2)
-            axes.set_xticks(sizes)
+            axes.set_xticks(sorted({int(row.name.split()[-1]) for row in rows}))
             axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.set_ylim(0, 1.1 * max(values, default=1.0))
+        if len(parts) > 1:
+            axes.legend()
+        axes.set_ylim(0, 1.1 * max((row.value or 0.0 for row in rows), default=1.0))
         axes.set_xlabel(over)
         axes.set_title(title)
         axes.grid(alpha=0.25)
@@ -91,9 +97,9 @@ def _bars(axes: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:
     """Horizontal bars from the top down, with a line over the spread and the value at the end."""
     axes.barh(range(len(rows)), [row.value or 0.0 for row in rows], color=colours, height=0.7)
     for place, row in enumerate(rows):
-        if row.q1 is not None and row.q3 is not None:
-            axes.plot([row.q1, row.q3], [place, place], color="black", linewidth=2)
-        end = max(row.value or 0.0, row.q3 or 0.0, 0.0)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [place, place], color="black", linewidth=2)
+        end = max(row.value or 0.0, row.high or 0.0, 0.0)
         text = number(row.value, row.unit)
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
     names = [f"{row.part}: {row.name}" if row.part.startswith("batch") else row.name for row in rows]

@@ -6,32 +6,28 @@ measured; nothing is typed in.
 
 import json
 import math
-import os
 import re
 import shlex
-import signal
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from rich import box
 from rich.table import Table
 
 from bench.core.clock import Rate, Spread
-from engine import runtime
 from engine.checkpoint import check_writable
 from engine.files import write_whole
+from engine.machine import Machine
 
 FORMAT = "cifar10-resnet measurement"
-VERSION = 1
+VERSION = 2
+OLD_NAMES = {"q1": "low", "q3": "high"}  # of a row's fields in version 1
 ABSENT = "not measured"
-# What a row's value and its two bounds are, by theme.
+# What a row's value and its bounds are, by theme.
 MEANING = {
     "accuracy": "means and quartiles over seeds",
     "ablation": "mean gains over pairs, and one standard error either side",
@@ -49,9 +45,10 @@ class Row:
     unit: str
     """images/s, maps/s, s, ms, GiB, x, %, ... ; more is better for rates and x."""
     value: float | None = None
-    """Median over laps, or the one value; None is not measured."""
-    q1: float | None = None
-    q3: float | None = None
+    """None is not measured."""
+    low: float | None = None
+    """The value's bounds, which mean what `Result.meaning` says: quartiles, or one standard error either side."""
+    high: float | None = None
     note: str = ""
 
     @classmethod
@@ -66,8 +63,8 @@ class Row:
 
     @property
     def width(self) -> float | None:
-        """Distance of the quartiles, in the row's unit; None for a single value."""
-        return None if self.q1 is None or self.q3 is None else self.q3 - self.q1
+        """Distance of the bounds, in the row's unit; None for a single value."""
+        return None if self.low is None or self.high is None else self.high - self.low
 
 
 @dataclass(frozen=True)
@@ -79,20 +76,20 @@ class Result:
 
     @property
     def meaning(self) -> str:
-        """Of values and their bounds."""
+        """What the values are, and their bounds."""
         return MEANING.get(self.theme, "medians and quartiles over laps")
 
 
-def environment(device: torch.device, precision: str, arguments: Sequence[str]) -> dict[str, str]:
-    """Hardware, driver, versions, type, commit, date and command."""
+def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
+    """Hardware, driver, versions, type, commit, date and command: the words after `python -m bench`."""
     return {
-        "command": shlex.join(["python", "-m", "bench", *arguments]),
+        "command": shlex.join(["python", "-m", "bench", *command]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": device.type,
-        "precision": precision,
-        "threads": str(torch.get_num_threads()),
-        **runtime.environment_card(device),
+        "device": machine.device.type,
+        "precision": machine.precision,
+        "threads": str(machine.threads),
+        **machine.card(),
     }
 
 
@@ -110,26 +107,27 @@ def commit(folder: Path = ROOT) -> str:
         return "unknown"
 
 
-def writable_stem(folder: str, theme: str, device: torch.device) -> Path:
+def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
     """Path of the files to come, without suffix; the folder is made.
 
     Raises:
         OSError: it cannot be made or written.
     """
-    card = runtime.environment_card(device)
     hardware = card.get("gpu") or f"{card['cores']} cores {card['cpu']}"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", hardware.lower())).strip("-")
     Path(folder).mkdir(parents=True, exist_ok=True)
-    stem = Path(folder) / f"{theme}_{slug}_{datetime.now():%Y%m%d-%H%M%S}"
+    stem = Path(folder) / f"{name}_{slug}_{datetime.now():%Y%m%d-%H%M%S}"
     check_writable(stem.with_suffix(".json"))
     return stem
 
 
-def save(result: Result, stem: Path) -> None:
-    """Write the JSON and the Markdown."""
+def save(result: Result, stem: Path) -> list[str]:
+    """Write the JSON and the Markdown; returns their paths."""
     content = {"format": FORMAT, "version": VERSION} | asdict(result)
-    write_whole(stem.with_suffix(".json"), (json.dumps(content, indent=1) + "\n").encode())
-    write_whole(stem.with_suffix(".md"), markdown(result).encode())
+    files = {".json": json.dumps(content, indent=1) + "\n", ".md": markdown(result)}
+    for suffix, text in files.items():
+        write_whole(stem.with_suffix(suffix), text.encode())
+    return [str(stem.with_suffix(suffix)) for suffix in files]
 
 
 def load(path: str) -> Result:
@@ -141,11 +139,11 @@ def load(path: str) -> Result:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT or content.pop("version") != VERSION:
+        if content.pop("format") != FORMAT or content.pop("version") not in (1, VERSION):
             raise ValueError("of another format")
-        rows = [Row(**row) for row in content.pop("rows")]
+        rows = [Row(**{OLD_NAMES.get(name, name): v for name, v in row.items()}) for row in content.pop("rows")]
         for row in rows:
-            numbers = [v for v in (row.value, row.q1, row.q3) if v is not None]
+            numbers = [v for v in (row.value, row.low, row.high) if v is not None]
             if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
                 raise ValueError(f"the value of {row.name}")
         return Result(**content, rows=rows)
@@ -167,50 +165,6 @@ def named(only: str, known: Iterable[str], what: str) -> list[str]:
     return wanted
 
 
-def summary_line(result: Result, **more: Any) -> str:
-    """The whole result as one line of JSON, the last line of a command."""
-    return json.dumps(asdict(result) | more)
-
-
-def reported(words: Sequence[str], limit: float) -> dict[str, Any]:
-    """The last line, JSON, of a Python command that runs in a process of its own: `python *words`.
-
-    Args:
-        limit: seconds after which it is ended.
-
-    Raises:
-        ValueError: it failed, with the line of its stderr that says why, or did not end in time.
-    """
-    command = f"python {shlex.join(words)}"
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        stdout, stderr = process.communicate(timeout=limit)
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)  # with all that it started
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise ValueError(f"{command} did not end within {limit:.0f} s") from None
-        raise
-    reports = last_json(stdout)
-    if process.returncode or not reports:
-        said = stderr.strip().splitlines() or ["it said nothing"]
-        why = next((line for line in said if line.startswith(("bench: ", "bench, rank"))), said[-1])
-        raise ValueError(f"{command} ended with exit code {process.returncode}: {why}")
-    return reports[0]
-
-
-def last_json(text: str) -> list[dict[str, Any]]:
-    """The last line of `text` that is a JSON object, in a list; [] if there is none."""
-    for line in reversed(text.splitlines()):
-        if line.startswith("{") and line.endswith("}"):
-            with suppress(json.JSONDecodeError):  # a dict that Python printed looks alike
-                return [json.loads(line)]
-    return []
-
-
 def number(value: float | None, unit: str) -> str:
     """A value as people read it, without its unit."""
     if value is None:
@@ -225,9 +179,9 @@ def number(value: float | None, unit: str) -> str:
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
-    """Name, value with unit, quartiles, note."""
+    """Name, value with unit, bounds, note."""
     value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
-    spread = "" if row.q1 is None else f"{number(row.q1, row.unit)} to {number(row.q3, row.unit)}"
+    spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"
     return row.name, value, spread, row.note
 
 

@@ -13,15 +13,14 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 from bench.core import chart, record
-from bench.core.record import Result, Row
+from bench.core.options import parse
+from bench.core.record import Row
+from bench.core.session import session
 from bench.recipe.accuracy import deviation
-from bench.recipe.trial import Options as TrialOptions
-from bench.recipe.trial import Trainer, Trial, described, parse_options, seeds_of
-from bench.speed.suite import finish, say_in, stdout_console, steps_shown
+from bench.recipe.trial import Trainer, Trial, TrialOptions
 from engine.config import Config
 
 PART = "ablation"
@@ -79,16 +78,11 @@ def ingredients(config: Config) -> list[Ingredient]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    description = (__doc__ or "").split("\n\n")[0]
-    options, preset, config = parse_options(Options, arguments, "python -m bench ablate", description, "cpu")
-    config = replace(config, validate=True)
-    chosen = chosen_ingredients(config, options.only)
-    trainer = Trainer(config)
-    stem = record.writable_stem(options.out, f"ablation-{preset}", trainer.machine.device)
-    card = record.environment(trainer.machine.device, trainer.machine.precision, ["ablate", *arguments])
-    settings = described(config, preset, trainer)
-    console = stdout_console()
-    bases = seeds_of(config, options.seeds)
+    options = parse(Options, arguments, "ablate", __doc__, "cpu")
+    options = replace(options, validate=True)
+    chosen = chosen_ingredients(options, options.only)
+    trainer = Trainer(options)
+    bases = options.each()
     pairs = [
         Pair(ingredient.name, *(replace(one, **side) for side in (ingredient.with_it, ingredient.without)))
         for one in bases
@@ -96,14 +90,11 @@ def main(arguments: Sequence[str]) -> None:
     ]
     recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
     trials: dict[Config, Trial] = {}
-    with steps_shown(console, [1.0] * len(recipes)) as (say, finished):
-        for one in recipes:
-            number = f"training {len(trials) + 1} of {len(recipes)}"
-            trials[one] = trainer.run(one, partial(say_in, number, say))
-            finished()
-            result = Result("ablation", card, settings, rows_of(bases, pairs, trials))
-            record.save(result, stem)
-    finish(result, stem, console, chart.draw_ablation)
+    command, data = ["ablate", *arguments], trainer.held_out.name
+    with session("ablation", command, options, trainer.machine, data, chart.draw_ablation, options.preset) as shown:
+        for one in shown.steps(recipes):
+            trials[one] = trainer.run(one, shown.saying(f"training {len(trials) + 1} of {len(recipes)}"))
+            shown.rows = rows_of(bases, pairs, trials)
 
 
 def chosen_ingredients(config: Config, only: str) -> list[Ingredient]:

@@ -8,37 +8,29 @@ All seeds train in one process, so that compiling is paid once. The result is wr
 
 import statistics
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
-from bench.core import record
 from bench.core.clock import quartiles
-from bench.core.record import Result, Row
-from bench.recipe.trial import Options, Trainer, Trial, described, parse_options, seeds_of
-from bench.speed.suite import finish, say_in, stdout_console, steps_shown
+from bench.core.options import parse
+from bench.core.record import Row
+from bench.core.session import session
+from bench.recipe.trial import Trainer, Trial, TrialOptions
 from engine.config import default_preset
 
 PART = "accuracy"
 
 
 def main(arguments: Sequence[str]) -> None:
-    description = (__doc__ or "").split("\n\n")[0]
     default = default_preset(torch.cuda.is_available())
-    options, preset, config = parse_options(Options, arguments, "python -m bench accuracy", description, default)
-    trainer = Trainer(config)
-    stem = record.writable_stem(options.out, f"accuracy-{preset}", trainer.machine.device)
-    card = record.environment(trainer.machine.device, trainer.machine.precision, ["accuracy", *arguments])
-    settings = described(config, preset, trainer)
-    console = stdout_console()
+    options = parse(TrialOptions, arguments, "accuracy", __doc__, default)
+    trainer = Trainer(options)
     trials: list[Trial] = []
-    with steps_shown(console, [1.0] * options.seeds) as (say, finished):
-        for one in seeds_of(config, options.seeds):
-            trials.append(trainer.run(one, partial(say_in, f"seed {one.seed}", say)))
-            finished()
-            result = Result("accuracy", card, settings, rows_of(trials))
-            record.save(result, stem)
-    finish(result, stem, console)
+    command, data = ["accuracy", *arguments], trainer.held_out.name
+    with session("accuracy", command, options, trainer.machine, data, label=options.preset) as shown:
+        for one in shown.steps(options.each()):
+            trials.append(trainer.run(one, shown.saying(f"seed {one.seed}")))
+            shown.rows = rows_of(trials)
 
 
 def rows_of(trials: Sequence[Trial]) -> list[Row]:

@@ -1,16 +1,16 @@
 """Whole trainings one after the other in one process, for what a recipe reaches rather than how fast a step is."""
 
 import gc
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TypeVar
+from typing import Self
 
 import torch
-import tyro
 
+from bench.core.options import Options
 from engine import runtime
-from engine.config import Config, parse
+from engine.config import Config
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import MEAN_COLOUR, ResNet, create
@@ -18,20 +18,20 @@ from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.splits import training_splits
 
-NOT_RECIPE = ("out", "run_dir", "resume", "checkpoint_every")
-
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Flags of the commands that train; all other flags are train.py's."""
-
+class TrialOptions(Options):
     seeds: int = 5
     """Trainings, with the seeds --seed, --seed + 1, ..."""
-    out: str = "docs/results"
-    """Folder for the results."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.seeds <= 1000:
+            raise ValueError(f"--seeds is {self.seeds}: it must be 1 to 1000")
 
-T = TypeVar("T", bound=Options)
+    def each(self) -> list[Self]:
+        """The recipe with each seed."""
+        return [replace(self, seed=self.seed + i) for i in range(self.seeds)]
 
 
 @dataclass(frozen=True)
@@ -43,21 +43,6 @@ class Trial:
     train_seconds: float
     """Of training alone: no compiling, no evaluation."""
     images: int
-
-
-def parse_options(
-    options: type[T], arguments: Sequence[str], prog: str, description: str, preset: str
-) -> tuple[T, str, Config]:
-    """`[PRESET] [flags]` -> the command's own options, the preset's name and the recipe."""
-    name, rest = ([arguments[0]], arguments[1:]) if arguments and not arguments[0].startswith("-") else ([], arguments)
-    description += " Every flag of train.py changes the recipe."
-    own, others = tyro.cli(options, args=list(rest), prog=prog, description=description, return_unknown_args=True)
-    if not 1 <= own.seeds <= 1000:
-        raise ValueError(f"--seeds is {own.seeds}: it must be 1 to 1000")
-    preset, config = parse([*name, *others], preset)
-    if config.resume:
-        raise ValueError("--resume is for train.py: here every training starts from its seed")
-    return own, preset, config
 
 
 class Trainer:
@@ -74,14 +59,15 @@ class Trainer:
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
+        machine = self.machine
         plan = Plan(count=len(self.train.images), **config.drawn())
-        loader = DaliLoader(self.train, plan, self.machine.device, self.machine.threads, config.resolution, MEAN_COLOUR)
-        learner = Learner(self._model(config), config, plan.steps_per_epoch, self.machine)
-        if self.machine.compiled:
+        loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution, MEAN_COLOUR)
+        learner = Learner(self._model(config), config, plan.steps_per_epoch, machine)
+        if machine.compiled:
             say("compiling")
             learner.warm_up(plan.batch_size)
         seconds, images = 0.0, 0
-        with runtime.memory_advice(config.batch_size, self.machine.device):
+        with runtime.memory_advice(config.batch_size, machine.device):
             for epoch in range(config.epochs):
                 say(f"epoch {epoch + 1}/{config.epochs}")
                 start = perf_counter()
@@ -93,7 +79,7 @@ class Trainer:
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images
         say("evaluating")
-        test = evaluation_loader(self.held_out, config.resolutions[-1], self.machine.device, self.machine.threads)
+        test = evaluation_loader(self.held_out, config.resolutions[-1], machine.device, machine.threads)
         plain, flipped = (learner.evaluate(test, flip) for flip in (False, True))
         return Trial(plain, flipped, seconds, images)
 
@@ -106,14 +92,3 @@ class Trainer:
             self._models[config.depth, config.width] = model
         model.load_state_dict(fresh.state_dict())
         return model
-
-
-def described(config: Config, preset: str, trainer: Trainer) -> dict[str, object]:
-    """The recipe and what it ran on, for the record."""
-    recipe = {name: value for name, value in asdict(config).items() if name not in NOT_RECIPE}
-    return recipe | {"preset": preset, "compiled": trainer.machine.compiled, "data": trainer.held_out.name}
-
-
-def seeds_of(config: Config, seeds: int) -> list[Config]:
-    """The recipe with each seed."""
-    return [replace(config, seed=config.seed + i) for i in range(seeds)]

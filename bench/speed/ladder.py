@@ -14,7 +14,8 @@ from torch import Tensor
 
 from bench.core.clock import Batch, Lane, race, ratio
 from bench.core.record import GAIN, Row
-from bench.core.setup import Say, Setup
+from bench.core.session import Say
+from bench.core.setup import Setup
 from bench.speed.seed_style import SeedStyle, take_normalised
 from engine.learner import Learner
 
@@ -77,7 +78,9 @@ def _rungs(setup: Setup) -> list[Rung]:
         Rung("+ Muon, for accuracy", lambda: _learner_lane(setup, setup.dali(large, setup.side), False)),
         Rung(
             "+ torch.compile",
-            (lambda: _learner_lane(setup, setup.dali(large, setup.side), False, True)) if setup.compiled else None,
+            (lambda: _learner_lane(setup, setup.dali(large, setup.side), False, True))
+            if setup.machine.compiled
+            else None,
         ),
     ]
 

@@ -13,7 +13,8 @@ import torch
 
 from bench.core.clock import Lane
 from bench.core.record import Row
-from bench.core.setup import Say, Setup
+from bench.core.session import Say
+from bench.core.setup import Setup
 from engine import runtime
 
 PART = "resources"
@@ -30,7 +31,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     images, labels = next(loader)
     data = perf_counter() - start
     learner = setup.learner()
-    compiling = learner.warm_up(size) if setup.compiled else None
+    compiling = learner.warm_up(size) if setup.machine.compiled else None
     learner.train_step(images, labels)
     runtime.synchronise(setup.device)
     first = perf_counter() - start
@@ -46,7 +47,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
             "compiling",
             "s",
             compiling,
-            note="forward, loss and backward" if setup.compiled else "with --compile on",
+            note="forward, loss and backward" if setup.machine.compiled else "with --compile on",
         ),
         Row(PART, "to the first step", "s", first, note="after imports, with the data set in memory"),
         Row(PART, f"peak memory, batch {size}, {precision}", "GiB", peak, note=kind),

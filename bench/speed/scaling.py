@@ -9,73 +9,58 @@ efficiency is over the smallest number of processes, image for image; the cores 
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
 
-from bench.core import chart, record
+from bench.core import chart
 from bench.core.clock import Lane, quartiles
-from bench.core.record import Result, Row
-from bench.core.setup import Say, Settings, parse, prepare
-from bench.speed.suite import finish, settings_of, stdout_console, steps_shown
+from bench.core.options import SpeedOptions, parse_speed
+from bench.core.process import reported
+from bench.core.record import Row
+from bench.core.session import session
+from bench.core.setup import prepare
 from engine import distributed
 from engine.distributed import World
 
 PART = "scaling"
-PROG = "python -m bench scaling"
 LIMIT = 900.0  # seconds for one number of processes
 WARM_UP_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Besides the flags of every measuring command."""
-
+class Options(SpeedOptions):
     processes: tuple[int, ...] = ()
     """Numbers of processes (default: doubling, up to one for each GPU, or for each core without one)."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    description = (__doc__ or "").split("\n\n")[0] + " Flags of the other commands apply: --batch-size, --width, ..."
-    own, rest = tyro.cli(Options, args=list(arguments), prog=PROG, description=description, return_unknown_args=True)
-    if any(count < 1 for count in own.processes):
-        raise ValueError(f"--processes is {' '.join(map(str, own.processes))}: each must be 1 or more")
-    settings = parse(Settings, rest, PROG, description)
-    setup = prepare(settings)
-    counts = sorted(set(own.processes)) or doubling(torch.cuda.device_count() if setup.cuda else cores())
-    stem = record.writable_stem(settings.out, "scaling", setup.device)
-    card = record.environment(setup.device, setup.precision, ["scaling", *arguments])
-    console = stdout_console()
-    with steps_shown(console, [1.0] * len(counts)) as (say, finished):
-        rows = scaling(counts, setup.batch_size, lambda count: measured(count, rest), say, finished)
-    result = Result("scaling", card, settings_of(setup), rows)
-    record.save(result, stem)
-    finish(result, stem, console, chart.draw_scaling)
-
-
-def scaling(
-    counts: Sequence[int],
-    batch_size: int,
-    measure: Callable[[int], dict[str, Any]],
-    say: Say,
-    finished: Callable[[], None],
-) -> list[Row]:
-    """Rows of rates, then of efficiencies, for rising numbers of processes."""
-    rates, efficiencies = [], []
-    each = None
-    for count in counts:
-        say(f"processes: {count}")
-        found = measure(count)
-        spread = quartiles(found["rates"])
-        each = each or spread.median / count
-        note = f"{batch_size / count:.4g} images each; the slowest waits for data {found['waited']:.1%} of the time"
-        rates.append(Row.of(PART, f"processes: {count}", "images/s", spread, note))
-        efficiencies.append(Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / each))
-        finished()
-    return rates + efficiencies
+    options = parse_speed(Options, arguments, "scaling", __doc__)
+    if any(count < 1 for count in options.processes):
+        raise ValueError(f"--processes is {' '.join(map(str, options.processes))}: each must be 1 or more")
+    setup = prepare(options)
+    counts = sorted(set(options.processes)) or doubling(torch.cuda.device_count() if setup.cuda else cores())
+    command = ["scaling", *arguments]
+    with session("scaling", command, options, setup.machine, setup.split.name, chart.draw_scaling) as shown:
+        each = None
+        for count in shown.steps(counts):
+            shown.say(f"processes: {count}")
+            found = measured(count, arguments)
+            spread = quartiles(found["rates"])
+            each = each or spread.median / count
+            waits = f"the slowest waits for data {found['waited']:.1%} of the time"
+            shown.rows += [
+                Row.of(
+                    PART,
+                    f"processes: {count}",
+                    "images/s",
+                    spread,
+                    f"{setup.batch_size / count:.4g} images each; {waits}",
+                ),
+                Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / each),
+            ]
 
 
 def doubling(limit: int) -> list[int]:
@@ -94,7 +79,7 @@ def measured(count: int, flags: Sequence[str]) -> dict[str, Any]:
         ValueError: they failed.
     """
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
-    return record.reported(["-m", *launcher, "bench.speed.scaling", *flags], LIMIT)
+    return reported(["-m", *launcher, "bench.speed.scaling", *flags], LIMIT)
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:
@@ -102,7 +87,7 @@ def measure_rank(arguments: Sequence[str], world: World) -> None:
 
     A lap has as many steps on each rank, or they would wait for each other for ever.
     """
-    setup = prepare(parse(Settings, arguments, PROG, ""), world)
+    setup = prepare(parse_speed(Options, arguments, "scaling", __doc__), world)
     learner = setup.learner()
     lane = Lane(setup.dali(setup.batch_size, setup.side), learner.train_step, setup.device)
     lane.lap(WARM_UP_STEPS)

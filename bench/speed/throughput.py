@@ -1,6 +1,6 @@
 """Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from os import sched_getaffinity
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bench.core.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
 from bench.core.record import Row
-from bench.core.setup import Say, Setup
+from bench.core.session import Say
+from bench.core.setup import Setup
 from bench.trace.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
@@ -25,8 +26,8 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
     """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
     limit = len(setup.split.images)
     batch = min(REFERENCE_BATCH, limit)
-    sizes = sorted({batch} if setup.quick else {min(size, limit) for size in (256, batch, 1024)})
-    sides = sorted({setup.side} if setup.quick else {16, 24, setup.side})
+    sizes = sorted({batch} if setup.config.quick else {min(size, limit) for size in (256, batch, 1024)})
+    sides = sorted({setup.side} if setup.config.quick else {16, 24, setup.side})
     where = "GPU" if setup.cuda else "CPU"
     rows = []
     ours = None
@@ -40,7 +41,7 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
     cores = len(sched_getaffinity(0))
     theirs = None
     cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
-    for workers in [REFERENCE_WORKERS] if setup.quick else sorted({0, REFERENCE_WORKERS, 4, max(cores, 4)}):
+    for workers in [REFERENCE_WORKERS] if setup.config.quick else sorted({0, REFERENCE_WORKERS, 4, max(cores, 4)}):
         name = f"torch DataLoader, {workers} workers, batch {batch}, {setup.side} px"
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
@@ -68,7 +69,7 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
     rows = [Row.of_rate("compute", name, rate)]
     say("forward, backward, optimiser")
     images, labels = next(iter(setup.synthetic(size)))
-    steps = 3 if setup.quick else 7
+    steps = 3 if setup.config.quick else 7
     # Three phases and the end of the step; what lies between the end and the next step is not counted.
     marks = Marks(setup.device, (len(PHASES) + 1) * (steps + 1))
     phases = Phases(learner, lambda name: marks.mark())
@@ -83,22 +84,30 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
 
 
 def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
-    """The real loop next to the same loop on the synthetic batch: the share of waiting and the verdict."""
-    size = setup.batch_size
+    """The real loop next to the same loop on the synthetic batch: the share of waiting and the verdict.
+
+    Beside a GPU also the loop fed by DALI's graph on the CPU: the GPU's graph takes time from training.
+    """
+    size, side = setup.batch_size, setup.side
     say("real loop and synthetic batch in turns")
-    lanes = [
-        Lane(batches, setup.learner().train_step, setup.device)
-        for batches in (setup.dali(size, setup.side), setup.synthetic(size))
-    ]
-    (real, synthetic), laps = race(lanes, setup.budget(6))
-    share = ratio(*laps)
-    name = f"batch {size}, {setup.side} px, {setup.precision}"
-    return [
-        Row.of_rate("end to end", f"DALI and train_step, {name}", real, verdict(share.median, real.waited)),
-        Row.of_rate("end to end", f"synthetic batch and train_step, {name}", synthetic),
-        Row.of("end to end", "real over synthetic", "x", share),
-        Row("end to end", "time spent waiting for data", "%", 100 * real.waited),
-    ]
+    sources: dict[str, Iterator[Batch]] = {"DALI": setup.dali(size, side)}
+    if setup.cuda:
+        sources["DALI on the CPU, copied"] = _copied(setup.dali(size, side, torch.device("cpu")), setup.device)
+    learner = setup.learner()
+    fed_by: list[Iterable[Batch]] = [setup.synthetic(size), *sources.values()]
+    lanes = [Lane(batches, learner.train_step, setup.device) for batches in fed_by]
+    (synthetic, *rates), (bare, *fed) = race(lanes, setup.budget(6))
+    name = f"batch {size}, {side} px, {setup.precision}"
+    rows = [Row.of_rate("end to end", f"synthetic batch and train_step, {name}", synthetic)]
+    for source, rate, laps in zip(sources, rates, fed, strict=True):
+        share = ratio(laps, bare)
+        said = verdict(share.median, rate.waited)
+        rows += [
+            Row.of_rate("end to end", f"{source} and train_step, {name}", rate, said),
+            Row.of("end to end", f"{source} over synthetic", "x", share),
+            Row("end to end", f"{source}: time spent waiting for data", "%", 100 * rate.waited),
+        ]
+    return rows
 
 
 def verdict(of_synthetic: float, waited: float) -> str:
@@ -116,7 +125,7 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
     size = min(1000 if setup.cuda else 250, len(setup.split.images))
     few = Split(setup.split.images[:size], setup.split.labels[:size], setup.split.name)
     model = setup.model().eval()
-    loader = evaluation_loader(few, setup.side, setup.device, setup.threads, size)
+    loader = evaluation_loader(few, setup.side, setup.device, setup.machine.threads, size)
 
     def batches() -> Iterator[Batch]:
         while True:
@@ -148,3 +157,9 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
 
 def _drop(images: Tensor, labels: Tensor) -> None:
     """The consumer that only takes."""
+
+
+def _copied(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """From page-locked memory, so that the host does not wait for the copy."""
+    for images, labels in batches:
+        yield tuple(t.pin_memory().to(device, non_blocking=True) for t in (images, labels))  # type: ignore[misc]

@@ -8,23 +8,24 @@ time, the split of a step, and the command that shows the rest. Profiling costs 
 see `python -m bench`.
 """
 
+import gzip
 import json
 import os
 import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
 
-from bench.core import record
-from bench.core.record import Result, Row
-from bench.core.setup import Settings, Setup, parse, prepare
-from bench.speed.suite import settings_of, stdout_console
+from bench.core.options import SpeedOptions, parse_speed
+from bench.core.record import Row
+from bench.core.session import session
+from bench.core.setup import Setup, prepare
 from bench.trace.phases import Phases
 from bench.trace.trace import Analysis, analyse
 from engine import runtime
@@ -37,7 +38,7 @@ TOP = 15
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Settings):
+class Options(SpeedOptions):
     steps: int = 5
     """Training steps in the trace."""
     out: str = "runs/profile"
@@ -60,36 +61,31 @@ class Ranges:
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, arguments, "python -m bench profile", (__doc__ or "").split("\n\n")[0])
+    options = parse_speed(Options, arguments, "profile", __doc__)
     if not 1 <= options.steps <= 100:
         raise ValueError(f"--steps is {options.steps}: it must be 1 to 100")
     setup = prepare(options)
     folder = Path(options.out) / f"{datetime.now():%Y%m%d-%H%M%S}"
-    stem = record.writable_stem(str(folder), "profile", setup.device)
-    console = stdout_console()
-    console.print(f"profiling {options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
-    path = record_steps(setup, folder, options.steps)
-    trace = json.loads(path.read_text(encoding="utf-8"))
-    analysis = analyse(trace, setup.cuda)
-    suit_the_plugin(trace)
-    path.write_text(json.dumps(trace), encoding="utf-8")
-    card = record.environment(setup.device, setup.precision, ["profile", *arguments])
-    result = Result("profile", card, settings_of(setup), rows(analysis, options.steps, setup.cuda))
-    record.save(result, stem)
-    console.print(
-        record.table(result.rows, f"{options.steps} steps, {1000 * analysis.seconds / options.steps:,.1f} ms each")
-    )
-    command = shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", options.out])
-    console.print(f"trace: {path}", soft_wrap=True, markup=False)
-    console.print(f"show it with: {command}", soft_wrap=True, markup=False)
-    print(record.summary_line(result, trace=str(path), tensorboard=command), flush=True)
+    there = replace(options, out=str(folder))
+    with session("profile", ["profile", *arguments], there, setup.machine, setup.split.name) as shown:
+        shown.say(f"{options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
+        path = record_steps(setup, folder, options.steps)
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            trace = json.load(file)
+        shown.rows = rows(analyse(trace, setup.cuda), options.steps, setup.cuda)
+        suit_the_plugin(trace)
+        with gzip.open(path, "wt", encoding="utf-8") as file:
+            json.dump(trace, file)
+        command = shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", options.out])
+        shown.console.print(f"trace: {path}\nshow it with: {command}", soft_wrap=True, markup=False)
+        shown.more = {"trace": str(path), "tensorboard": command}
 
 
 def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     """Write the trace of `steps` steps; returns its path."""
     loader = setup.dali(setup.batch_size, setup.side)
     learner = setup.learner()
-    if setup.compiled:
+    if setup.machine.compiled:
         learner.warm_up(setup.batch_size)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
     ranges = Ranges()
@@ -98,7 +94,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     with profile(
         activities=activities,
         schedule=schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1),
-        on_trace_ready=tensorboard_trace_handler(str(folder), worker_name="train"),
+        on_trace_ready=tensorboard_trace_handler(str(folder), worker_name="train", use_gzip=True),
         record_shapes=True,
         profile_memory=True,
     ) as profiler:
@@ -110,7 +106,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
             if step == WARM_UP + steps - 1:
                 runtime.synchronise(setup.device)
             profiler.step()
-    return next(folder.glob("*.pt.trace.json"))
+    return next(folder.glob("*.pt.trace.json.gz"))
 
 
 def suit_the_plugin(trace: dict[str, Any]) -> None:

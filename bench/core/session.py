@@ -1,0 +1,127 @@
+"""One measuring command: its bar, its record, saved after every step, and its last line.
+
+with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as shown:
+    for size in shown.steps([64, 128]):
+        shown.say(f"batch {size}")
+        shown.rows += measure(size)
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from bench.core import record
+from bench.core.options import Options
+from bench.core.record import Result, Row
+from engine.machine import Machine
+
+T = TypeVar("T")
+Say = Callable[[str], None]  # what is measured now
+
+
+class Session:
+    """What a command writes to and says; made by `session`."""
+
+    rows: list[Row]
+    """What was measured so far: the command's to fill."""
+    more: dict[str, Any]
+    """What the last line says besides the result."""
+
+    def __init__(self, theme: str, card: dict[str, str], settings: dict[str, Any], stem: Path) -> None:
+        self.rows, self.more, self.console = [], {}, stdout_console()
+        self._theme, self._card, self._settings, self._stem = theme, card, settings, stem
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("ETA {task.fields[eta]}"),
+            console=self.console,
+            auto_refresh=False,  # a thread that redraws would take the interpreter from what is being measured
+            transient=True,
+        )
+        self._task = self.bar.add_task("", total=None, eta="--:--")
+        self._start = perf_counter()
+
+    @property
+    def result(self) -> Result:
+        return Result(self._theme, self._card, self._settings, self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Since the session began."""
+        return perf_counter() - self._start
+
+    def say(self, what: str) -> None:
+        """Show what is measured now: beside the bar on a terminal, else in a line."""
+        if self.console.is_terminal:
+            self.bar.update(self._task, description=what, refresh=True)
+        else:
+            self.console.print(f"{self.seconds:5.0f} s  {what}", soft_wrap=True, markup=False)
+
+    def saying(self, part: str) -> Say:
+        """`say` with the part's name in front."""
+        return lambda what: self.say(f"{part}: {what}")
+
+    def steps(self, items: Sequence[T], shares: Sequence[float] | None = None) -> Iterator[T]:
+        """Each item in turn. When it is done, the bar moves on, by its share of the time, and the record is saved."""
+        shares = shares or [1.0] * len(items)
+        done = 0.0
+        for item, share in zip(items, shares, strict=True):
+            yield item
+            done += share
+            left = round(self.seconds / done * (sum(shares) - done))
+            eta = f"{left // 60}:{left % 60:02d}"
+            self.bar.update(self._task, completed=done, total=sum(shares), eta=eta)
+            record.save(self.result, self._stem)
+
+
+@contextmanager
+def session(
+    theme: str,
+    command: Sequence[str],
+    options: Options,
+    machine: Machine,
+    data: str,
+    draw: Callable[[Result, Path], None] | None = None,
+    label: str = "",
+) -> Iterator[Session]:
+    """Open the record, and, unless something goes wrong inside, draw it, show its table and print it as a line of JSON.
+
+    Args:
+        theme: what kind of result it is; results of one kind can be compared.
+        command: words after `python -m bench`, for the record.
+        data: name of the images.
+        draw: makes the picture beside the record.
+        label: follows the theme in the files' names.
+
+    Raises:
+        OSError: the folder for the results cannot be written.
+    """
+    card = record.environment(machine, command)
+    stem = record.writable_stem(options.out, f"{theme}-{label}" if label else theme, card)
+    settings = options.recorded() | {"compiled": machine.compiled, "data": data}
+    one = Session(theme, card, settings, stem)
+    for name, value in card.items():
+        one.console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
+    with one.bar if one.console.is_terminal else nullcontext():
+        yield one
+    files = record.save(one.result, stem)
+    if draw:
+        draw(one.result, stem.with_suffix(".png"))
+        files.append(str(stem.with_suffix(".png")))
+    one.console.print(record.table(one.rows, f"{theme}: {one.result.meaning}"))
+    one.console.print("wrote " + ", ".join(files), soft_wrap=True, markup=False)
+    print(json.dumps(asdict(one.result) | {"files": files} | one.more), flush=True)
+
+
+def stdout_console() -> Console:
+    """A table needs its width in a pipe too; control characters only where stdout is a terminal."""
+    live = sys.stdout.isatty()
+    return Console(force_terminal=live, highlight=False, width=None if live else 140)

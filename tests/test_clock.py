@@ -1,0 +1,171 @@
+"""The clock against known times: virtual ones, and real sleeps."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+from bench.core.clock import Budget, Lane, Lap, Marks, Rate, Spread, measure, quartiles, race, ratio
+from bench.core.record import Row
+from tests.measured import CPU
+
+
+class VirtualTime:
+    """A clock that only sleeping moves on."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def batches(self, seconds, images=10):
+        batch = torch.zeros(images, 1), torch.zeros(images)
+        while True:
+            self.sleep(seconds)
+            yield batch
+
+    def step(self, seconds):
+        return lambda images, labels: self.sleep(seconds)
+
+
+@pytest.fixture
+def virtual(monkeypatch):
+    virtual_time = VirtualTime()
+    monkeypatch.setattr("bench.core.clock.perf_counter", lambda: virtual_time.now)
+    return virtual_time
+
+
+def batches():
+    return VirtualTime().batches(0.0)
+
+
+@pytest.mark.parametrize(("fetch", "step"), [(0.012, 0.008), (0.001, 0.019), (0.018, 0.0), (0.0, 0.02), (3.0, 1.0)])
+def test_the_clock_agrees_with_known_times(virtual, fetch, step):
+    rate = measure(virtual.batches(fetch), virtual.step(step), CPU, Budget())
+    assert rate.median == pytest.approx(10 / (fetch + step), rel=1e-6)
+    assert rate.waited == pytest.approx(fetch / (fetch + step), abs=1e-6)
+    assert rate.q1 == pytest.approx(rate.q3)
+    assert rate.warm_up.steady
+
+
+@pytest.mark.parametrize(("fetch", "step"), [(0.012, 0.008), (0.002, 0.018)])
+def test_the_clock_agrees_with_real_sleeps(fetch, step):
+    """A busy machine oversleeps, so the truth is what the sleepers noted themselves."""
+    fetched: list[float] = []
+    stepped: list[float] = []
+
+    def sleep(seconds, noted):
+        start = time.perf_counter()
+        time.sleep(seconds)
+        noted.append(time.perf_counter() - start)
+
+    def slow_batches():
+        while True:
+            sleep(fetch, fetched)
+            yield torch.zeros(10, 1), torch.zeros(10)
+
+    lane = Lane(slow_batches(), lambda images, labels: sleep(step, stepped), CPU)
+    lap = lane.lap(20)
+    truth = sum(fetched) + sum(stepped)
+    assert lap.rate == pytest.approx(200 / truth, rel=0.03)
+    assert lap.waited / lap.seconds == pytest.approx(sum(fetched) / truth, abs=0.05)
+
+
+def test_the_first_step_and_the_warm_up_are_apart(virtual):
+    durations = iter([0.2, 0.1, 0.05])
+
+    def step(images, labels):
+        virtual.sleep(next(durations, 0.01))
+
+    rate = measure(virtual.batches(0.0), step, CPU, Budget(seconds=0.2, laps=3))
+    assert rate.warm_up.first_seconds == pytest.approx(0.2)
+    assert rate.warm_up.seconds >= 0.36
+    assert rate.median == pytest.approx(1000)  # none of the slow steps is in it
+
+
+def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
+    seconds = [0.004]
+
+    def step(images, labels):
+        seconds[0] *= 1.3
+        virtual.sleep(seconds[0])
+
+    warm_up = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))
+    assert not warm_up.steady and warm_up.seconds < 1
+    row = Row.of_rate("p", "n", Rate(1.0, 1.0, 1.0, 0.0, warm_up), "note")
+    assert "note" in row.note and "steady" in row.note
+
+
+def test_warm_up_takes_the_steps_it_must(virtual):
+    taken = []
+    lane = Lane(virtual.batches(0.01), lambda images, labels: taken.append(1), CPU)
+    lane.warm_up(Budget(warm_up_steps=50))
+    assert len(taken) >= 50
+
+
+def test_the_budget_decides_the_steps_of_a_lap(virtual):
+    taken = []
+
+    def step(images, labels):
+        taken.append(1)
+        virtual.sleep(0.01)
+
+    _, (laps,) = race([Lane(virtual.batches(0.0), step, CPU)], Budget(seconds=1.0, laps=5))
+    assert [round(lap.seconds, 6) for lap in laps] == [0.2] * 5
+
+
+def test_batches_that_come_in_bunches_are_counted_by_the_bunch(virtual):
+    def bunches():
+        while True:
+            virtual.sleep(0.4)
+            for _ in range(4):
+                yield torch.zeros(10, 1), torch.zeros(10)
+
+    rate = measure(bunches(), virtual.step(0.0), CPU, Budget(seconds=1.0, laps=3, lap_steps=4))
+    assert (rate.q1, rate.median, rate.q3) == pytest.approx((100, 100, 100))
+
+
+def test_lanes_take_turns_lap_by_lap():
+    order: list[str] = []
+
+    def note(name, images, labels):
+        order.append(name)
+        time.sleep(0.03)
+
+    lanes = [Lane(batches(), partial(note, name), CPU) for name in "ab"]
+    rates, laps = race(lanes, Budget(seconds=0.01, laps=4, warm_up_seconds=0))
+    assert order[-8:] == list("abababab")
+    assert len(rates) == 2 and [len(done) for done in laps] == [4, 4]
+
+
+def test_a_loader_that_ends_is_named():
+    lane = Lane([(torch.zeros(2), torch.zeros(2))] * 3, lambda images, labels: None, CPU)
+    with pytest.raises(ValueError, match="ended after 3 of 5"):
+        lane.lap(5)
+
+
+def test_ratio_is_of_neighbouring_laps():
+    slow_then_fast = [Lap(10, 2.0, 0.0), Lap(10, 1.0, 0.0), Lap(10, 0.5, 0.0)]
+    twice = [Lap(10, 1.0, 0.0), Lap(10, 0.5, 0.0), Lap(10, 0.25, 0.0)]
+    assert ratio(twice, slow_then_fast) == Spread(2.0, 2.0, 2.0)
+
+
+def test_quartiles_of_one_and_of_many():
+    assert quartiles([3.0]) == Spread(3.0, 3.0, 3.0)
+    assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+
+
+@pytest.mark.gpu
+def test_cuda_events_see_the_devices_time_and_not_the_hosts():
+    device = torch.device("cuda")
+    a = torch.randn(8192, 8192, device=device)
+    marks = Marks(device, 2)
+    marks.mark()
+    for _ in range(20):
+        a @ a
+    marks.mark()
+    start = time.perf_counter()
+    (gap,) = marks.gaps()
+    assert gap > 0.5 * (time.perf_counter() - start) > 0

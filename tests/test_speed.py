@@ -1,0 +1,227 @@
+"""What measures speed: roofs, the first version's style, the ladder, the sweep, and all parts on tiny settings."""
+
+import gc
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench.core import record
+from bench.core.clock import Lap, Rate, WarmUp
+from bench.core.record import Row
+from bench.speed import ladder, roofline, suite, sweep, throughput
+from bench.speed.resources import peak_memory, reset_peak_memory
+from bench.speed.seed_style import SeedStyle
+from engine.config import Config
+from pipeline.reference import reference_loader
+from pipeline.synthetic import generated
+from tests.measured import CPU, SMALL, TINY, last_line, tiny
+
+
+def test_roofs_are_measured_and_consistent():
+    one = tiny()
+    rows = {row.name: row.value or 0.0 for row in roofline.measure_roof(one, lambda what: None, 100.0)}
+    precision = one.precision
+    flops, rate = rows["FLOPs of a training image, 8 px"], rows[f"matrix rate, {precision}"]
+    roof = rows[f"arithmetic roof, {precision}"]
+    assert roof == pytest.approx(rate * 1e12 / (flops * 1e9))
+    assert rows[f"model FLOPs utilisation, {precision}"] == pytest.approx(100 * 100 / roof)
+    absent = roofline.measure_roof(one, lambda what: None, None)[-1]
+    assert absent.value is None and absent.note
+
+
+def test_seed_style_learns_with_every_switch():
+    split = generated(256)
+    for switches in (
+        {},
+        {"channels_last": True, "precision": "bf16"},
+        {"channels_last": True, "synchronise": False},
+    ):
+        torch.manual_seed(0)
+        loop = SeedStyle(Config(width=8, resolutions=(8,)), CPU, **switches)
+        images = torch.from_numpy(split.images[:64, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
+        labels = torch.from_numpy(split.labels[:64].astype(np.int64))
+        losses = []
+        for _ in range(12):
+            before = loop.loss + float(loop.sums[0])
+            loop.train_step(images, labels)
+            losses.append(loop.loss + float(loop.sums[0]) - before)
+        assert losses[-1] < 0.7 * losses[0]
+        assert loop.seen == 12 * 64
+
+
+@pytest.mark.parametrize("normalise", [None, ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))])
+def test_the_reference_loader_augments_as_asked(normalise):
+    split = generated(64)
+    images, labels = next(iter(reference_loader(split, 16, 0, normalise, cutout=8, resolution=24)))
+    assert images.shape == (16, 3, 24, 24) and labels.shape == (16,) and labels.dtype == torch.int64
+    assert images.dtype == (torch.uint8 if normalise is None else torch.float32)
+    fill = 125 if normalise is None else 0
+    squares = (images == fill).all(1).flatten(1).sum(1)
+    assert ((squares >= 36) & (squares < 60)).all()  # a quarter of the side: 6 x 6, and chance
+    plain, _ = next(iter(reference_loader(split, 16, 0, normalise)))
+    assert ((plain == fill).all(1).flatten(1).sum(1) < 20).all()
+
+
+def test_a_worker_does_not_collect_what_its_parent_dropped():
+    class Dropped:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            collected.append(1)
+
+    collected: list[int] = []
+    leave_alone = reference_loader(generated(64), 16, 1).worker_init_fn
+    assert leave_alone is not None
+    Dropped()
+    leave_alone(0)
+    gc.collect()
+    assert not collected
+    gc.unfreeze()
+    gc.collect()
+    assert collected
+
+
+def test_the_verdict_in_words():
+    assert throughput.verdict(0.97, 0.01) == "compute-bound: 97% of synthetic"
+    assert "data-bound" in throughput.verdict(0.5, 0.48)
+    assert "cores" in throughput.verdict(0.7, 0.02)
+
+
+def rate_of(median):
+    return Rate(median, median, median, 0.0, WarmUp(0.1, 0.2, 0.01, True))
+
+
+def swept(sizes, measure_one, available=None):
+    every = tiny()
+    setups = [replace(every, config=replace(every.config, batch_size=size)) for size in sizes]
+    return list(sweep.sweep("sweep", setups, measure_one, available, lambda what: None))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_a_sweep_ends_cleanly_when_memory_runs_out(error):
+    def measure_one(setup):
+        if setup.batch_size > 64:
+            raise error
+        return rate_of(100.0 * min(setup.batch_size, 32)), setup.batch_size * 2**20
+
+    rows = swept([16, 32, 64, 128], measure_one)
+    assert [row.name for row in rows if row.unit == "images/s"] == ["batch 16", "batch 32", "batch 64"]
+    assert rows[-1].value == 32 and "128" in rows[-1].note and "memory" in rows[-1].note
+
+
+def test_a_sweep_does_not_try_what_cannot_fit_on_a_cpu():
+    tried = []
+
+    def measure_one(setup):
+        tried.append(setup.batch_size)
+        return rate_of(1.0), 1000 + 10 * setup.batch_size
+
+    rows = swept([16, 32, 64, 128], measure_one, 1700)
+    assert tried == [16, 32, 64] and "128" in rows[-1].note
+
+
+def test_a_sweep_hides_no_other_error():
+    def measure_one(setup):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        swept([16], measure_one)
+
+
+def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
+    """Stopped in the second mode: the first one's curve is in the record already, under its own name."""
+
+    def measure_one(setup):
+        assert setup.machine.compiled
+        if setup.config.compile_mode == "max-autotune" and setup.batch_size == 16:
+            raise KeyboardInterrupt
+        return rate_of(100.0 * setup.batch_size), 2**30
+
+    monkeypatch.setattr(sweep, "measure_step", measure_one)
+    modes = ["--compile", "on", "--compile-modes", "default", "max-autotune"]
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main(["--batch-sizes", "8", "16", *modes, *SMALL, "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("sweep_*.json")
+    rates = [(row.part, row.name, row.value) for row in record.load(str(path)).rows if row.unit == "images/s"]
+    assert rates == [("default", "batch 8", 800), ("default", "batch 16", 1600), ("max-autotune", "batch 8", 800)]
+
+
+def test_available_memory_is_sane():
+    available = sweep.available_memory(CPU)
+    assert available is None or 2**28 < available < 2**46
+
+
+def test_peak_memory_forgets_what_was_before():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("needs Linux's /proc/self/clear_refs")
+    torch.ones(2**28, dtype=torch.uint8)
+    reset_peak_memory(CPU)
+    low = peak_memory(CPU)
+    torch.ones(2**28, dtype=torch.uint8)
+    assert peak_memory(CPU) - low == pytest.approx(2**28, rel=0.1)
+
+
+def test_all_parts_in_one_process(tmp_path, capsys):
+    suite.main([*TINY, "--out", str(tmp_path)])
+    report, _ = last_line(capsys)
+    (path,) = tmp_path.glob("bench_*.json")
+    assert record.load(str(path)).rows == [Row(**row) for row in report["rows"]]
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".md", ".png"]
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    by_part: dict[str, list[Row]] = {}
+    for row in record.load(str(path)).rows:
+        by_part.setdefault(row.part, []).append(row)
+        assert row.value is None or (math.isfinite(row.value) and row.value >= 0)
+    expected = ["resources", "data", "compute", "end to end", "ladder", "evaluation", "roof"]
+    assert [part for part in by_part if part != "in all"] == expected
+    assert all(sum(row.value is not None for row in by_part[part]) >= 3 for part in expected)
+    # On a CPU, without --compile and without NVIDIA's energy counter.
+    absent = {row.name for rows in by_part.values() for row in rows if row.value is None}
+    assert absent == {"+ torch.compile", "compiling", "images per joule"}
+    assert all(row.note for rows in by_part.values() for row in rows if row.value is None)
+    assert {"cpu", "cores", "torch", "dali", "precision", "commit", "date", "command", "python"} <= set(report["card"])
+
+
+def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
+    seconds = [8.0, 4.0, 2.0, 2.5, 2.0, 1.6, 0.8, 1.0]
+    drift = [1.0, 3.0, 1.5]  # of a machine that others use too
+
+    def known(lanes, budget):
+        laps = [[Lap(80, s * d, 0.0) for d in drift] for s in seconds]
+        return [rate_of(80 / s) for s in seconds], laps
+
+    monkeypatch.setattr(ladder, "race", known)
+    one = tiny()
+    rows = ladder.measure_ladder(one, lambda what: None)
+    gains = [row.value for row in rows if row.name.startswith(record.GAIN)]
+    assert gains == pytest.approx([a / b for a, b in pairwise(seconds)])
+    (top,) = [row.value for row in rows if row.name == "top over bottom"]
+    assert top == pytest.approx(8.0)
+    assert [row.name for row in rows if row.unit == "images/s" and row.value is None] == ["+ torch.compile"]
+    assert any("0.80x" in row.note for row in rows)  # the loss is said
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path, capsys):
+    suite.main(["--only", "roof", *TINY, "--out", str(tmp_path)])
+    report, _ = last_line(capsys)
+    assert {row["part"] for row in report["rows"]} == {"roof", "in all"}
+
+
+def test_sweep_draws_and_recommends(tmp_path, capsys):
+    sweep.main(["--batch-sizes", "8", "16", *SMALL, "--out", str(tmp_path)])
+    report, _ = last_line(capsys)
+    assert report["rows"][-1]["value"] in (8, 16)
+    assert len(list(tmp_path.glob("sweep_*.png"))) == 1
