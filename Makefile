@@ -60,7 +60,7 @@ crash-test: $(TO_TEST)  ## kill 30 small trainings at random moments, resume the
 
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy $(wildcard train.py gradcam.py preflight.py engine pipeline report explain bench tests)
+	@$(PY) -m mypy $(wildcard train.py gradcam.py preflight.py ground engine pipeline report explain bench tests)
 	@$(PY) -m pytest $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.png) and the data set stay

@@ -35,9 +35,9 @@ def main() -> None:
 def explain_errors(options: Options) -> None:
     """From the checkpoint to the files and the closing lines."""
     from engine import checkpoint, runtime
-    from engine.files import write_whole
     from explain import cam, errors, faithfulness, gallery, outputs, page, study
     from explain.phase import Phase
+    from ground.files import write_whole
     from pipeline.cifar10 import CLASSES
 
     out = Path(options.out)

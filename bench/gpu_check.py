@@ -30,13 +30,13 @@ from time import perf_counter
 from typing import Any, Literal
 
 import tyro
+from engine.files import write_whole
 
 from bench.core import record
 from bench.core.process import completed, last_json
 from bench.core.record import Result, Row
 from engine.checkpoint import check_writable
 from engine.config import PRESETS
-from engine.files import write_whole
 from engine.machine import Machine
 
 NO_TESTS = 5  # pytest's exit code when it found none

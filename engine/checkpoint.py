@@ -32,6 +32,7 @@ import torch
 
 from engine.config import Config
 from engine.model import ResNet
+from ground.files import write_whole
 
 VERSION = 1
 MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
@@ -126,7 +127,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
-    """Write `content` under a temporary name in the same folder, flush it to the disk, then rename it to `path`.
+    """Write `content` whole or not at all, and force it to the disk.
 
     Raises:
         OSError: the folder is missing or read-only, or the disk is full; `path` is as it was before.
@@ -137,28 +138,7 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     torch.save({"format": kind, "version": VERSION, "sha256": digest(content)} | content, buffer)
     if buffer.tell() > MAX_BYTES:
         raise ValueError(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)  # mkstemp's own mode shuts everybody else out of model.pt
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # which names the temporary file, or none
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+    write_whole(path, buffer.getbuffer(), durable=True)
 
 
 def read(path: str | Path, kind: str) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ground.terminal import bar
 
 
 class Phase:
@@ -15,16 +17,8 @@ class Phase:
     """
 
     def __init__(self, name: str, total: int) -> None:
-        console = Console(stderr=True)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left:"),
-            TimeRemainingColumn(),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
+        self._progress = bar(Console(stderr=True), *columns)
         self._task = self._progress.add_task(f"{name:>16}", total=total)
         self.seconds = 0.0
 
@@ -40,4 +34,4 @@ class Phase:
         self._progress.stop()
 
     def advance(self, steps: int = 1) -> None:
-        self._progress.advance(self._task, steps)
+        self._progress.update(self._task, advance=steps, refresh=True)

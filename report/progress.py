@@ -10,22 +10,21 @@ loss and accuracy shown come from a `peek` that the caller must answer without w
 import json
 import math
 import statistics
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
 
 from engine.config import Config
-from engine.learner import Batch
-from engine.learner import Progress as Metrics
+from engine.learner import Batch, Progress
 from engine.machine import Machine
 from engine.row import EpochRow
+from ground.terminal import bar
 
-Peek = Callable[[], Metrics | None]
+Peek = Callable[[], Progress | None]
 
 ABSENT = "not measured"
 BAR_SECONDS = 0.5
@@ -47,15 +46,10 @@ COLUMNS = (
 )
 
 
-def stdout_console() -> Console:
-    """A console on stdout that is a terminal only where stdout is: FORCE_COLOR adds no control characters to a pipe."""
-    return Console(force_terminal=sys.stdout.isatty(), highlight=False)
-
-
 class Steps:
     """Counts the steps of one epoch, from `first` on, and, rarely, lets the reporter draw."""
 
-    def __init__(self, draw: Callable[[int, Metrics | None], None], interval: float, first: int) -> None:
+    def __init__(self, draw: Callable[[int, Progress | None], None], interval: float, first: int) -> None:
         self._step, self._draw, self._interval = first, draw, interval
         self._due = perf_counter() + interval
 
@@ -131,7 +125,7 @@ class Reporter:
         title = f"epoch {epoch}/{epochs}"
         seen: list[str] = []
 
-        def parts(step: int, metrics: Metrics | None) -> list[str]:
+        def parts(step: int, metrics: Progress | None) -> list[str]:
             """What is known, the most important first."""
             if metrics is not None:
                 seen[:] = [f"loss {metrics.loss:.3f}", f"acc {metrics.accuracy:.1%}"]
@@ -146,23 +140,14 @@ class Reporter:
             yield Steps(lambda step, metrics: self.say("  ".join([title, *parts(step, metrics)])), interval, first)
             return
 
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[text]}", markup=False),
-            console=self._console,
-            # No thread of rich's own: it would take the interpreter from the training loop ten times a second.
-            auto_refresh=False,
-            transient=True,
-            expand=True,
-        )
+        shown = bar(self._console, TextColumn("{task.fields[text]}", markup=False))
         room = self._console.width - len(title) - MINIMUM_BAR - 2
-        task = bar.add_task(title, total=steps, completed=first, text=f"{first}/{steps}")
+        task = shown.add_task(title, total=steps, completed=first, text=f"{first}/{steps}")
 
-        def draw(step: int, metrics: Metrics | None) -> None:
-            bar.update(task, completed=step, text=_fit(parts(step, metrics), room), refresh=True)
+        def draw(step: int, metrics: Progress | None) -> None:
+            shown.update(task, completed=step, text=_fit(parts(step, metrics), room), refresh=True)
 
-        with bar:
+        with shown:
             yield Steps(draw, BAR_SECONDS, first)
 
     def row(self, row: EpochRow) -> None:

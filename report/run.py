@@ -19,8 +19,9 @@ from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.resume import Keeper, State
 from engine.row import EpochRow
 from engine.stopwatch import Stopwatch
+from ground.terminal import stdout_console
 from pipeline.dali import DaliLoader
-from report.progress import Reporter, stdout_console, throughput
+from report.progress import Reporter, throughput
 from report.run_folder import NoFolder, RunFolder
 from report.summary import model_summary
 

@@ -6,7 +6,6 @@
 A run that goes on from its resume state goes on with its log: no epoch is missing or there twice.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -18,16 +17,16 @@ from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 # Importing these costs 50 ms once torch is there (no TensorFlow comes with them).
 from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
-from engine.files import write_whole
 from engine.resume import State, claim
 from engine.row import EpochRow
+from ground.files import lock, write_whole
 from report.curves import draw
 from report.progress import json_line
 
@@ -72,7 +71,8 @@ class RunFolder:
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _held(self.path / "run.lock")
+        with _writing(self.path):
+            self._lock = lock(self.path / "run.lock", self._taken)
         try:
             with _writing(self.path):
                 claim(self.path, state)
@@ -90,6 +90,11 @@ class RunFolder:
             for row in self.rows if moved else ():
                 self._add_scalars(row)
         self._drawn, self._draw_seconds = perf_counter(), FIRST_DRAW_SECONDS
+
+    def _taken(self, holder: str) -> NoReturn:
+        raise ValueError(
+            f"{self.path} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
+        )
 
     @property
     def log_path(self) -> Path:
@@ -217,26 +222,6 @@ def _new_folder(parent: Path) -> Path:
         with _writing(folder), suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder
-
-
-def _held(path: Path) -> int:
-    """The descriptor of a lock file that this process now holds; the system frees it however the process ends."""
-    with _writing(path):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
-        except BlockingIOError:
-            holder = os.pread(lock, 200, 0).decode(errors="replace")
-            os.close(lock)
-            raise ValueError(
-                f"{path.parent} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
-            ) from None
-        except OSError:
-            os.close(lock)
-            raise
-    return lock
 
 
 @contextmanager

@@ -2,14 +2,12 @@
 
 import csv
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from engine.files import write_whole
 from explain import gallery, outputs
 from explain.cam import display
 from explain.errors import Errors, Maps
@@ -241,20 +239,3 @@ def test_the_archive_holds_every_map_and_needs_no_pickle():
         )
         assert archive["classes"].tolist() == list(CLASSES)
     assert outputs.heatmaps_npz(*(lambda e: (e, maps_of(e, "margin")))(made_up(9)[0])) == data
-
-
-def test_files_are_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "a.png"
-    write_whole(path, b"old")
-    write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-
-    def full(self: Path, content: bytes) -> int:
-        with open(self, "wb") as file:
-            file.write(content[:1])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_whole(path, b"newer")
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]

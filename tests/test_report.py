@@ -23,6 +23,7 @@ from engine.learner import Progress
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.resume import State
+from ground.terminal import stdout_console
 from report import curves, progress, run_folder
 from report.progress import Reporter, throughput
 from report.run_folder import RunFolder
@@ -155,7 +156,7 @@ def test_off_a_terminal_there_are_only_plain_lines(monkeypatch, clock):
     monkeypatch.setenv("FORCE_COLOR", "1")
     file = io.StringIO()
     monkeypatch.setattr("sys.stdout", file)
-    said = Reporter(progress.stdout_console())
+    said = Reporter(stdout_console())
     said.say(model_summary(ResNet(width=8), 16))
     run_epoch(said, clock, seconds_a_step=31)
     said.row(row(1))

@@ -20,8 +20,8 @@ from rich.table import Table
 
 from bench.core.clock import Rate, Spread
 from engine.checkpoint import check_writable
-from engine.files import write_whole
 from engine.machine import Machine
+from ground.files import write_whole
 
 FORMAT = "cifar10-resnet measurement"
 VERSION = 2

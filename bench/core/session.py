@@ -7,21 +7,20 @@ with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import TextColumn
 
 from bench.core import record
 from bench.core.options import Options
 from bench.core.record import Result, Row
 from engine.machine import Machine
+from ground.terminal import bar, stdout_console
 
 T = TypeVar("T")
 Say = Callable[[str], None]  # what is measured now
@@ -38,14 +37,7 @@ class Session:
     def __init__(self, theme: str, card: dict[str, str], settings: dict[str, Any], stem: Path) -> None:
         self.rows, self.more, self.console = [], {}, stdout_console()
         self._theme, self._card, self._settings, self._stem = theme, card, settings, stem
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("ETA {task.fields[eta]}"),
-            console=self.console,
-            auto_refresh=False,  # a thread that redraws would take the interpreter from what is being measured
-            transient=True,
-        )
+        self.bar = bar(self.console, TextColumn("ETA {task.fields[eta]}"))
         self._task = self.bar.add_task("", total=None, eta="--:--")
         self._start = perf_counter()
 
@@ -110,7 +102,7 @@ def session(
     one = Session(theme, card, settings, stem)
     for name, value in card.items():
         one.console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
-    with one.bar if one.console.is_terminal else nullcontext():
+    with one.bar:
         yield one
     files = record.save(one.result, stem)
     if draw:
@@ -119,9 +111,3 @@ def session(
     one.console.print(record.table(one.rows, f"{theme}: {one.result.meaning}"))
     one.console.print("wrote " + ", ".join(files), soft_wrap=True, markup=False)
     print(json.dumps(asdict(one.result) | {"files": files} | one.more), flush=True)
-
-
-def stdout_console() -> Console:
-    """A table needs its width in a pipe too; control characters only where stdout is a terminal."""
-    live = sys.stdout.isatty()
-    return Console(force_terminal=live, highlight=False, width=None if live else 140)

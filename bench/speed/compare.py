@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.core import record
 from bench.core.record import Result, Row
-from bench.core.session import stdout_console
+from ground.terminal import stdout_console
 
 LEAST = 0.03
 LEAST_WITHOUT_QUARTILES = 0.10
