@@ -30,7 +30,6 @@ from time import perf_counter
 from typing import Any, Literal
 
 import tyro
-from engine.files import write_whole
 
 from bench.core import record
 from bench.core.process import completed, last_json
@@ -38,6 +37,7 @@ from bench.core.record import Result, Row
 from engine.checkpoint import check_writable
 from engine.config import PRESETS
 from engine.machine import Machine
+from ground.files import write_whole
 
 NO_TESTS = 5  # pytest's exit code when it found none
 LOG_LINES = 20  # of a part that failed, in the summary
