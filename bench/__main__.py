@@ -26,6 +26,7 @@ from bench.recipe import ablate, accuracy
 from bench.speed import compare, scaling, suite, sweep
 from bench.trace import profile
 from engine import runtime
+from engine.config import PRESETS
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep.main,
@@ -46,9 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
-    elif arguments and not arguments[0].startswith("-"):
-        commands = ", ".join(COMMANDS)
-        raise ValueError(f"command {arguments[0]!r} is unknown: it must be {commands}, or none; parts go by --only")
+    elif arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+        known = ", ".join([*COMMANDS, *PRESETS])
+        raise ValueError(f"{arguments[0]!r} is no command and no preset, which are {known}; parts go by --only")
     check_driver(arguments)
     suite.main(arguments)
 

@@ -10,13 +10,16 @@ from bench import gpu_check
 from bench.speed import compare, suite, sweep
 from bench.trace import profile
 from engine import runtime
+from engine.config import PRESETS
+from tests.measured import last_line
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
         (suite.main, ["--only", "data,speed"], "'speed' is unknown"),
-        (suite.main, ["fast"], "preset 'fast' is unknown"),
+        (entry.main, ["data", "--device", "cpu"], "parts go by --only"),
+        (sweep.main, ["fast"], "preset 'fast' is unknown"),
         (suite.main, ["--batch-size", "50000", "--generated"], "--batch-size is 50000"),
         (sweep.main, ["--batch-sizes", "64", "60000", "--generated"], "--batch-size is 60000"),
         (sweep.main, ["--compile-modes", "default", "--generated", "--device", "cpu"], "--compile on"),
@@ -60,6 +63,14 @@ def test_a_misspelt_flag_is_answered_by_the_command_itself(command, capsys):
     assert exit.value.code == 2
     error = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert "--epochz" in error and f"python -m bench {command} --help" in error
+
+
+def test_a_preset_may_stand_where_a_command_does(tmp_path, capsys):
+    """And its recipe is what is measured."""
+    flags = ["--only", "compute", "--quick", "--device", "cpu", "--threads", "1", "--batch-size", "16"]
+    entry.main(["smoke", *flags, "--resolutions", "8", "--out", str(tmp_path)])
+    report, _ = last_line(capsys)
+    assert report["settings"]["preset"] == "smoke" and report["settings"]["width"] == PRESETS["smoke"].width
 
 
 def test_a_driver_that_is_too_old_stops_what_would_take_the_gpu(monkeypatch):

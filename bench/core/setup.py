@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import chain, count, repeat
 
 import torch
 
@@ -60,15 +60,14 @@ class Setup:
             seconds=seconds, laps=laps, warm_up_seconds=warming, warm_up_steps=warm_up_steps, lap_steps=lap_steps
         )
 
-    def plan(self, batch_size: int) -> Plan:
-        """The full augmentation in batches of that size."""
-        drawn = self.config.drawn() | {"batch_size": batch_size}
-        return Plan(count=len(self.split.images), rank=self.machine.world.rank, world=self.machine.world.size, **drawn)
-
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
-        """Our loader, for ever; on `device`, by default that of the setup."""
-        plan, device = self.plan(batch_size), device or self.device
-        return endless(DaliLoader(self.split, plan, device, self.machine.threads, lambda epoch: side, MEAN_COLOUR))
+        """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
+        world, drawn = self.machine.world, self.config.drawn() | {"batch_size": batch_size}
+        plan = Plan(count=len(self.split.images), rank=world.rank, world=world.size, **drawn)
+        loader = DaliLoader(
+            self.split, plan, device or self.device, self.machine.threads, lambda epoch: side, MEAN_COLOUR
+        )
+        return chain.from_iterable(map(loader.epoch, count()))
 
     def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
         """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""
@@ -78,12 +77,11 @@ class Setup:
         loader = reference_loader(
             self.split, batch_size, workers, statistics, config.translate, config.cutout, self.side
         )
-        while True:
-            yield from loader
+        return chain.from_iterable(repeat(loader))
 
-    def synthetic(self, batch_size: int, device: torch.device | None = None) -> ConstantLoader:
+    def synthetic(self, batch_size: int) -> ConstantLoader:
         """One constant batch, for ever."""
-        return ConstantLoader(batch_size, self.side, device or self.device, FOREVER)
+        return ConstantLoader(batch_size, self.side, self.device, FOREVER)
 
     def autocast(self) -> AbstractContextManager[None]:
         """The setup's mixed precision."""
@@ -111,9 +109,3 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     split = training_splits(True, config.generated)[0]
     Plan(count=len(split.images), batch_size=config.batch_size)  # refuses a batch that is too large, before any work
     return Setup(config, split, machine)
-
-
-def endless(loader: DaliLoader) -> Iterator[Batch]:
-    """Epoch after epoch."""
-    for epoch in count():
-        yield from loader.epoch(epoch)

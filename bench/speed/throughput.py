@@ -1,7 +1,7 @@
 """Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, repeat
 from os import sched_getaffinity
 
 import torch
@@ -127,10 +127,6 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
     model = setup.model().eval()
     loader = evaluation_loader(few, setup.side, setup.device, setup.machine.threads, size)
 
-    def batches() -> Iterator[Batch]:
-        while True:
-            yield from loader
-
     def evaluate(images: Tensor, labels: Tensor) -> None:
         with torch.no_grad():
             predict_logits(model, images, setup.device, setup.precision)
@@ -150,7 +146,7 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
         (map_earlier, "Grad-CAM at layer3, one map an image", "maps/s"),
     ):
         say(name)
-        rate = measure(batches(), step, setup.device, setup.budget(3))
+        rate = measure(chain.from_iterable(repeat(loader)), step, setup.device, setup.budget(3))
         rows.append(Row.of_rate("evaluation", name, rate, unit=unit))
     return rows
 
