@@ -1,9 +1,9 @@
 """One measuring command: its bar, its record, saved after every step, and its last line.
 
-with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as shown:
-    for size in shown.steps([64, 128]):
-        shown.say(f"batch {size}")
-        shown.rows += measure(size)
+    with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as shown:
+        for size in shown.steps([64, 128]):
+            shown.say(f"batch {size}")
+            shown.rows += measure(size)
 """
 
 import json
