@@ -37,6 +37,9 @@ from ground.files import write_whole
 VERSION = 1
 MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
 MAX_PICKLE_BYTES = 16 * 2**20  # 10,000 epochs' rows have 3 MB
+# Values and letters outside tensors, in all and for each byte of the pickles. A pickle names what it holds already by
+# two bytes or more, such as the keys of an epoch's row in the next one.
+MAX_PLAIN, MAX_PLAIN_PER_BYTE = 20_000_000, 32
 GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"} | {
     f"torch {name}Storage" for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
 }
@@ -161,7 +164,7 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         version, expected = content.pop("version", None), content.pop("sha256", None)
         if version != VERSION:
             raise _RefusedError(f"it has format version {version!r:.20}, this program reads {VERSION}")
-        found = digest(content, len(data), min(32 * plain, 20_000_000))
+        found = digest(content, len(data), min(MAX_PLAIN_PER_BYTE * plain, MAX_PLAIN))
     except _RefusedError as error:
         raise ValueError(f"{foreign}: {error}") from error
     except Exception as error:  # zipfile, pickle and torch raise nearly anything over a damaged file

@@ -102,7 +102,7 @@ class World:
                 _Applied(model), broadcast_buffers=False, gradient_as_bucket_view=True, static_graph=True
             )
 
-    def loss(self, mean: Tensor, images: int, global_batch: int) -> Tensor:
+    def scale_loss(self, mean: Tensor, images: int, global_batch: int) -> Tensor:
         """What to minimise, from the mean loss over this rank's `images`: its sum * size / global_batch.
 
         The average of it over the ranks is the mean over the global batch, however uneven their shares are.

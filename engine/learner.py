@@ -105,7 +105,7 @@ class Learner:
             self._metrics.reset()
         self._set_learning_rates()
         loss, correct = self._loss(images, labels)
-        self.scaler.scale(self._world.loss(loss, len(labels), self.config.batch_size)).backward()
+        self.scaler.scale(self._world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -130,8 +130,9 @@ class Learner:
     def warm_up(self, batch_size: int) -> float:
         """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
 
-        Across ranks it also settles in what pieces gradients travel. That decides in what order they are added up, and
-        must not change between the first step of a process and its others: a resumed run would round differently.
+        With several ranks it also makes DistributedDataParallel settle the groups in which gradients are sent, which it
+        would otherwise change after the first step of a process. The groups decide in what order numbers are added, so
+        a resumed run would round differently.
         """
         start = time.perf_counter()
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}

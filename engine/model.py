@@ -132,7 +132,10 @@ def _position(stage: str) -> int:
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing; as they are if so."""
+    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing.
+
+    Images that have this size already come back unchanged.
+    """
     if images.shape[-2:] == (resolution, resolution):
         return images
     resized = F.interpolate(images.float(), (resolution, resolution), mode="bilinear", antialias=True)

@@ -76,7 +76,7 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(buffers, gradients)
             updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
             if group["orthogonal"]:
-                updates = orthogonal(updates, self._dtype)
+                updates = orthogonalize(updates, self._dtype)
                 scales = torch._foreach_norm(parameters)
                 torch._foreach_reciprocal_(scales)
                 torch._foreach_mul_(scales, [len(p) ** 0.5 for p in parameters])
@@ -91,7 +91,7 @@ class Muon(torch.optim.Optimizer):
         return buffer
 
 
-def orthogonal(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Each tensor (out, in, h, w) as a matrix with all singular values near 1; those of one shape go together.
 
     The matrix is (out, h * w * in), of which a channels_last tensor is a view: the order of columns does not matter.
@@ -102,13 +102,13 @@ def orthogonal(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     results = list(updates)
     for places in same_shape.values():
         filters = torch.stack([updates[i].permute(0, 2, 3, 1) for i in places])
-        found = orthogonalise(filters.flatten(2).to(dtype)).to(filters.dtype).reshape(filters.shape)
+        found = newton_schulz(filters.flatten(2).to(dtype)).to(filters.dtype).reshape(filters.shape)
         for i, result in zip(places, found, strict=True):
             results[i] = result.permute(0, 3, 1, 2)
     return results
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def newton_schulz(matrices: Tensor) -> Tensor:
     """(K, M, N) -> (K, M, N) with the same singular vectors and singular values near 1 (Newton-Schulz)."""
     a, b, c = QUINTIC
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)

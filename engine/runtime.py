@@ -1,4 +1,4 @@
-"""Device, precision, threads and seeds, and what this machine is: the one file that sets torch's globals."""
+"""Device, precision and threads, and what this machine is: the one file that sets torch's global switches."""
 
 import ctypes
 import os

@@ -257,7 +257,7 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train, "training_splits", ranks.few)
     monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1))
-    for name in ("replicate", "loss", "sum_", "largest", "share_buffers", "from_first"):
+    for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first"):
         ours = getattr(World, name)
         monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))
     seen: list = []

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.config import PRESETS
 from engine.model import ResNet, parameter_groups
-from engine.optimizer import Muon, create_optimizer, orthogonal, orthogonalise
+from engine.optimizer import Muon, create_optimizer, newton_schulz, orthogonalize
 
 
 def test_without_orthogonal_groups_it_is_torch_s_sgd():
@@ -26,25 +26,25 @@ def test_without_orthogonal_groups_it_is_torch_s_sgd():
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 144), (2, 64, 32), (1, 8, 8)])
-def test_orthogonalise_keeps_singular_vectors_and_brings_the_values_near_1(shape):
+def test_newton_schulz_keeps_singular_vectors_and_brings_the_values_near_1(shape):
     torch.manual_seed(0)
     matrices = torch.randn(shape, dtype=torch.float64)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-    result = orthogonalise(matrices)
+    result = newton_schulz(matrices)
     values = left.mT @ result @ right.mT
     diagonal = values.diagonal(dim1=1, dim2=2)
     assert (values - torch.diag_embed(diagonal)).abs().max() < 1e-10
     assert diagonal.min() > 0.3 and diagonal.max() < 1.3 and 0.7 < diagonal.median() < 1.2
-    torch.testing.assert_close(orthogonalise(100 * matrices), result, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(newton_schulz(100 * matrices), result, rtol=1e-5, atol=1e-6)
 
 
 def test_tensors_of_one_shape_go_together_and_none_changes_place():
     torch.manual_seed(0)
     tensors = [torch.randn(8, 4, 3, 3), torch.randn(8, 4, 1, 1), torch.randn(8, 4, 3, 3)]
     tensors[0] = tensors[0].contiguous(memory_format=torch.channels_last)
-    for tensor, result in zip(tensors, orthogonal(tensors, torch.float32), strict=True):
+    for tensor, result in zip(tensors, orthogonalize(tensors, torch.float32), strict=True):
         assert result.shape == tensor.shape and result.dtype == torch.float32
-        alone = orthogonalise(tensor.flatten(1)[None])[0].view(tensor.shape)
+        alone = newton_schulz(tensor.flatten(1)[None])[0].view(tensor.shape)
         torch.testing.assert_close(result, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -55,11 +55,11 @@ def test_a_filter_bank_has_norm_sqrt_out_before_its_update_of_length_lr():
     filters.grad = torch.randn_like(filters)
     optimizer.step()
     update = filters.detach() - before * 4 / before.norm()
-    expected = -0.25 * orthogonalise(filters.grad.flatten(1)[None])[0].view_as(filters)  # the first momentum: parallel
+    expected = -0.25 * newton_schulz(filters.grad.flatten(1)[None])[0].view_as(filters)  # the first momentum: parallel
     torch.testing.assert_close(update, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_config_chooses_and_every_parameter_is_optimised_once():
+def test_a_config_chooses_and_every_parameter_is_optimized_once():
     model = ResNet(width=8)
     config = replace(PRESETS["full"], max_lr=0.3, bias_lr_scale=2.0, weight_decay=1e-3, muon_lr=0.1, muon_momentum=0.7)
     muon = create_optimizer(model, config, torch.float32)

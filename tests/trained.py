@@ -65,14 +65,14 @@ def trained() -> tuple[ResNet, Glyphs]:
         torch.manual_seed(0)
         model = ResNet(width=8, resolution=RESOLUTION).to(memory_format=torch.channels_last)
         epochs, batch = 4, 100
-        optimiser = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.2, total_steps=epochs * 3000 // batch)
+        optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * 3000 // batch)
         for _ in range(epochs):
             for chosen in torch.randperm(3000).split(batch):
                 loss = F.cross_entropy(model(training.inputs[chosen]), training.labels[chosen])
-                optimiser.zero_grad()
+                optimizer.zero_grad()
                 loss.backward()
-                optimiser.step()
+                optimizer.step()
                 schedule.step()
     torch.set_num_threads(threads)
     return model.eval(), glyphs(1000, seed=2)
