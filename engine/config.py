@@ -68,6 +68,8 @@ class Config:
     """torch.compile; auto is on for CUDA, off for a CPU: there it takes a minute a resolution and gains a fifth."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
     """torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, the max ones try many kernels."""
+    cuda_graph: bool = True
+    """On a GPU, in one process, launch each training step as one CUDA graph; not with modes that replay their own."""
     threads: int = 0
     """CPU threads for the model and for DALI (0: one per core)."""
     validate: bool = False

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from engine import runtime
 from engine.config import Config
 from engine.distributed import ALONE, World
+from engine.graph import StepGraph
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.optimizer import create_optimizer
@@ -91,6 +92,9 @@ class Learner:
         if machine.compiled:
             self.use_backend("inductor", config.compile_mode)
         self._metrics = Metrics(device, world)
+        self._graphs: dict[torch.Size, StepGraph] = {}
+        self.notes: list[str] = []
+        """What `warm_up` could not do, in lines for a person."""
 
     def use_backend(self, backend: str, mode: str | None = None) -> None:
         """Compile forward and loss in one graph by a backend and mode of torch.compile; every shape gets its own."""
@@ -103,13 +107,14 @@ class Learner:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
             self._metrics.reset()
-        self._set_learning_rates()
-        loss, correct = self._loss(images, labels)
-        self.scaler.scale(self._world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self._metrics.add(self.step, loss.detach(), correct, len(labels))
+        rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
+        graph = self._graphs.get(images.shape)
+        if graph:
+            graph.replay(images, labels, self.step, rates)
+        else:
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            self._update(images, labels, self.step)
         self.step += 1
         if self.lookahead:
             if self.step == self.total_steps:
@@ -117,15 +122,19 @@ class Learner:
             elif self.step % LOOKAHEAD_EVERY == 0:
                 self.lookahead.update(self.step / self.total_steps)
 
-    def _set_learning_rates(self) -> None:
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = one_cycle(self.config, peak, self.step, self.total_steps)
+    def _update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
+        """Forward, backward, optimizer and metrics."""
+        loss, correct = self._loss(images, labels)
+        self.scaler.scale(self._world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._metrics.add(step, loss.detach(), correct, len(labels))
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
-        with runtime.autocast(self.device, self.precision):
-            return self._replica(self._forward_and_loss, images, labels, self.config.label_smoothing)
+        return self._replica(self._forward_and_loss, images, labels, self.config.label_smoothing, self.precision)
 
     def warm_up(self, batch_size: int) -> float:
         """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
@@ -135,22 +144,63 @@ class Learner:
         a resumed run would round differently.
         """
         start = time.perf_counter()
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        before = self._on_device()
         self.model.train()
-        for side in sorted(set(self.config.resolutions)):
-            nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
-            labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
-            for _ in range(WARM_UP_PASSES if self.device.type == "cuda" else 1):
-                # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no gradients
-                # after it.
-                loss, correct = self._loss(nhwc.permute(0, 3, 1, 2), labels)
-                loss.backward()
-                self.optimizer.zero_grad(set_to_none=True)
-                del loss, correct
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
+        # On CUDA in a stream of its own: what is recorded may meet nothing of the default stream, and autograd keeps
+        # each parameter's node on the stream where it was made.
+        stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+        if stream:
+            stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for side in sorted(set(self.config.resolutions)):
+                nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
+                images, labels = nhwc.permute(0, 3, 1, 2), nhwc.new_zeros(batch_size, dtype=torch.int64)
+                for _ in range(WARM_UP_PASSES if self.device.type == "cuda" else 1):
+                    # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no
+                    # gradients after it.
+                    loss, correct = self._loss(images, labels)
+                    loss.backward()
+                    self.optimizer.zero_grad(set_to_none=True)
+                    del loss, correct
+                if self.records:
+                    self._record(images, labels)
+        if stream:
+            torch.cuda.current_stream().wait_stream(stream)
+        self._restore(before)
         runtime.synchronise(self.device)
         return time.perf_counter() - start
+
+    @property
+    def records(self) -> bool:
+        """Whether each shape of batch gets a CUDA graph of the whole step.
+
+        fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
+        """
+        alone = self._world.size == 1 and not self._replays
+        return self.config.cuda_graph and self.device.type == "cuda" and self.precision != "fp16" and alone
+
+    def _record(self, images: Tensor, labels: Tensor) -> None:
+        try:
+            self._graphs[images.shape] = StepGraph(self._update, self.optimizer, images, labels)
+        except RuntimeError as error:
+            if runtime.out_of_memory(error):
+                raise
+            why = str(error).splitlines()[0]
+            self.notes.append(f"slower than it could be: no CUDA graph of a step at {images.shape[-1]} px ({why})")
+
+    def _on_device(self) -> list[tuple[Tensor, Tensor]]:
+        """All tensors that a step writes to, each with a copy."""
+        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
+        tensors = [*self.model.state_dict().values(), *(m for m in momentum if m is not None), self._metrics.values]
+        return [(tensor, tensor.clone()) for tensor in tensors]
+
+    def _restore(self, before: list[tuple[Tensor, Tensor]]) -> None:
+        kept = {id(tensor) for tensor, _ in before}
+        for tensor, copy in before:
+            tensor.copy_(copy)
+        for state in self.optimizer.state.values():  # 0 is what a first step starts from
+            if state["momentum_buffer"] is not None and id(state["momentum_buffer"]) not in kept:
+                state["momentum_buffer"].zero_()
 
     def train_epoch(self, batches: Iterable[Batch], on_step: Callable[[], None] = lambda: None) -> Progress:
         """All batches (of one epoch, or of what is left of it), `on_step` after each; then the epoch's metrics.
@@ -209,6 +259,7 @@ class Learner:
             ValueError, TypeError, KeyError, RuntimeError and the like: it does not fit; the learner is spoilt.
         """
         self.step = state["step"]
+        self._graphs.clear()  # they write to the momentum of before
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
@@ -228,8 +279,12 @@ def _host_copy(value: Any) -> Any:
     return [_host_copy(item) for item in value] if isinstance(value, list) else value
 
 
-def _forward_and_loss(model: nn.Module, images: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    logits = model(images)
+def _forward_and_loss(
+    model: nn.Module, images: Tensor, labels: Tensor, smoothing: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    # Not around the call: torch.compile would then trace the backward pass in mixed precision too, also the head's.
+    with runtime.autocast(images.device, precision):
+        logits = model(images)
     return F.cross_entropy(logits, labels, label_smoothing=smoothing), (logits.argmax(1) == labels).sum()
 
 
@@ -269,7 +324,7 @@ class Metrics:
         self._on_its_way = False
 
     @torch.no_grad()
-    def add(self, step: int, loss: Tensor, correct: Tensor, images: int) -> None:
+    def add(self, step: int | Tensor, loss: Tensor, correct: Tensor, images: int) -> None:
         total = loss.double() * images
         last = torch.stack([total, correct.double(), torch.full_like(total, images)])
         # 24 bytes a step: any rank can then stop or save anywhere, knowing all there is.

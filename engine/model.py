@@ -23,18 +23,29 @@ STD = (0.24703223, 0.24348513, 0.26158784)
 MEAN_COLOUR = tuple(round(255 * channel) for channel in MEAN)
 
 
+class BatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` that does not count its batches, which nothing reads: one kernel less a layer and step.
+
+    `num_batches_tracked` stays in the state, and stays as it is.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+
+
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
         self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.bn1 = BatchNorm2d(channels)
         self.conv2 = Conv2d(channels, channels, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(channels)
+        self.bn2 = BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
-            self.shortcut = nn.Sequential(Conv2d(in_channels, channels, 1, stride), nn.BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(Conv2d(in_channels, channels, 1, stride), BatchNorm2d(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -67,7 +78,7 @@ class ResNet(nn.Module):
         self.depth, self.width, self.resolution = depth, width, resolution
         self.register_buffer("mean", torch.tensor(MEAN).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).mul(255).view(1, 3, 1, 1))
-        self.stem = nn.Sequential(Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(Conv2d(3, width, 3, padding=1), BatchNorm2d(width), nn.ReLU(inplace=True))
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
             channels = width << i

@@ -81,7 +81,11 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_reciprocal_(scales)
                 torch._foreach_mul_(scales, [len(p) ** 0.5 for p in parameters])
                 torch._foreach_mul_(parameters, scales)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+            if isinstance(group["lr"], Tensor):  # on the device, for a CUDA graph
+                torch._foreach_mul_(updates, group["lr"])
+                torch._foreach_sub_(parameters, updates)
+            else:
+                torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
@@ -102,8 +106,9 @@ def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     results = list(updates)
     for places in same_shape.values():
         filters = torch.stack([updates[i].permute(0, 2, 3, 1) for i in places])
-        found = newton_schulz(filters.flatten(2).to(dtype)).to(filters.dtype).reshape(filters.shape)
-        for i, result in zip(places, found, strict=True):
+        found = newton_schulz(filters.flatten(2).to(dtype))
+        filters.flatten(2).copy_(found)  # in the filters' own layout: `found` may be a transposed view
+        for i, result in zip(places, filters, strict=True):
             results[i] = result.permute(0, 3, 1, 2)
     return results
 

@@ -121,7 +121,9 @@ class DaliLoader:
     def _chunks(self, batch: tuple[Draws, np.ndarray]) -> list[list[np.ndarray]]:
         """The graph's inputs in its order, each CHUNKS arrays."""
         draws, labels = batch
-        bounds = [len(labels) * i // CHUNKS for i in range(CHUNKS + 1)]
+        chunks = min(CHUNKS, len(labels))
+        # Fewer images than chunks: the first chunks are empty. Seen on a GPU: images came out wrong after an empty one.
+        bounds = [0] * (CHUNKS - chunks) + [len(labels) * i // chunks for i in range(chunks + 1)]
         parts = [slice(a, b) for a, b in pairwise(bounds)]
         chunk, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)
         source = draws.crop.copy()

@@ -77,9 +77,11 @@ class Run:
         self.reporter.choice(preset, self.config, self.machine)
         for note in self.keeper.notes:
             self.reporter.say(note)
-        if self.machine.compiled or self.world.size > 1:
+        if self.machine.compiled or self.world.size > 1 or self.learner.records:
             with self.clock.on("compile"):
                 self.learner.warm_up(self.loader.plan.share)
+            for note in self.learner.notes:
+                self.reporter.say(note)
         self._open.enter_context(self.keeper)
 
     @property

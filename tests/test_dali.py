@@ -45,6 +45,7 @@ def nhwc(images):
         (64, True, "random", 8, 4),
         (100, False, "alternating", 0, 4),
         (5, False, "random", 12, 2),
+        (128, True, "random", 12, 2),
         (333, False, "none", 8, 0),
     ],
 )
