@@ -2,47 +2,76 @@
 
     python train.py [full|cpu|smoke] --epochs 5 --max-lr 0.8
 
-Every field is a flag. Ranges are checked before any work starts.
+Every field is a flag. Beside its default stand its bounds, which are checked before any work starts, and its role:
+what it decides.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
+
+# What a setting decides. On resume only those of "machine" and "files" may change.
+Role = Literal[
+    "weights",  # the weights that come out
+    "network",  # the weights, and the graph that is compiled
+    "batches",  # the weights, by what a batch holds: the arguments of pipeline.plan.Plan
+    "machine",  # where it is computed
+    "files",  # what is read and written, and when
+]
+T = TypeVar("T")
+
+
+def setting(default: T, role: Role = "weights", **bounds: float) -> T:
+    """A field of Config.
+
+    Args:
+        bounds: of the number, or of each of several: ge, gt, le, lt, as in the module operator.
+    """
+    made: Any = field(default=default, metadata={"role": role, "bounds": bounds})
+    return cast(T, made)
+
+
+def _words(bounds: Mapping[str, float]) -> str:
+    """The bounds as the end of "it must be ..."."""
+    if {"ge", "le"} <= bounds.keys():
+        return "{ge} to {le}".format_map(bounds)
+    words = {"ge": "{} or more", "gt": "above {}", "le": "{} at most", "lt": "below {}"}
+    return ", and ".join(words[name].format(bound) for name, bound in bounds.items()).replace("below inf", "finite")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    epochs: int = 20
+    epochs: int = setting(20, ge=1, le=10_000)
     """Passes over the training set."""
-    batch_size: int = 512
+    batch_size: int = setting(512, "batches", ge=2, le=50_000)
     """Images a step, over all processes together."""
-    resolutions: tuple[int, ...] = (32,)
-    """Side of the images in pixels, spread evenly over the epochs; each epoch is evaluated at its own, the model at
-    the last one."""
-    depth: Literal[18, 34] = 18
+    resolutions: tuple[int, ...] = setting((32,), ge=8, le=256)
+    """Side of the images in pixels, spread evenly over the epochs; the finished model is for the last one."""
+    depth: Literal[18, 34] = setting(18, "network")
     """Layers of the ResNet."""
-    width: int = 64
+    width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
-    max_lr: float = 0.5
+    max_lr: float = setting(0.5, gt=0, lt=math.inf)
     """Peak of the OneCycle learning rate."""
-    weight_decay: float = 6e-4
+    weight_decay: float = setting(6e-4, ge=0, lt=1)
     """Decay of convolution and linear weights; norms and biases have none."""
-    momentum: float = 0.9
+    momentum: float = setting(0.9, ge=0, lt=1)
     """Nesterov momentum of SGD."""
-    pct_start: float = 0.2
+    pct_start: float = setting(0.2, gt=0, lt=1)
     """Share of the steps in which the learning rate rises."""
-    div_factor: float = 5.0
+    div_factor: float = setting(5.0, ge=1, lt=math.inf)
     """The learning rate starts at max_lr / div_factor."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = setting(0.1, ge=0, lt=1)
     """Probability mass that the targets spread evenly over all classes."""
-    muon_lr: float = 0.0
+    muon_lr: float = setting(0.0, ge=0, lt=math.inf)
     """Peak learning rate of Muon for the filters of the stages, relative to their norm (0: SGD for them too)."""
-    muon_momentum: float = 0.8
+    muon_momentum: float = setting(0.8, ge=0, lt=1)
     """Nesterov momentum of Muon."""
-    bias_lr_scale: float = 16.0
+    bias_lr_scale: float = setting(16.0, gt=0, lt=math.inf)
     """Learning rate of norm biases, in multiples of the other parameters' (1: the same)."""
     whiten: bool = True
     """Start the stem as a whitening of the training set's 3x3 patches."""
@@ -50,15 +79,15 @@ class Config:
     """Start the 3x3 convolutions as pass-throughs."""
     lookahead: bool = True
     """Average the weights every 5 steps with a pull that grows as the learning rate falls."""
-    translate: int = 4
+    translate: int = setting(4, "batches", ge=0, le=16)
     """Random crop: largest shift in pixels of the 32-pixel image, padded by reflection (0: none)."""
-    flip: Literal["random", "alternating", "none"] = "alternating"
+    flip: Literal["random", "alternating", "none"] = setting("alternating", "batches")
     """Mirror images at random, or each image in every second epoch."""
-    cutout: int = 8
-    """Side in pixels of the 32-pixel image of a square painted black (0: none)."""
-    seed: int = 0
+    cutout: int = setting(8, "batches", ge=0, le=32)
+    """Side in pixels of the 32-pixel image of a square filled with the mean colour (0: none)."""
+    seed: int = setting(0, "batches", ge=0, lt=2**31)
     """Seeds the weights and everything that is drawn."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "cpu"] = setting("auto", "machine")
     """Where the model trains; auto takes a CUDA GPU where there is one."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Type of convolutions; auto takes what this hardware is fast at."""
@@ -70,56 +99,47 @@ class Config:
     """torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, the max ones try many kernels."""
     cuda_graph: bool = True
     """On a GPU, in one process, launch each training step as one CUDA graph; not with modes that replay their own."""
-    threads: int = 0
+    threads: int = setting(0, "machine", ge=0, le=1024)
     """CPU threads for the model and for DALI (0: one per core)."""
     validate: bool = False
     """Hold out the last 5,000 training images and report on them; the test set is not opened."""
     generated: bool = False
     """Train on small generated images instead of CIFAR-10, to try the machinery."""
-    out: str = "model.pt"
+    out: str = setting("model.pt", "files")
     """The finished checkpoint: weights, config, metrics."""
-    run_dir: str = ""
+    run_dir: str = setting("", "files")
     """Folder for the log, TensorBoard, curves and resume state (default: runs/DATE_TIME)."""
-    resume: str = ""
+    resume: str = setting("", "files")
     """Resume state, or the run folder that holds one, to go on from; auto: go on if there is one, else start."""
-    checkpoint_every: float = 60.0
+    checkpoint_every: float = setting(60.0, "files", ge=0, lt=math.inf)
     """Seconds between resume states inside an epoch, more where saving takes over 1% of the time (0: every step)."""
     deterministic: bool = False
     """On CUDA, only algorithms that repeat bit for bit (a CPU always does)."""
 
     def __post_init__(self) -> None:
-        def need(ok: bool, field: str, rule: str) -> None:
+        def need(ok: bool, name: str, rule: str) -> None:
             if not ok:
-                raise ValueError(f"--{field.replace('_', '-')} is {getattr(self, field)}: it must be {rule}")
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be {rule}")
 
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
-        need(1 <= self.epochs <= 10_000, "epochs", "1 to 10000")
-        need(2 <= self.batch_size <= 50_000, "batch_size", "2 to 50000, and no larger than the training set")
+        for own in fields(self):
+            value, bounds = getattr(self, own.name), own.metadata.get("bounds", {})
+            for number in value if isinstance(value, tuple) else (value,):
+                within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
+                need(within, own.name, _words(bounds))
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
-        need(all(8 <= r <= 256 for r in self.resolutions), "resolutions", "8 to 256 pixels each")
-        need(1 <= self.width <= 1024, "width", "1 to 1024")
-        need(0 < self.max_lr < math.inf, "max_lr", "a positive number")
-        need(0 <= self.weight_decay < 1, "weight_decay", "0 or more, and below 1")
-        need(0 <= self.momentum < 1, "momentum", "0 or more, and below 1")
-        need(0 <= self.muon_lr < math.inf, "muon_lr", "0 or a positive number")
-        need(0 <= self.muon_momentum < 1, "muon_momentum", "0 or more, and below 1")
-        need(0 < self.pct_start < 1, "pct_start", "between 0 and 1")
-        need(1 <= self.div_factor < math.inf, "div_factor", "1 or more")
-        need(0 <= self.label_smoothing < 1, "label_smoothing", "0 or more, and below 1")
-        need(0 < self.bias_lr_scale < math.inf, "bias_lr_scale", "a positive number")
-        need(0 <= self.translate <= 16, "translate", "0 to 16 pixels")
-        need(0 <= self.cutout <= 32, "cutout", "0 to 32 pixels")
-        need(0 <= self.seed < 2**31, "seed", "0 to 2147483647")
-        need(0 <= self.threads <= 1024, "threads", "0 (one per core) to 1024")
         need(bool(self.out), "out", "a file name")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
-        need(0 <= self.checkpoint_every < math.inf, "checkpoint_every", "0 (every step) or more seconds")
 
     def drawn(self) -> dict[str, Any]:
         """What decides the batches of every epoch, under the names of pipeline.plan.Plan."""
-        return {name: getattr(self, name) for name in ("batch_size", "seed", "translate", "flip", "cutout")}
+        return self.values("batches")
+
+    def values(self, *roles: Role) -> dict[str, Any]:
+        """The settings of these roles."""
+        return {f.name: getattr(self, f.name) for f in fields(Config) if f.metadata.get("role", "weights") in roles}
 
     def compiles(self, cuda: bool) -> bool:
         """Whether `compile` means yes on a CUDA GPU or on a CPU."""
@@ -181,10 +201,8 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Fields that decide a run's weights and differ, as "--field OLD -> NEW"."""
-    free = ("out", "run_dir", "resume", "device", "threads", "checkpoint_every")
+    """Settings that decide a run's weights and differ, as "--flag OLD -> NEW"."""
+    before, after = (config.values("weights", "network", "batches") for config in (old, new))
     return [
-        f"--{f.name.replace('_', '-')} {getattr(old, f.name)} -> {getattr(new, f.name)}"
-        for f in fields(Config)
-        if f.name not in free and getattr(old, f.name) != getattr(new, f.name)
+        f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]

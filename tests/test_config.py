@@ -1,6 +1,7 @@
 """Any settings are accepted or refused with one message, and accepted ones run. Values drawn by hypothesis."""
 
 import math
+import re
 import sys
 from dataclasses import fields, replace
 
@@ -86,6 +87,27 @@ def test_any_values_are_accepted_or_refused_with_one_message(values):
     assert all(8 <= config.resolution(epoch) <= 256 for epoch in range(min(config.epochs, 20)))
 
 
+@pytest.mark.parametrize(
+    ("name", "least", "below", "rule"),
+    [
+        ("epochs", 1, 0, "1 to 10000"),
+        ("seed", 2**31 - 1, 2**31, "0 or more, and below 2147483648"),
+        ("max_lr", 1e-9, 0.0, "above 0, and finite"),
+        ("max_lr", 1e9, math.inf, "above 0, and finite"),
+        ("weight_decay", 0.0, math.nan, "0 or more, and below 1"),
+        ("pct_start", 0.999, 1.0, "above 0, and below 1"),
+        ("resolutions", (8, 256), (8, 257), "8 to 256"),
+        ("resolutions", (8,), (), "one number or more"),
+        ("flip", "none", "never", "one of random, alternating, none"),
+        ("out", "x", "", "a file name"),
+    ],
+)
+def test_a_setting_is_accepted_up_to_its_bound(name, least, below, rule):
+    assert getattr(Config(**{name: least}), name) == least
+    with pytest.raises(ValueError, match=re.escape(f": it must be {rule}")):
+        Config(**{name: below})
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ANY)
 def test_any_command_line_is_accepted_or_refused_with_one_message(capsys, values):
@@ -125,3 +147,8 @@ def test_presets_differ_and_keep_what_they_are_for():
     assert differences(PRESETS["full"], PRESETS["cpu"])
     full = PRESETS["full"]
     assert not differences(full, replace(full, out="x", run_dir="y", threads=3, device="cpu", checkpoint_every=1.0))
+    assert differences(full, replace(full, seed=1, width=8, max_lr=1.0)) == [
+        "--width 64 -> 8",
+        "--max-lr 0.2 -> 1.0",
+        "--seed 0 -> 1",
+    ]

@@ -4,7 +4,7 @@ python -m bench COMMAND [PRESET] [flags]
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -27,10 +27,7 @@ class Options(Config):
 
     def recorded(self) -> dict[str, Any]:
         """What the record says was set."""
-        return {name: value for name, value in asdict(self).items() if name not in OWN}
-
-
-OWN = ("out", "run_dir", "resume", "checkpoint_every")  # train.py's flags that mean something else here, or nothing
+        return {name: value for name, value in asdict(self).items() if name not in self.values("files")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ def parse(
     preset = arguments[0] if named else default
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
-    values = {f.name: getattr(PRESETS[preset], f.name) for f in fields(Config) if f.name not in OWN}
+    values = PRESETS[preset].values("weights", "network", "batches", "machine")
     return tyro.cli(
         kind,
         default=kind(preset=preset, **values | ({} if named else changes)),

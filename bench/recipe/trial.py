@@ -55,7 +55,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
         self.train, self.held_out = training_splits(config.validate, config.generated)
-        self._models: dict[tuple[int, int], ResNet] = {}
+        self._models: dict[tuple[int, ...], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
@@ -86,9 +86,10 @@ class Trainer:
     def _model(self, config: Config) -> ResNet:
         """The recipe's starting weights, in the same module as before where that fits: graphs belong to modules."""
         fresh = create(config, self.train.images)
-        model = self._models.get((config.depth, config.width))
+        network = tuple(config.values("network").values())
+        model = self._models.get(network)
         if model is None:
             model = fresh.to(self.machine.device).to(memory_format=torch.channels_last)
-            self._models[config.depth, config.width] = model
+            self._models[network] = model
         model.load_state_dict(fresh.state_dict())
         return model
