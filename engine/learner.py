@@ -202,8 +202,8 @@ class Learner:
             if state["momentum_buffer"] is not None and id(state["momentum_buffer"]) not in kept:
                 state["momentum_buffer"].zero_()
 
-    def train_epoch(self, batches: Iterable[Batch], on_step: Callable[[], None] = lambda: None) -> Progress:
-        """All batches (of one epoch, or of what is left of it), `on_step` after each; then the epoch's metrics.
+    def train_epoch(self, batches: Iterable[Batch]) -> Progress:
+        """Train on all batches (of one epoch, or of what is left of it); then the epoch's metrics.
 
         Raises:
             NonFiniteLoss: some step's loss was not a finite number; the model is spoilt.
@@ -211,7 +211,6 @@ class Learner:
         self.model.train()
         for images, labels in batches:
             self.train_step(images, labels)
-            on_step()
         self.check_finite()
         return self._metrics.read()
 

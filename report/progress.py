@@ -29,6 +29,7 @@ Peek = Callable[[], Progress | None]
 ABSENT = "not measured"
 BAR_SECONDS = 0.5
 PLAIN_SECONDS = 30.0
+FIRST_PLAIN_SECONDS = 10.0  # so that a log soon tells how long the run will take
 MINIMUM_BAR = 8
 HEADER_EVERY = 20
 # Label, key, width, format of one epoch's line: 78 columns in all. {split} is "test", or "val" for held-out images.
@@ -49,9 +50,11 @@ COLUMNS = (
 class Steps:
     """Counts the steps of one epoch, from `first` on, and, rarely, lets the reporter draw."""
 
-    def __init__(self, draw: Callable[[int, Progress | None], None], interval: float, first: int) -> None:
+    def __init__(
+        self, draw: Callable[[int, Progress | None], None], first: int, interval: float, first_interval: float
+    ) -> None:
         self._step, self._draw, self._interval = first, draw, interval
-        self._due = perf_counter() + interval
+        self._due = perf_counter() + first_interval
 
     def over(self, batches: Iterable[Batch], peek: Peek) -> Iterator[Batch]:
         """The batches, each counted when its training step is on its way."""
@@ -136,8 +139,13 @@ class Reporter:
             return [f"{step}/{steps}", *seen, f"ETA {eta}", f"{rate:,.0f} images/s"]
 
         if self._console is None or not self._live:
+
+            def say(step: int, metrics: Progress | None) -> None:
+                self.say("  ".join([title, *parts(step, metrics)]))
+
             interval = math.inf if self._console is None else PLAIN_SECONDS
-            yield Steps(lambda step, metrics: self.say("  ".join([title, *parts(step, metrics)])), interval, first)
+            soon = FIRST_PLAIN_SECONDS if self._console and before <= 0 else interval
+            yield Steps(say, first, interval, soon)
             return
 
         shown = bar(self._console, TextColumn("{task.fields[text]}", markup=False))
@@ -148,7 +156,7 @@ class Reporter:
             shown.update(task, completed=step, text=_fit(parts(step, metrics), room), refresh=True)
 
         with shown:
-            yield Steps(draw, BAR_SECONDS, first)
+            yield Steps(draw, first, BAR_SECONDS, BAR_SECONDS)
 
     def row(self, row: EpochRow) -> None:
         """One line for a finished epoch, under a heading that returns every 20 epochs."""

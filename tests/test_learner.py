@@ -195,10 +195,12 @@ def test_epoch_metrics_are_those_of_its_batches():
     batches = [(images[:32], labels[:32]), (images[32:], labels[32:])]
     steps = []
 
-    def note():
-        steps.append(learner.peek())
+    def noted():
+        for batch in batches:
+            yield batch
+            steps.append(learner.peek())
 
-    progress = learner.train_epoch(batches, note)
+    progress = learner.train_epoch(noted())
     assert [step.images for step in steps] == [32, 48]
     first, second = steps[0].last_loss, steps[1].last_loss
     assert progress.loss == pytest.approx((32 * first + 16 * second) / 48)

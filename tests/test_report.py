@@ -166,14 +166,15 @@ def test_off_a_terminal_there_are_only_plain_lines(monkeypatch, clock):
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-def test_a_plain_epoch_is_silent_but_for_a_line_every_half_minute(clock):
+def test_a_plain_run_says_soon_how_long_it_takes_and_then_a_line_every_half_minute(clock):
     said, file = reporter(terminal=False)
-    assert run_epoch(said, clock, seconds_a_step=1) == 0
-    assert file.getvalue() == ""
-    assert run_epoch(said, clock, seconds_a_step=4, epoch=2) == 2
-    first, second = file.getvalue().splitlines()
-    assert first.startswith("epoch 2/4  8/20  loss 1.234  acc 56.8%  ETA")
-    assert second.startswith("epoch 2/4  16/20 ")
+    assert run_epoch(said, clock, seconds_a_step=1) == 1
+    assert run_epoch(said, clock, seconds_a_step=1, epoch=2) == 0
+    assert run_epoch(said, clock, seconds_a_step=4, epoch=3) == 2
+    first, second, third = file.getvalue().splitlines()
+    assert first == "epoch 1/4  10/20  loss 1.234  acc 56.8%  ETA 1:10  100 images/s"
+    assert second.startswith("epoch 3/4  8/20  loss 1.234  acc 56.8%  ETA")
+    assert third.startswith("epoch 3/4  16/20 ")
 
 
 @pytest.mark.parametrize("width", range(30, 101, 10))

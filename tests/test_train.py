@@ -58,6 +58,20 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
     assert "\x1b" not in out
 
 
+def test_nothing_is_trained_but_the_run_itself(capsys, monkeypatch):
+    """No throwaway models to guess how long it will take."""
+    made = []
+    real = Learner.__init__
+
+    def counted(own, *arguments):
+        made.append(own)
+        real(own, *arguments)
+
+    monkeypatch.setattr(Learner, "__init__", counted)
+    assert run(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
+    assert len(made) == 1
+
+
 def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(capsys, monkeypatch):
     seen = []
     real = Learner.evaluate
