@@ -107,14 +107,15 @@ def parts(work: Path, device: str, quick: bool) -> dict[str, Part]:
     """The commands of each part, in order."""
     python = sys.executable
     at = {name: work / name for name in ("tests", "full", "dali", "bench", "profile")}
-    model = str(at["full"] / "model.pt")
-    preset = "smoke" if quick else "full"
-    train = (python, "train.py", preset, "--device", device, "--out", model, "--run-dir", str(at["full"] / "run"))
-    explain = (python, "gradcam.py", "--ckpt", model, "--out", str(at["full"] / "gallery.png"), "--device", device)
+    # For so small a network a second thread is slower on a busy machine.
+    where = ("--device", device, *(("--threads", "1") if quick else ()))
+    model, run, picture = (str(at["full"] / name) for name in ("model.pt", "run", "gallery.png"))
+    train = (python, "train.py", "smoke" if quick else "full", *where, "--out", model, "--run-dir", run)
+    explain = (python, "gradcam.py", *where, "--ckpt", model, "--out", picture)
     small = ("--quick", "--generated", "--width", "8", "--resolutions", "16") if quick else ()
 
     def bench(name: str, *command: str, size: int = 32 if quick else 512) -> tuple[str, ...]:
-        flags = ("--device", device, "--out", str(at[name]), "--batch-size", str(size), *small)
+        flags = (*where, "--out", str(at[name]), "--batch-size", str(size), *small)
         return python, "-m", "bench", *command, *flags
 
     fed = [bench("dali", "--only", "e2e", size=size) for size in ((32, 64) if quick else (512, 2048))]

@@ -4,6 +4,8 @@
         for size in shown.steps([64, 128]):
             shown.say(f"batch {size}")
             shown.rows += measure(size)
+
+What goes wrong inside, or stops it, leaves the record of the steps that are done.
 """
 
 import json
