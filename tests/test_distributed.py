@@ -344,8 +344,6 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
     assert rows["processes: 4"]["note"] == "16 images each; the slowest waits for data 25.0% of the time"
     assert all(Path(file).stat().st_size for file in report["files"])
     assert scaling.doubling(1) == [1] and scaling.doubling(6) == [1, 2, 4, 6] and scaling.doubling(8) == [1, 2, 4, 8]
-    with pytest.raises(ValueError, match="--processes is 0"):
-        scaling.main(["--processes", "0", *flags])
 
 
 def test_what_one_process_measures(capsys):

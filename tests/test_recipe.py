@@ -132,10 +132,3 @@ def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_
 def test_refusals_say_what_to_do(main, arguments, message):
     with pytest.raises(ValueError, match=message):
         main([*TINY, *arguments])
-
-
-def test_the_number_of_seeds_has_bounds(capsys):
-    for seeds in ("0", "1001"):
-        with pytest.raises(SystemExit) as exit:
-            accuracy.main([*TINY, "--seeds", seeds])
-        assert exit.value.code == 2 and f"--seeds is {seeds}: it must be 1 to 1000" in capsys.readouterr().err

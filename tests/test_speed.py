@@ -115,7 +115,7 @@ def test_a_sweep_ends_cleanly_when_memory_runs_out(error):
     def measure_one(setup):
         if setup.batch_size > 64:
             raise error
-        return rate_of(100.0 * min(setup.batch_size, 32)), setup.batch_size * 2**20
+        return rate_of(100.0 * min(setup.batch_size, 32)), setup.batch_size * 2**20, 0.0
 
     rows = swept([16, 32, 64, 128], measure_one)
     assert [row.name for row in rows if row.unit == "images/s"] == ["batch 16", "batch 32", "batch 64"]
@@ -127,7 +127,7 @@ def test_a_sweep_does_not_try_what_cannot_fit_on_a_cpu():
 
     def measure_one(setup):
         tried.append(setup.batch_size)
-        return rate_of(1.0), 1000 + 10 * setup.batch_size
+        return rate_of(1.0), 1000 + 10 * setup.batch_size, 0.0
 
     rows = swept([16, 32, 64, 128], measure_one, 1700)
     assert tried == [16, 32, 64] and "128" in rows[-1].note
@@ -148,15 +148,17 @@ def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
         assert setup.machine.compiled
         if setup.config.compile_mode == "max-autotune" and setup.batch_size == 16:
             raise KeyboardInterrupt
-        return rate_of(100.0 * setup.batch_size), 2**30
+        return rate_of(100.0 * setup.batch_size), 2**30, 12.0
 
     monkeypatch.setattr(sweep, "measure_step", measure_one)
     modes = ["--compile", "on", "--compile-modes", "default", "max-autotune"]
     with pytest.raises(KeyboardInterrupt):
         sweep.main(["--batch-sizes", "8", "16", *modes, *SMALL, "--out", str(tmp_path)])
     (path,) = tmp_path.glob("sweep_*.json")
-    rates = [(row.part, row.name, row.value) for row in record.load(str(path)).rows if row.unit == "images/s"]
+    rows = [row for row in record.load(str(path)).rows if row.unit == "images/s"]
+    rates = [(row.part, row.name, row.value) for row in rows]
     assert rates == [("default", "batch 8", 800), ("default", "batch 16", 1600), ("max-autotune", "batch 8", 800)]
+    assert all(row.note == "12.0 s to compile" for row in rows)
 
 
 def test_available_memory_is_sane():

@@ -37,7 +37,7 @@ def test_phases_are_those_of_the_real_step_and_change_nothing():
         return entered, model.state_dict()
 
     entered, weights = trained(True)
-    assert entered == ["forward", "backward", "optimiser", ""] * 2
+    assert entered == ["forward", "backward", "optimizer", ""] * 2
     assert all(torch.equal(weights[name], value) for name, value in trained(False)[1].items())
 
 
@@ -56,7 +56,7 @@ def test_the_split_of_a_known_cpu_trace():
         event("cpu_op", "aten::copy_", 1150, 30),
         event("cpu_op", "aten::batch_norm", 1320, 100),
         event("cpu_op", "aten::relu_", 1430, 40),
-        event("user_annotation", "optimiser", 1600, 200),
+        event("user_annotation", "optimizer", 1600, 200),
         event("cpu_op", "aten::_fused_sgd_", 1610, 150),
         event("cpu_op", "aten::convolution", 1200, 500, tid=2),  # another thread's
         event("cpu_op", "aten::convolution", 3000, 500),  # after the step
@@ -67,14 +67,14 @@ def test_the_split_of_a_known_cpu_trace():
         "convolution": 170,
         "norm": 100,
         "elementwise": 40,
-        "optimiser": 200,
+        "optimizer": 200,
         "copies": 30,
         "data wait": 100,
         "idle": 360,
     }
     assert sum(split.values()) == 1000 == round(found.seconds * 1e6)
     assert {name: round(s * 1e6) for name, s in found.ranges.items()} == {
-        "data": 100, "forward": 400, "backward": 0, "optimiser": 200,
+        "data": 100, "forward": 400, "backward": 0, "optimizer": 200,
     }  # fmt: skip
     assert found.operators[0][0] == "aten::convolution" and found.operators[0][2] == 1
     assert found.operators[0][1] == pytest.approx(150e-6)
@@ -84,7 +84,7 @@ def test_the_split_of_a_known_cuda_trace():
     events = [
         event("user_annotation", "ProfilerStep#2", 0, 1000),
         event("user_annotation", "data", 0, 100),
-        event("user_annotation", "optimiser", 300, 50),
+        event("user_annotation", "optimizer", 300, 50),
         event("cpu_op", "aten::cudnn_convolution", 110, 10, **{"External id": 7}),
         event("cpu_op", "ConvolutionBackward0", 200, 10, tid=2, **{"External id": 8}),
         event("cuda_runtime", "cudaLaunchKernel", 112, 2, correlation=70),
@@ -108,7 +108,7 @@ def test_the_split_of_a_known_cuda_trace():
         "convolution": 300,
         "norm": 50,
         "elementwise": 50,
-        "optimiser": 100,
+        "optimizer": 100,
         "copies": 50,
         "loader's kernels": 80,
         "data wait": 100,
@@ -141,9 +141,9 @@ def profiled(tmp_path_factory):
 def test_the_profile_splits_the_whole_time(profiled):
     split = {row["name"]: row["value"] for row in profiled["rows"] if row["part"] == "split"}
     assert sum(split.values()) == pytest.approx(100, abs=1)
-    assert all(split[name] > 0 for name in ("convolution", "norm", "elementwise", "optimiser", "copies", "data wait"))
+    assert all(split[name] > 0 for name in ("convolution", "norm", "elementwise", "optimizer", "copies", "data wait"))
     host = {row["name"]: row["value"] for row in profiled["rows"] if row["part"] == "host"}
-    assert list(host) == ["data", "forward", "backward", "optimiser"] and all(value > 0 for value in host.values())
+    assert list(host) == ["data", "forward", "backward", "optimizer"] and all(value > 0 for value in host.values())
     assert any("convolution" in row["name"] for row in profiled["rows"] if row["part"] == "operators")
     assert Path(profiled["trace"]).exists() and "--logdir" in profiled["tensorboard"]
 

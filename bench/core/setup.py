@@ -92,10 +92,27 @@ class Setup:
         model = create(self.config, self.split.images).to(self.device)
         return model.to(memory_format=torch.channels_last).train()
 
-    def learner(self, compiled: bool | None = None) -> Learner:
-        """A fresh network and its training; `compiled` instead of the machine's. Nothing is compiled before a step."""
+    def cold_learner(self, compiled: bool | None = None, cuda_graph: bool | None = None) -> Learner:
+        """A fresh network and its training, each step launched kernel by kernel until its `warm_up`.
+
+        Args:
+            compiled, cuda_graph: instead of the machine's and the config's.
+        """
         machine = self.machine if compiled is None else replace(self.machine, compiled=compiled)
-        return Learner(self.model(), self.config, FOREVER, machine)
+        config = self.config if cuda_graph is None else replace(self.config, cuda_graph=cuda_graph)
+        return Learner(self.model(), config, FOREVER, machine)
+
+    def learner(self) -> Learner:
+        """A fresh network and its training, compiled and recorded for this batch size as train.py begins.
+
+        On a GPU it must be had before DALI's batches are: see engine.graph.
+        """
+        learner, world = self.cold_learner(), self.machine.world
+        if self.machine.compiled or learner.records or world.size > 1:
+            learner.warm_up(len(range(world.rank, self.batch_size, world.size)))
+        for note in learner.notes:
+            warnings.warn(note, stacklevel=2)
+        return learner
 
 
 def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:

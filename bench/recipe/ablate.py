@@ -21,14 +21,14 @@ from bench.core.record import Row
 from bench.core.session import session
 from bench.recipe.accuracy import deviation
 from bench.recipe.trial import Trainer, Trial, TrialOptions
-from engine.config import Config
+from engine.config import Config, setting
 
 PART = "ablation"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrialOptions):
-    seeds: int = 3
+    seeds: int = setting(3, ge=1, le=1000)
     """Pairs of trainings for each ingredient."""
     only: str = ""
     """Ingredients to measure, separated by commas (default: all)."""

@@ -10,7 +10,7 @@ import torch
 
 from bench.core.options import Options
 from engine import runtime
-from engine.config import Config
+from engine.config import Config, setting
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import MEAN_COLOUR, ResNet, create
@@ -21,13 +21,8 @@ from pipeline.splits import training_splits
 
 @dataclass(frozen=True, kw_only=True)
 class TrialOptions(Options):
-    seeds: int = 5
+    seeds: int = setting(5, ge=1, le=1000)
     """Trainings, with the seeds --seed, --seed + 1, ..."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.seeds <= 1000:
-            raise ValueError(f"--seeds is {self.seeds}: it must be 1 to 1000")
 
     def each(self) -> list[Self]:
         """The recipe with each seed."""

@@ -56,11 +56,13 @@ def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
         "+ no reading of scalars": partial(first, channels_last=True, precision=precision, synchronise=False),
         "+ our train_step, fused SGD": partial(fed_by_torch, small),
         f"+ batch {large}": partial(fed_by_torch, large),
-        "+ DALI, uint8 to the model": partial(_our_lane, sgd, compiled=False),
-        "+ Muon, for accuracy": partial(_our_lane, setup, compiled=False),
+        "+ DALI, uint8 to the model": partial(_our_lane, sgd, compiled=False, cuda_graph=False),
+        "+ Muon, for accuracy": partial(_our_lane, setup, compiled=False, cuda_graph=False),
     }
     if setup.machine.compiled:
-        rungs["+ torch.compile"] = partial(_our_lane, setup, compiled=True)
+        rungs["+ torch.compile"] = partial(_our_lane, setup, cuda_graph=False)
+    if setup.cuda:
+        rungs["+ a step as one CUDA graph"] = partial(_our_lane, setup)
     return rungs
 
 
@@ -71,7 +73,7 @@ def _first_lane(setup: Setup, batch_size: int, **switches: Any) -> Lane:
 
 def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
     """Our train_step, on normalised batches that come in float32 and NCHW, on the CPU."""
-    learner = setup.learner(compiled=False)
+    learner = setup.cold_learner(compiled=False, cuda_graph=False)
     take_normalised(learner.model)
 
     def step(images: Tensor, labels: Tensor) -> None:
@@ -81,5 +83,6 @@ def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
     return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), step, setup.device)
 
 
-def _our_lane(setup: Setup, compiled: bool) -> Lane:
-    return Lane(setup.dali(setup.batch_size, setup.side), setup.learner(compiled).train_step, setup.device)
+def _our_lane(setup: Setup, **without: bool) -> Lane:
+    learner = setup.cold_learner(**without) if without else setup.learner()
+    return Lane(setup.dali(setup.batch_size, setup.side), learner.train_step, setup.device)

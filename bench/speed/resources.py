@@ -27,11 +27,12 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     size, precision = setup.batch_size, setup.precision
     say("from nothing to the first step")
     start = perf_counter()
+    learner = setup.cold_learner()
+    compiling = learner.warm_up(size) if setup.machine.compiled else None
+    ready = perf_counter()
     loader = setup.dali(size, setup.side)
     images, labels = next(loader)
-    data = perf_counter() - start
-    learner = setup.learner()
-    compiling = learner.warm_up(size) if setup.machine.compiled else None
+    data = perf_counter() - ready
     learner.train_step(images, labels)
     runtime.synchronise(setup.device)
     first = perf_counter() - start
@@ -39,16 +40,11 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     say("peak memory")
     warm_up = lane.warm_up(setup.budget(0))
     peak = peak_memory(setup.device) / 2**30
+    compiles = "forward, loss and backward" if setup.machine.compiled else "with --compile on"
     kind = "of the GPU by torch" if setup.cuda else "of the process, data set in both orientations included"
     rows = [
         Row(PART, "to the first batch", "s", data, note="building the pipeline"),
-        Row(
-            PART,
-            "compiling",
-            "s",
-            compiling,
-            note="forward, loss and backward" if setup.machine.compiled else "with --compile on",
-        ),
+        Row(PART, "compiling", "s", compiling, note=compiles),
         Row(PART, "to the first step", "s", first, note="after imports, with the data set in memory"),
         Row(PART, f"peak memory, batch {size}, {precision}", "GiB", peak, note=kind),
     ]

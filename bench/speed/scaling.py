@@ -23,6 +23,7 @@ from bench.core.record import Row
 from bench.core.session import session
 from bench.core.setup import prepare
 from engine import distributed
+from engine.config import setting
 from engine.distributed import World
 
 PART = "scaling"
@@ -32,14 +33,12 @@ WARM_UP_STEPS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SpeedOptions):
-    processes: tuple[int, ...] = ()
+    processes: tuple[int, ...] = setting((), ge=1)
     """Numbers of processes (default: doubling, up to one for each GPU, or for each core without one)."""
 
 
 def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "scaling", __doc__)
-    if any(count < 1 for count in options.processes):
-        raise ValueError(f"--processes is {' '.join(map(str, options.processes))}: each must be 1 or more")
     setup = prepare(options)
     counts = sorted(set(options.processes)) or doubling(torch.cuda.device_count() if setup.cuda else cores())
     command = ["scaling", *arguments]

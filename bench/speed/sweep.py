@@ -12,6 +12,7 @@ GPU runs them.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from bench.core.session import Say, session
 from bench.core.setup import Setup, prepare
 from bench.speed.resources import peak_memory, reset_peak_memory
 from engine import runtime
+from engine.config import setting
 
 PART = "sweep"
 GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
@@ -33,7 +35,7 @@ GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
 @dataclass(frozen=True, kw_only=True)
 class Options(SpeedOptions):
     batch_size: Suppress[int] = 512
-    batch_sizes: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = setting((), ge=2, le=50_000)
     """Sizes to try (default: doubling, 16 to 512 on a CPU, 64 to 16384 on CUDA)."""
     compile_modes: tuple[str, ...] = ()
     """Modes of torch.compile to try each size in (default: --compile-mode alone)."""
@@ -66,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 def sweep(
     part: str,
     setups: Iterable[Setup],
-    measure_one: Callable[[Setup], tuple[Rate, int]],
+    measure_one: Callable[[Setup], tuple[Rate, int, float]],
     available: int | None,
     say: Say,
 ) -> Iterator[Row]:
@@ -74,7 +76,7 @@ def sweep(
 
     Args:
         setups: of rising batch sizes.
-        measure_one: rate and peak bytes; raises MemoryError or torch's own when it does not fit.
+        measure_one: rate, peak bytes, and seconds of compiling; raises MemoryError or torch's own when it does not fit.
         available: bytes the process may use; a size that would need more, by the growth so far, is not tried: a
             CPU's system kills what takes too much. None: unknown, or the device says so itself.
     """
@@ -88,24 +90,27 @@ def sweep(
             end = f"stopped before batch {size}: it would need more than the {available / 2**30:.1f} GiB there are"
             break
         try:
-            rate, peaks[size] = measure_one(setup)
+            rate, peaks[size], compiling = measure_one(setup)
         except (MemoryError, RuntimeError) as error:
             if not runtime.out_of_memory(error):
                 raise
             end = f"stopped at batch {size}: memory ran out"
             break
         rates[size] = rate.median
-        yield Row.of_rate(part, f"batch {size}", rate, f"the first step took {rate.warm_up.first_seconds:.1f} s")
+        yield Row.of_rate(part, f"batch {size}", rate, f"{compiling:.1f} s to compile" if compiling else "")
         yield Row(part, f"peak memory at batch {size}", "GiB", peaks[size] / 2**30)
     yield Row(part, "recommended batch size", "images", recommended(rates), note=end)
 
 
-def measure_step(setup: Setup) -> tuple[Rate, int]:
-    """Rate and peak bytes of the real train_step on the synthetic batch, compiled afresh if it is compiled."""
+def measure_step(setup: Setup) -> tuple[Rate, int, float]:
+    """Rate and peak bytes of the real train_step on the synthetic batch, and the seconds it took to compile afresh."""
     torch._dynamo.reset()
     reset_peak_memory(setup.device)
-    rate = measure(setup.synthetic(setup.batch_size), setup.learner().train_step, setup.device, setup.budget(2))
-    return rate, peak_memory(setup.device)
+    start = perf_counter()
+    learner = setup.learner()
+    compiling = perf_counter() - start if setup.machine.compiled else 0.0
+    rate = measure(setup.synthetic(setup.batch_size), learner.train_step, setup.device, setup.budget(2))
+    return rate, peak_memory(setup.device), compiling
 
 
 def recommended(rates: dict[int, float]) -> int | None:

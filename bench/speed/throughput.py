@@ -60,27 +60,29 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
 
 
 def measure_compute(setup: Setup, say: Say) -> list[Row]:
-    """The real train_step on the synthetic batch, and what forward, backward and optimiser take of it."""
+    """The real train_step on the synthetic batch, and what forward, backward and optimizer take of it.
+
+    The three are told apart in steps without a CUDA graph, in which they would be one.
+    """
     size = setup.batch_size
     name = f"synthetic batch of {size}, {setup.side} px, {setup.precision}"
     say(name)
-    learner = setup.learner()
-    rate = measure(setup.synthetic(size), learner.train_step, setup.device, setup.budget(5))
-    rows = [Row.of_rate("compute", name, rate)]
-    say("forward, backward, optimiser")
+    rate = measure(setup.synthetic(size), setup.learner().train_step, setup.device, setup.budget(5))
+    say(", ".join(PHASES))
     images, labels = next(iter(setup.synthetic(size)))
     steps = 3 if setup.config.quick else 7
     # Three phases and the end of the step; what lies between the end and the next step is not counted.
-    marks = Marks(setup.device, (len(PHASES) + 1) * (steps + 1))
-    phases = Phases(learner, lambda name: marks.mark())
-    for _ in range(steps + 1):
+    marks = Marks(setup.device, (len(PHASES) + 1) * (steps + 2))
+    phases = Phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
+    for _ in range(steps + 2):  # of which two to warm up
         phases.train_step(images, labels)
-    gaps = marks.gaps()[len(PHASES) + 1 :]
-    for i, phase in enumerate(PHASES):
-        seconds = quartiles([1000 * gap for gap in gaps[i :: len(PHASES) + 1]])
-        share = seconds.median / (1000 * size / rate.median)
-        rows.append(Row.of("compute", f"{phase} of a step", "ms", seconds, f"{share:.0%} of a step"))
-    return rows
+    gaps = marks.gaps()[2 * (len(PHASES) + 1) :]
+    spreads = [quartiles([1000 * gap for gap in gaps[i :: len(PHASES) + 1]]) for i in range(len(PHASES))]
+    whole = sum(spread.median for spread in spreads)
+    return [Row.of_rate("compute", name, rate)] + [
+        Row.of("compute", f"{phase} of a step", "ms", spread, f"{spread.median / whole:.0%} of a step")
+        for phase, spread in zip(PHASES, spreads, strict=True)
+    ]
 
 
 def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
@@ -90,10 +92,10 @@ def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
     """
     size, side = setup.batch_size, setup.side
     say("real loop and synthetic batch in turns")
+    learner = setup.learner()  # before DALI begins
     sources: dict[str, Iterator[Batch]] = {"DALI": setup.dali(size, side)}
     if setup.cuda:
         sources["DALI on the CPU, copied"] = _copied(setup.dali(size, side, torch.device("cpu")), setup.device)
-    learner = setup.learner()
     fed_by: list[Iterable[Batch]] = [setup.synthetic(size), *sources.values()]
     lanes = [Lane(batches, learner.train_step, setup.device) for batches in fed_by]
     (synthetic, *rates), (bare, *fed) = race(lanes, setup.budget(6))

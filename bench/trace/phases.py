@@ -1,7 +1,7 @@
-"""Forward, backward and optimiser of the real train_step, told apart without a second copy of it.
+"""Forward, backward and optimizer of the real train_step, told apart without a second copy of it.
 
 The learner's own turning points are listened to, both calls of its scaler: backward starts where the loss is scaled,
-the optimiser where the scaler takes its step.
+the optimizer where the scaler takes its step.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.learner import Learner
 
-PHASES = ("forward", "backward", "optimiser")
+PHASES = ("forward", "backward", "optimizer")
 
 
 class Phases:
@@ -27,7 +27,7 @@ class Phases:
             return scale(loss)
 
         def step_and_tell(optimizer: torch.optim.Optimizer) -> float | None:
-            enter("optimiser")
+            enter("optimizer")
             return step(optimizer)
 
         learner.scaler.scale = scale_and_tell  # type: ignore[method-assign, assignment]

@@ -29,8 +29,9 @@ from bench.core.setup import Setup, prepare
 from bench.trace.phases import Phases
 from bench.trace.trace import Analysis, analyse
 from engine import runtime
+from engine.config import setting
 
-# torch-tb-profiler knows the loader and the optimiser by the names that torch gives their ranges.
+# torch-tb-profiler knows the loader and the optimizer by the names that torch gives their ranges.
 LOADER_RANGE = "enumerate(DataLoader)#DaliLoader.__next__"
 LAYOUT_CONVERSION = re.compile("nchwtonhwc|nhwctonchw")  # cuDNN's, around a convolution that is not channels_last
 WARM_UP = 2
@@ -39,7 +40,7 @@ TOP = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SpeedOptions):
-    steps: int = 5
+    steps: int = setting(5, ge=1, le=100)
     """Training steps in the trace."""
     out: str = "runs/profile"
     """Folder for traces: TensorBoard's --logdir."""
@@ -62,8 +63,6 @@ class Ranges:
 
 def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "profile", __doc__)
-    if not 1 <= options.steps <= 100:
-        raise ValueError(f"--steps is {options.steps}: it must be 1 to 100")
     setup = prepare(options)
     folder = Path(options.out) / f"{datetime.now():%Y%m%d-%H%M%S}"
     there = replace(options, out=str(folder))
@@ -83,10 +82,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     """Write the trace of `steps` steps; returns its path."""
-    loader = setup.dali(setup.batch_size, setup.side)
-    learner = setup.learner()
+    # In a CUDA graph no kernel could be told from which operator it comes.
+    learner = setup.cold_learner(cuda_graph=False)
     if setup.machine.compiled:
         learner.warm_up(setup.batch_size)
+    loader = setup.dali(setup.batch_size, setup.side)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
     ranges = Ranges()
     phases = Phases(learner, ranges.enter)
@@ -110,7 +110,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
 
 
 def suit_the_plugin(trace: dict[str, Any]) -> None:
-    """Call the loader's and the optimiser's ranges operators: torch-tb-profiler 0.4.3 skips what is named otherwise."""
+    """Call the loader's and the optimizer's ranges operators: torch-tb-profiler 0.4.3 skips what is named otherwise."""
     for event in trace["traceEvents"]:
         if event.get("cat") == "user_annotation" and event["name"].startswith((LOADER_RANGE, "Optimizer.step#")):
             event["cat"] = "cpu_op"

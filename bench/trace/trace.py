@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-RANGES = ("data", "forward", "backward", "optimiser")
+RANGES = ("data", "forward", "backward", "optimizer")
 # Looked for in this order in lower-case names of operators and kernels.
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("norm", ("batch_norm", "batchnorm", "bn_fw", "bn_bw")),
     ("convolution", ("conv", "cudnn", "wgrad", "dgrad", "fprop")),
     ("copies", ("memcpy", "memset", "copy", "aten::to", "aten::contiguous", "aten::clone", "nchwtonhwc", "nhwctonchw")),
-    ("optimiser", ("optimizer", "fused_sgd", "multi_tensor", "_foreach_", "fusedsgd")),
+    ("optimizer", ("optimizer", "fused_sgd", "multi_tensor", "_foreach_", "fusedsgd")),
     ("matrix products", ("addmm", "aten::mm", "linear", "gemm", "cublas")),
     (
         "elementwise",
         ("relu", "threshold", "aten::add", "aten::sub", "aten::mul", "aten::div", "addbackward", "elementwise"),
     ),
 )
-ORDER = ("convolution", "norm", "elementwise", "matrix products", "optimiser", "copies", "other", "loader's kernels")
+ORDER = ("convolution", "norm", "elementwise", "matrix products", "optimizer", "copies", "other", "loader's kernels")
 
 Span = tuple[float, float]
 
@@ -117,7 +117,7 @@ def _of_operators(host: Sequence[dict[str, Any]], window: float) -> Sums:
         if above.decided:
             here, decided = above.kind, True
         elif annotation:
-            here, decided = {"data": "data wait", "optimiser": "optimiser"}.get(name, ""), name in ("data", "optimiser")
+            here, decided = {"data": "data wait", "optimizer": "optimizer"}.get(name, ""), name in ("data", "optimizer")
         else:
             here, decided = kind(name) or above.kind or "other", False
         above.own -= event["dur"]
@@ -149,8 +149,8 @@ def _of_kernels(events: Sequence[dict[str, Any]], begin: float, end: float, span
         arguments, name = event.get("args", {}), event["name"]
         instant = launched_at.get(arguments.get("correlation"), -1.0)
         own = kind(name)
-        if any(a <= instant < b for a, b in spans["optimiser"]):
-            here = "optimiser"
+        if any(a <= instant < b for a, b in spans["optimizer"]):
+            here = "optimizer"
         elif name.startswith("triton") or own in ("loader's kernels", "copies"):
             here = own
         else:
