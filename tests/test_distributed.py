@@ -21,6 +21,7 @@ from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
 from engine.model import ResNet
+from engine.schedule import one_cycle
 from engine.stopwatch import Stopwatch
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
@@ -87,7 +88,8 @@ def ghosts(count):
                     buffer.copy_(kept)
         for parameter in parameters:
             parameter.grad /= count
-        own._set_learning_rates()
+        for group, peak in zip(own.optimizer.param_groups, own._peaks, strict=True):
+            group["lr"] = one_cycle(own.config, peak, own.step, own.total_steps)
         own.optimizer.step()
         own.optimizer.zero_grad()
         own.step += 1
