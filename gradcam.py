@@ -15,10 +15,16 @@ import preflight
 preflight.require_environment("gradcam.py")
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from explain.options import Options
+
+if TYPE_CHECKING:  # --help loads nothing heavy
+    from explain.cases import Ints, Maps
+    from explain.faithfulness import Faithfulness
+    from explain.study import Study
 
 
 def main() -> None:
@@ -29,94 +35,75 @@ def main() -> None:
     preflight.check_driver(options.device)
     from engine import runtime
 
-    runtime.run(lambda arguments: explain_errors(options), "gradcam.py")
+    runtime.run(lambda arguments: report(explain_errors(options)), "gradcam.py")
 
 
-def explain_errors(options: Options) -> None:
-    """From the checkpoint to the files and the closing lines."""
-    from engine import checkpoint, runtime
-    from explain import cam, errors, faithfulness, gallery, outputs, page, study
+def explain_errors(options: Options) -> dict[str, Any]:
+    """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
+    from engine import checkpoint
+    from explain import cam, faithfulness, outputs, study
+    from explain.explainer import Explainer
     from explain.phase import Phase
-    from ground.files import write_whole
-    from pipeline.cifar10 import CLASSES
 
-    out = Path(options.out)
-    table, archive = outputs.beside(out, bool(options.images))
-    for path in (out, table, archive):
+    for path in outputs.paths(options.out, bool(options.images)):
         checkpoint.check_writable(path)
     if not Path(options.ckpt).exists():
         raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)
-    model, config, reported = loaded.model, loaded.config, loaded.metrics
-    device = runtime.pick_device(options.device)
-    threads = runtime.configure(device, options.threads)
-    precision: str = options.precision
-    if precision == "checkpoint":
-        precision = reported.get("precision", "auto")
-        if precision == "fp16" and device.type == "cpu":
-            precision = "fp32"  # fp16 is for GPUs alone
-    precision = runtime.pick_precision(device, precision)
-    model.to(device)
+    explainer = Explainer.of(loaded, options.device, options.precision, options.threads)
+    options.check_classes(explainer.classes)
 
-    if options.images:
-        found = study.of_pictures(options.images, loaded, device, precision)
-    else:
-        found = study.of_split(loaded, device, threads, precision)
-    wrong = found.errors
-    difference = cam.check_class_maps(model, wrong.inputs[:8])
-    drawn = wrong.select(options.order, options.true, options.pred, options.seed)[: options.n]
-    with Phase("heatmaps", len(wrong)) as mapping:
-        how = (options.layer, options.method, options.target)
-        maps = errors.explain(model, wrong, *how, device, precision, mapping.advance, every=options.page)
+    found = study.of_pictures(explainer, options.images) if options.images else study.of_split(explainer, loaded)
+    cases = found.cases
+    difference = cam.check_class_maps(explainer.model, cases.inputs[:8])
+    drawn = cases.select(options.order, options.true, options.pred, options.seed)[: options.n]
+
+    with Phase("heatmaps", len(cases)) as mapping:
+        maps = explainer.explain(cases, options.layer, options.method, options.target, options.page, mapping.advance)
     checks = None
     if options.faithfulness:
-        with Phase("faithfulness", min(len(wrong), faithfulness.IMAGES)) as checking:
-            checks = faithfulness.measure(model, wrong, maps, device, precision, options.seed, checking.advance)
+        with Phase("faithfulness", min(len(cases), faithfulness.IMAGES)) as checking:
+            checks = faithfulness.measure(explainer, maps, options.seed, checking.advance)
     with Phase("files", len(drawn)) as writing:
-        network = f"ResNet-{config.depth} of width {config.width} at {model.resolution} px"
-        source = f"{options.ckpt}: {network} in {precision}"
-        if options.page:
-            content = page.render(found, maps, checks, options, source)
-        else:
-            content = gallery.draw(wrong, maps, drawn, found.images[drawn], options.choice, source, writing.advance)
-        write_whole(table, outputs.errors_csv(wrong))
-        write_whole(archive, outputs.heatmaps_npz(wrong, maps))
-        write_whole(out, content)
+        written = write_files(options, found, maps, checks, drawn, f"{options.ckpt}: {explainer}", writing.advance)
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = found.seconds if options.layer == "layer4" else mapping.seconds
-    result = {
-        "layer": options.layer,
-        "method": options.method,
-        "target": options.target,
-        "precision": precision,
-        "maps": len(maps.chosen),
-        "maps_computed": maps.computed,
+    result = maps.plain() | found.plain() | written
+    result |= {
+        "precision": explainer.machine.precision,
         "maps_per_second": maps.computed / seconds,
         "layer4_against_autograd": difference,
-        "evaluation_seconds": found.seconds,
         "heatmap_seconds": mapping.seconds,
         "file_seconds": writing.seconds,
-        "drawn": len(wrong) if options.page else len(drawn),
-        "files": [str(out), str(table), str(archive)],
     }
-    if found.matrix is not None and found.calibration is not None:
-        confusions = errors.top_confusions(found.matrix)
-        result |= {
-            "errors": len(wrong),
-            "total": wrong.total,
-            "split": wrong.split,
-            "accuracy": 1 - len(wrong) / wrong.total,
-            "checkpoint_errors": reported.get("test_total", 0) - reported.get("test_correct", 0),
-            "calibration_error": found.calibration.error,
-            "confusions": [(CLASSES[true], CLASSES[said], n) for true, said, n in confusions],
-        }
-    else:
-        result |= {"pictures": len(wrong), "skipped": found.skipped}
     if checks:
         result |= {"faithfulness": checks.plain(), "faithfulness_seconds": checking.seconds}
         print(*checks.lines(), sep="\n")
-    report(result)
+    return result
+
+
+def write_files(
+    options: Options,
+    found: "Study",
+    maps: "Maps",
+    checks: "Faithfulness | None",
+    drawn: "Ints",
+    source: str,
+    on_row: Callable[[], None],
+) -> dict[str, Any]:
+    """The table, the archive and the picture or page; each is whole or as it was before."""
+    from explain import gallery, outputs, page
+    from ground.files import write_whole
+
+    if options.page:
+        content = page.render(found, maps, checks, options, source)
+    else:
+        content = gallery.draw(maps, drawn, options.choice, source, on_row)
+    paths = outputs.paths(options.out, bool(options.images))
+    for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
+        write_whole(path, data)
+    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
 
 
 def report(result: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """Class-activation heatmaps of our ResNet, without hooks: the mathematics, no plotting.
 
     maps = heatmaps(model, images, targets, layer="layer3")      # raw and signed, (N, h, w)
-    shown, empty = display(maps)                                 # (N, 32, 32) in [0, 1], and which show nothing
+    shown, empty = display(maps, 32)                             # (N, 32, 32) in [0, 1], and which show nothing
 
 Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs each channel of a stage by the mean of the target logit's
 gradient; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies gradient and activation element by element.
 Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32. The last stage is
-followed by an average pool and one linear layer, so there both methods are `class_maps`: all ten classes from the
+followed by an average pool and one linear layer, so there both methods are `class_maps`: all classes from the
 forward pass, without a backward pass, and each map plus its bias sums to the logit.
 """
 
@@ -95,7 +95,7 @@ def check_class_maps(model: nn.Module, images: Tensor) -> float:
     return difference
 
 
-def display(maps: Tensor, size: int = 32, signed: bool = False) -> tuple[Tensor, Tensor]:
+def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Maps to look at, (N, size, size) float32 in [0, 1], and (N,) bool: True where there is no positive evidence.
 
     Raw maps (N, h, w) lose their negative part, are enlarged (bilinear) and divided by their own maximum, so scale

@@ -1,6 +1,6 @@
 """Do the heatmaps point at what the model used? Two checks that a map which only looks right fails.
 
-    found = measure(model, errors, maps, device, "bf16")
+    found = measure(explainer, maps)
 
 Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421): pixels of the image replace those of its blurred copy,
 or the reverse, in the order of the map; a faithful map raises the predicted class's probability early when inserting
@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import runtime
 from engine.model import ResNet
 from explain.cam import evaluating, heatmaps
-from explain.errors import Errors, Maps
+from explain.cases import Ints, Maps
+from explain.explainer import Explainer
 
 IMAGES = 200
 STEPS = 16
@@ -76,19 +76,14 @@ class Faithfulness:
 
 
 def measure(
-    model: ResNet,
-    errors: Errors,
-    maps: Maps,
-    device: torch.device,
-    precision: str,
-    seed: int = 0,
-    on_image: Callable[[int], None] = lambda images: None,
+    explainer: Explainer, maps: Maps, seed: int = 0, on_image: Callable[[int], None] = lambda images: None
 ) -> Faithfulness:
     """Both checks on at most IMAGES errors, drawn by `seed`; calls `on_image` with how many of them are done.
 
     Raises:
         ValueError: there are fewer than two errors.
     """
+    errors = maps.cases
     if len(errors) < 2:
         raise ValueError(f"--faithfulness needs two errors or more, and there are {len(errors)}")
     sample = np.sort(np.random.default_rng(seed).permutation(len(errors))[:IMAGES])
@@ -96,50 +91,50 @@ def measure(
     images, classes = errors.inputs[sample], torch.from_numpy(errors.predicted[sample])
     ranked = {
         "predicted": maps.predicted[sample],
-        "true": maps.true[sample],
-        "random": torch.randn(maps.predicted[sample].shape, generator=generator),
+        "true": maps.rival[sample],
+        "random": torch.randn((len(sample), *maps.values.shape[2:]), generator=generator),
     }
     columns: dict[str, list[Tensor]] = {name: [] for name in ranked}
     for part in torch.arange(len(sample)).split(BATCH):
-        batch, wanted = images[part].to(device), classes[part].to(device)
         for name, values in ranked.items():
-            columns[name].append(gap(model, batch, wanted, values[part], precision).cpu())
+            columns[name].append(gap(explainer, images[part], classes[part], values[part]))
         on_image(len(part))
     gaps = {name: torch.cat(parts) for name, parts in columns.items()}
     return Faithfulness(
         images=len(sample),
         gaps={name: _score(values) for name, values in gaps.items()},
         leads={name: _score(gaps["predicted"] - gaps[name]) for name in ("true", "random")},
-        likeness=_likeness(model, images, classes, ranked["predicted"], maps, device, precision, seed),
+        likeness=_likeness(explainer, maps, sample, seed),
     )
 
 
-def gap(model: ResNet, images: Tensor, classes: Tensor, maps: Tensor, precision: str) -> Tensor:
-    """Area under the insertion curve minus that under the deletion curve, (N,) float64 in [-1, 1].
+def gap(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> Tensor:
+    """Area under the insertion curve minus that under the deletion curve, (N,) float64 in [-1, 1], on the CPU.
 
     Args:
-        images: (N, 3, R, R) uint8, on the model's device.
+        images: (N, 3, R, R) uint8.
         classes: (N,) int64, whose probability is followed.
         maps: (N, h, w) raw; enlarged (bilinear) to R x R, their largest values come first.
     """
-    side = images.shape[-1]
+    model, device, side = explainer.model, explainer.machine.device, images.shape[-1]
+    images, classes = images.to(device), classes.to(device)
     enlarged = F.interpolate(maps[:, None].float(), (side, side), mode="bilinear", align_corners=False)
     order = enlarged.flatten(1).argsort(dim=1, descending=True, stable=True)
-    place = order.argsort(dim=1).view(-1, 1, side, side).to(images.device)
+    place = order.argsort(dim=1).view(-1, 1, side, side).to(device)
     blurred = blur(images)
 
     def probability(inputs: Tensor) -> Tensor:
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         return model(inputs).double().softmax(1).gather(1, classes[:, None])[:, 0]
 
-    with evaluating(model), torch.no_grad(), runtime.autocast(images.device, precision):
+    with evaluating(model), torch.no_grad(), explainer.autocast():
         # At both ends one curve shows the image and the other its blurred copy: they cancel in the trapezoidal rule.
-        total = torch.zeros(len(images), dtype=torch.float64, device=images.device)
+        total = torch.zeros(len(images), dtype=torch.float64, device=device)
         for step in range(1, STEPS):
             first = place < round(step * side * side / STEPS)
             total += probability(torch.where(first, images, blurred))
             total -= probability(torch.where(first, blurred, images))
-    return total / STEPS
+    return (total / STEPS).cpu()
 
 
 def blur(images: Tensor) -> Tensor:
@@ -169,26 +164,18 @@ def randomised(model: ResNet, part: str) -> ResNet:
     return fresh
 
 
-def _likeness(
-    model: ResNet,
-    images: Tensor,
-    classes: Tensor,
-    reference: Tensor,
-    maps: Maps,
-    device: torch.device,
-    precision: str,
-    seed: int,
-) -> dict[str, Score]:
+def _likeness(explainer: Explainer, maps: Maps, sample: Ints, seed: int) -> dict[str, Score]:
     """Means over DRAWS draws: the maps of one draw depend on each other, so the error is that between draws."""
     found = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    device, reference = explainer.machine.device, maps.predicted[sample]
+    images, classes = maps.cases.inputs[sample], torch.from_numpy(maps.cases.predicted[sample])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explainer.autocast():
         torch.manual_seed(seed)
         for part in ("linear layer", "weights"):
             draws = []
             for _ in range(DRAWS):
-                other = randomised(model, part)
-                with runtime.autocast(device, precision):
-                    drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
+                other = randomised(explainer.model, part)
+                drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
                 draws.append(rank_correlation(reference, drawn.cpu()).mean())
             found[part] = _score(torch.stack(draws))
     return found

@@ -1,4 +1,4 @@
-"""The picture: a row for each error with the input, the evidence for the predicted and the true class, and the margin.
+"""The picture: a row for each case with the input, the evidence for the predicted and the true class, and the margin.
 
 Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest), so a pixel stays a square, and text is
 8 pt or more at 150 dots an inch. Colours are safe for colour-blind readers, and no statement rests on colour alone.
@@ -6,6 +6,7 @@ Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest)
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from engine.model import resize
 from explain.cam import display
-from explain.errors import Errors, Ints, Maps, class_number
-from pipeline.cifar10 import CLASSES, UInt8
+from explain.cases import Cases, Ints, Maps
+from pipeline.cifar10 import UInt8
 
 DPI = 150
-ZOOM = 6
-SIDE = 32
-TILE = SIDE * ZOOM
+TILE = 192
 GAP = 14
 MARGIN = 32
 TEXT_WIDTH = 284
-LONGEST = 22  # letters of a file's name
 CAPTION = 26
 HEADING = 60
 ROW = TILE + CAPTION + GAP
@@ -47,29 +46,18 @@ class Column:
     """(n, S, S, 3)."""
 
 
-def draw(
-    errors: Errors,
-    maps: Maps,
-    positions: Ints,
-    images: UInt8,
-    choice: str,
-    source: str,
-    on_row: Callable[[], None] = lambda: None,
-) -> bytes:
-    """The PNG of the errors at `positions`.
+def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable[[], None] = lambda: None) -> bytes:
+    """The PNG of the cases at `positions` (n,), in this order.
 
     Args:
-        errors: all errors, for the header and the rows' text.
-        maps: of all errors.
-        positions: (n,) which errors to draw, in this order.
-        images: (n, S, S, 3) uint8, their pictures; S divides TILE.
-        choice: words for which errors these are, such as "largest loss first".
-        source: words for the model that erred.
+        maps: of all cases.
+        choice: words for which cases these are, such as "largest loss first".
+        source: words for the model.
         on_row: called after each row.
     """
-    columns = [Column(("input", f"{images.shape[1]} x {images.shape[2]} pixels"), [""] * len(images), images)]
-    columns += _maps(errors, maps, positions, images)
-    header = _header(errors, maps, len(positions), choice, source)
+    cases = maps.cases
+    columns = _columns(maps, positions)
+    header = _header(maps, len(positions), choice, source)
     sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4  # columns of rows: one fits a page's width
     rows = -(-len(positions) // sheets)
     sheet_width = TEXT_WIDTH + len(columns) * (TILE + GAP)
@@ -77,31 +65,45 @@ def draw(
     canvas = Image.new(
         "RGB", (MARGIN + sheets * (sheet_width + MARGIN), top + bool(rows) * HEADING + rows * ROW + MARGIN), PAPER
     )
-    pen = Pen(canvas)
-    pen.text((MARGIN, MARGIN), header[0], points=13, bold=True)
+    pen, room = Pen(canvas), canvas.width - 2 * MARGIN
+    pen.text((MARGIN, MARGIN), header[0], points=13, bold=True, room=room)
     for i, line in enumerate(header[1:]):
-        pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9)
+        pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9, room=room)
     if rows:
-        _colour_bars(pen, MARGIN, top - 72, errors.rival)
+        _colour_bars(pen, MARGIN, top - 72, cases.rival_is)
     for sheet in range(sheets if rows else 0):
         for place, column in enumerate(columns):
             centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
             pen.text((centre, top), column.heading[0], points=9, bold=True, centred=True)
-            pen.text((centre, top + 24), column.heading[1], centred=True)
+            pen.text((centre, top + 24), column.heading[1], centred=True, room=TILE + GAP)
     for i, position in enumerate(positions.tolist()):
         sheet, row = divmod(i, rows)
         left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
         pen.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2))
-        _describe(pen, errors, position, (left, y))
+        _describe(pen, cases, position, (left, y))
         for place, column in enumerate(columns):
             x = left + TEXT_WIDTH + place * (TILE + GAP)
-            tile = Image.fromarray(column.tiles[i]).resize((TILE, TILE), Image.Resampling.NEAREST)
-            canvas.paste(tile, (x, y))
-            pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True)
+            tile = enlarged(column.tiles[i])
+            canvas.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
+            pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True, room=TILE + GAP)
         on_row()
     buffer = io.BytesIO()
     canvas.save(buffer, "PNG", dpi=(DPI, DPI))
     return buffer.getvalue()
+
+
+def enlarged(tile: UInt8) -> Image.Image:
+    """A picture of at most TILE pixels a side by the largest whole factor that keeps it so."""
+    zoom = TILE // len(tile)
+    return Image.fromarray(tile.repeat(zoom, 0).repeat(zoom, 1))
+
+
+def smaller(pictures: UInt8, side: int) -> UInt8:
+    """Pictures (N, S, S, 3) no larger than side x side, as they are if they fit; averaged down else."""
+    if pictures.shape[1] <= side:
+        return pictures
+    parts = torch.from_numpy(pictures).permute(0, 3, 1, 2).split(250)  # resizing takes four bytes a value
+    return torch.cat([resize(part, side) for part in parts]).permute(0, 2, 3, 1).numpy()
 
 
 def overlay(images: UInt8, shown: Tensor, signed: bool = False) -> UInt8:
@@ -129,13 +131,26 @@ class Pen:
         self._folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
     def text(
-        self, place: tuple[int, int], text: str, points: float = 8, bold: bool = False, centred: bool = False
+        self,
+        place: tuple[int, int],
+        text: str,
+        points: float = 8,
+        bold: bool = False,
+        centred: bool = False,
+        room: float = math.inf,
     ) -> int:
-        """Write one line below `place`, its left end or its middle; returns its width in pixels."""
+        """Write one line below `place`, its left end or its middle; returns its width in pixels.
+
+        From a line that is wider than `room` pixels the middle is left out.
+        """
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
         font = ImageFont.truetype(self._folder / name, round(points * DPI / 72))
-        self._draw.text(place, text, fill=INK, font=font, anchor="ma" if centred else "la")
-        return round(font.getlength(text))
+        shown, left = text, len(text)
+        while font.getlength(shown) > room and left > 1:
+            left -= 1
+            shown = f"{text[: left - left // 2]}…{text[len(text) - left // 2 :]}"
+        self._draw.text(place, shown, fill=INK, font=font, anchor="ma" if centred else "la")
+        return round(font.getlength(shown))
 
     def line(self, ends: tuple[int, int, int, int]) -> None:
         self._draw.line(ends, fill=LINE, width=1)
@@ -144,65 +159,73 @@ class Pen:
         self._draw.rectangle(corners, outline=INK, width=2)
 
 
-def _maps(errors: Errors, maps: Maps, positions: Ints, images: UInt8) -> list[Column]:
-    """The columns of heat, that of the target first."""
-    method = METHODS[maps.method]
-    names = np.array(CLASSES)
-    predicted, true = errors.predicted[positions], errors.true[positions]
+def _columns(maps: Maps, positions: Ints) -> list[Column]:
+    """The input, then the heat, that of the target first."""
+    cases, method, names = maps.cases, METHODS[maps.method], np.array(maps.cases.classes)
+    pictures = cases.pictures[positions]
+    height, width = pictures.shape[1:3]
+    original = Column(("input", f"{width} x {height} pixels"), [""] * len(pictures), smaller(pictures, TILE))
+    images = original.tiles
 
-    def of_class(role: str, values: Tensor, classes: Ints) -> Column:
-        shown, empty = display(values[positions], images.shape[1])
-        probabilities = np.take_along_axis(errors.probabilities[positions], classes[:, None], 1)[:, 0]
-        captions = [
-            "no positive evidence" if nothing else f"{name} {percent(p)}"
-            for name, p, nothing in zip(names[classes], probabilities.tolist(), empty.tolist(), strict=True)
-        ]
-        return Column((f"{method} of the", role), captions, overlay(images, shown))
+    def heat(values: Tensor, signed: bool = False) -> tuple[UInt8, list[bool]]:
+        shown, empty = display(values[positions], images.shape[1], signed)
+        return overlay(images, shown, signed), empty.tolist()
 
+    def of_class(role: str, classes: Ints) -> Column:
+        tiles, empty = heat(maps.of(classes))
+        said = zip(names[classes[positions]], cases.probability(classes)[positions].tolist(), empty, strict=True)
+        captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in said]
+        return Column((f"{method} of the", role), captions, tiles)
+
+    short = [name if len(name) <= 10 else f"{name[:9]}…" for name in cases.classes]
+    pairs = zip(cases.predicted[positions], cases.rival[positions], strict=True)
     columns = {
-        "pred": of_class("predicted class", maps.predicted, predicted),
-        "true": of_class(f"{errors.rival} class", maps.true, true),
+        "pred": of_class("predicted class", cases.predicted),
+        "true": of_class(f"{cases.rival_is} class", cases.rival),
         "margin": Column(
-            ("margin", f"predicted minus {errors.rival}"),
-            [f"{a} \N{MINUS SIGN} {b}" for a, b in zip(names[predicted], names[true], strict=True)],
-            overlay(images, display(maps.margin[positions], images.shape[1], signed=True)[0], signed=True),
+            ("margin", f"predicted minus {cases.rival_is}"),
+            [f"{short[a]} \N{MINUS SIGN} {short[b]}" for a, b in pairs],
+            heat(maps.margin, signed=True)[0],
         ),
     }
     if maps.target not in columns:
-        classes = np.full_like(true, class_number(maps.target))
-        columns = {maps.target: of_class(f"class {maps.target}", maps.chosen, classes), **columns}
-    return [columns.pop(maps.target), *columns.values()]
+        columns = {maps.target: of_class(f"class {maps.target}", cases.every(maps.target)), **columns}
+    return [original, columns.pop(maps.target), *columns.values()]
 
 
-def _header(errors: Errors, maps: Maps, count: int, choice: str, source: str) -> list[str]:
-    right = 1 - len(errors) / errors.total
-    lines = [f"{len(errors):,} errors of {errors.total:,} {errors.split} images: {right:.2%} right", source]
-    if errors.files:
-        lines[0] = f"{len(errors):,} pictures"
+def _header(maps: Maps, count: int, choice: str, source: str) -> list[str]:
+    cases = maps.cases
+    right = 1 - len(cases) / cases.total
+    lines = [f"{len(cases):,} errors of {cases.total:,} {cases.name} images: {right:.2%} right", source]
+    if cases.labels is None:
+        lines[0] = f"{len(cases):,} pictures"
     if not count:
         return [*lines, "There is nothing to draw."]
-    height, width = maps.predicted.shape[-2:]
+    height, width = maps.values.shape[-2:]
     grid = f"{METHODS[maps.method]} at {maps.layer}, a grid of {height} x {width} cells"
     if maps.layer == "layer4":
-        grid += f" of {SIDE / height:.3g} pixels: coarse; --layer layer3 shows more detail"
+        pixels = cases.pictures.shape[1] / height
+        grid += f" of {pixels:.3g} pixels: coarse; --layer layer3 shows more detail"
     return [*lines, f"{count:,} of them here, {choice}", grid]
 
 
-def _describe(pen: Pen, errors: Errors, position: int, place: tuple[int, int]) -> None:
+def _describe(pen: Pen, cases: Cases, position: int, place: tuple[int, int]) -> None:
     left, top = place
-    predicted, true = int(errors.predicted[position]), int(errors.true[position])
-    probabilities = errors.probabilities[position]
-    name = Path(errors.files[position]).name if errors.files else f"{errors.split} image {errors.index[position]}"
-    pen.text((left, top), name if len(name) <= LONGEST else f"{name[: LONGEST - 9]}…{name[-8:]}", points=9, bold=True)
+    predicted, rival = cases.predicted[position], cases.rival[position]
+    probabilities, room = cases.probabilities[position], TEXT_WIDTH - GAP
+    pen.text((left, top), Path(cases.title(position)).name, points=9, bold=True, room=room)
     lines = [
-        f"predicted {CLASSES[predicted]} {percent(probabilities[predicted])}",
-        f"{errors.rival} {CLASSES[true]} {percent(probabilities[true])}",
+        f"predicted {cases.classes[predicted]} {percent(probabilities[predicted])}",
+        f"{cases.rival_is} {cases.classes[rival]} {percent(probabilities[rival])}",
     ]
-    if not errors.files:
-        lines += [f"true class ranked {errors.rank[position]} of {len(CLASSES)}", f"loss {errors.loss[position]:.2f}"]
+    if cases.labels is not None:
+        lines += [
+            f"true class ranked {cases.rank[position]} of {len(cases.classes)}",
+            f"loss {cases.loss[position]:.2f}",
+        ]
     for i, line in enumerate(lines):
-        pen.text((left, top + 30 + 25 * i), line)
-    if errors.disputed[position]:
+        pen.text((left, top + 30 + 25 * i), line, room=room)
+    if cases.disputed[position]:
         y = top + 30 + 25 * len(lines) + 6
         width = pen.text((left + 8, y), "label disputed", points=8, bold=True)
         pen.box((left, y - 4, left + width + 16, y + 22))

@@ -1,11 +1,9 @@
-"""Pictures of one's own: read safely, classified and explained like the errors of a data set.
+"""Pictures of one's own, read safely.
 
     pictures = read(["holiday", "cat.jpg"], side=32)
-    found = classify(model, pictures, device, "bf16")
 
-They have no label, so the runner-up takes the place of the true class: the margin says why this class and not the next.
 A file that cannot be used is named with the reason, and the others go on. `python gradcam.py --images FOLDER_OR_FILES`
-does this.
+explains what the model says of them.
 """
 
 import errno
@@ -21,8 +19,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from engine.model import ResNet, resize
-from explain.errors import Errors, examine
+from engine.model import resize
 from pipeline.cifar10 import UInt8
 
 # Pictures alone: Pillow would start Ghostscript for an EPS.
@@ -31,7 +28,6 @@ MOST_FILES = 1_000
 MOST_PIXELS = 64_000_000  # 192 MB as RGB
 TILE = 96
 ENOUGH = 8 * TILE  # pixels of the shorter side; larger pictures are first averaged in whole blocks
-BATCH = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,40 +95,6 @@ def find(paths: Sequence[str]) -> list[Path]:
         count = "no files" if not found else f"more than {MOST_FILES:,} files"
         raise ValueError(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
     return found
-
-
-def classify(
-    model: ResNet,
-    pictures: Pictures,
-    device: torch.device,
-    precision: str,
-    on_batch: Callable[[int], None] = lambda images: None,
-) -> Errors:
-    """Predictions of all pictures, in the form of errors: `files` names them, `true` is the runner-up.
-
-    Raises:
-        ValueError: a logit is not a finite number.
-    """
-    parts = (part.to(device) for part in pictures.inputs.split(BATCH))
-    batches = ((part, torch.zeros(len(part), dtype=torch.int64, device=device)) for part in parts)
-    outcome = examine(model, batches, device, precision, on_batch)
-    order = outcome.logits.argsort(dim=1, descending=True, stable=True).numpy()
-    count = len(pictures.names)
-    return Errors(
-        split="own",
-        total=count,
-        index=np.arange(count),
-        true=order[:, 1],
-        predicted=order[:, 0],
-        probabilities=outcome.probabilities,
-        loss=-np.log(np.maximum(outcome.probabilities.max(1), 1e-300)),
-        rank=np.full(count, 2),
-        disputed=np.zeros(count, bool),
-        logits=outcome.logits,
-        class_maps=outcome.class_maps,
-        inputs=pictures.inputs,
-        files=pictures.names,
-    )
 
 
 def _pixels(path: Path) -> UInt8:

@@ -3,11 +3,11 @@
 Imports nothing heavy, so that `--help` and mistakes are answered at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
-
-Class = Literal["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 ORDERS = {
     "loss": "largest loss first",
@@ -34,16 +34,17 @@ class Options:
     """Which errors come first."""
     seed: int = 0
     """Of --sort random."""
-    true: Class | Literal["any"] = "any"
-    """Draw only errors of this true class."""
-    pred: Class | Literal["any"] = "any"
+    true: str = "any"
+    """Draw only errors of this true class, one that the checkpoint knows."""
+    pred: str = "any"
     """Draw only errors of this predicted class."""
     layer: Literal["stem", "layer1", "layer2", "layer3", "layer4"] = "layer4"
     """Stage whose activations are weighed: later ones know more, earlier ones see finer."""
     method: Literal["gradcam", "hirescam"] = "gradcam"
     """How they are weighed; both agree at layer4."""
-    target: Literal["pred", "true", "margin"] | Class = "pred"
-    """What is drawn first and stored as `maps`: the predicted, the true or a named class, or predicted minus true."""
+    target: str = "pred"
+    """What is drawn first and stored as `maps`: the predicted class (pred), the true one (true), predicted minus true
+    (margin), or a class by its name."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; auto takes a CUDA GPU where there is one."""
     precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
@@ -61,6 +62,15 @@ class Options:
             raise ValueError("--true, --target true and --faithfulness need labels, which --images do not have")
         if self.true == self.pred != "any":
             raise ValueError(f"--true and --pred are both {self.true}, but an error's two classes differ")
+
+    def check_classes(self, classes: Sequence[str]) -> None:
+        """Raises ValueError where a flag names a class that is none of the model's."""
+        for flag, words in (("true", ["any"]), ("pred", ["any"]), ("target", ["pred", "true", "margin"])):
+            name = getattr(self, flag)
+            if name not in (*words, *classes):
+                near = get_close_matches(name, classes) or [*classes[:10], *["..."] * (len(classes) > 10)]
+                known = ", ".join((*words, *near))
+                raise ValueError(f"--{flag} is {name}: {self.ckpt} has no such class; it knows {known}")
 
     @property
     def page(self) -> bool:

@@ -10,68 +10,60 @@ from pathlib import Path
 
 import numpy as np
 
-from explain.errors import Errors, Maps
-from pipeline.cifar10 import CLASSES
+from explain.cases import Cases, Maps
 
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
-
-
 FILE_COLUMNS = ("file", "predicted", "p_predicted", "second", "p_second")
 
 
-def beside(out: Path, own: bool) -> tuple[Path, Path]:
-    """Where the table and the archive go: beside `out`; those of one's own pictures under other names."""
+def paths(out: str, own: bool) -> tuple[Path, ...]:
+    """`out` and, beside it, where the table and the archive go; those of one's own pictures under other names."""
     names = ("images.csv", "images.npz") if own else ("errors.csv", "heatmaps.npz")
-    return out.with_name(names[0]), out.with_name(names[1])
+    return Path(out), *(Path(out).with_name(name) for name in names)
 
 
-def errors_csv(errors: Errors) -> bytes:
-    """The table: one line an error, probabilities 0..1, loss in nats, label_disputed 0 or 1; or one line a file."""
+def table(cases: Cases) -> bytes:
+    """One line an error, probabilities 0..1, loss in nats, label_disputed 0 or 1; or one line a file without label."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(FILE_COLUMNS if errors.files else COLUMNS)
-    for i in range(len(errors)):
-        true, predicted = int(errors.true[i]), int(errors.predicted[i])
-        p_predicted, p_true = (f"{errors.probabilities[i, number]:.6f}" for number in (predicted, true))
-        if errors.files:
-            writer.writerow((errors.files[i], CLASSES[predicted], p_predicted, CLASSES[true], p_true))
-            continue
-        writer.writerow(
-            (
-                errors.index[i],
-                CLASSES[true],
-                CLASSES[predicted],
-                p_predicted,
-                p_true,
-                f"{errors.loss[i]:.6f}",
-                errors.rank[i],
-                int(errors.disputed[i]),
-            )
-        )
+    names = np.array(cases.classes)
+    predicted, rival = names[cases.predicted], names[cases.rival]
+    p_predicted, p_rival = (
+        [f"{p:.6f}" for p in cases.probability(classes)] for classes in (cases.predicted, cases.rival)
+    )
+    if cases.labels is None:
+        writer.writerow(FILE_COLUMNS)
+        writer.writerows(zip(cases.files, predicted, p_predicted, rival, p_rival, strict=True))
+    else:
+        loss = [f"{value:.6f}" for value in cases.loss]
+        columns = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, cases.disputed.astype(int))
+        writer.writerow(COLUMNS)
+        writer.writerows(zip(*columns, strict=True))
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def heatmaps_npz(errors: Errors, maps: Maps) -> bytes:
-    """The archive, to be read with `numpy.load`: E errors, C classes, maps of h x w cells, raw and signed.
+def archive(maps: Maps) -> bytes:
+    """To be read with `numpy.load`: E errors, C classes, maps of h x w cells, raw and signed.
 
     index, true, predicted (E,) int64; logits (E, C) float32; predicted_maps, true_maps and maps, which are those of
     `target`, (E, h, w) float32; layer4_class_maps (E, C, h4, w4) float32; layer, method, target; classes (C,) names.
     Of pictures of one's own, in the order of their table, `true` is the runner-up.
     """
+    cases = maps.cases
     buffer = io.BytesIO()
     np.savez(
         buffer,
-        index=errors.index,
-        true=errors.true,
-        predicted=errors.predicted,
-        logits=errors.logits.numpy(),
+        index=cases.index,
+        true=cases.rival,
+        predicted=cases.predicted,
+        logits=cases.logits.numpy(),
         maps=maps.chosen.numpy(),
         predicted_maps=maps.predicted.numpy(),
-        true_maps=maps.true.numpy(),
-        layer4_class_maps=errors.class_maps.numpy(),
+        true_maps=maps.rival.numpy(),
+        layer4_class_maps=cases.class_maps.numpy(),
         layer=np.array(maps.layer),
         method=np.array(maps.method),
         target=np.array(maps.target),
-        classes=np.array(CLASSES),
+        classes=np.array(cases.classes),
     )
     return buffer.getvalue()

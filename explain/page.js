@@ -9,7 +9,10 @@ const { classes, side } = data;
 const total = data.index.length;
 const disputed = new Set(data.disputed);
 const shuffled = new Map(data.shuffled.map((error, place) => [error, place]));
-const confidence = data.probabilities.map((row, i) => row[data.predicted[i]]);
+const every = [...classes.keys()];
+const shown = (i) => (data.shown ? data.shown[i] : every); // classes whose maps and probabilities are here
+const probability = (i, number) => data.probabilities[i][shown(i).indexOf(number)];
+const confidence = data.index.map((_, i) => probability(i, data.predicted[i]));
 const NUMBERS = ["confidence-from", "confidence-to", "loss-from", "loss-to"];
 const CHOICES = ["true", "pred", "sort", "map"];
 const GAP = 10;
@@ -47,7 +50,7 @@ function nameOf(i, which) {
 
 function rawMap(i, number) {
   const size = data.grid[0] * data.grid[1];
-  const place = i * classes.length + number;
+  const place = i * shown(i).length + shown(i).indexOf(number);
   return Float64Array.from(cells.subarray(place * size, (place + 1) * size), (cell) => cell * scales[place]);
 }
 
@@ -87,13 +90,14 @@ function heat(i, which) {
 const scratch = new OffscreenCanvas(side, side).getContext("2d");
 const layer = scratch.createImageData(side, side);
 
-/** Draws error i with its map over it; false when the map has no positive evidence. */
+/** Draws error i with its map over it; what there is to say instead, when there is no map or no evidence in it. */
 function paint(canvas, i, which) {
   const context = canvas.getContext("2d");
   const sheet = byId("sheet");
   const [x, y] = [i % data.columns, Math.floor(i / data.columns)];
   context.drawImage(sheet, x * side, y * side, side, side, 0, 0, side, side);
-  if (which === null) return true;
+  if (which === null) return "";
+  if (which !== "margin" && !shown(i).includes(classOf(i, which))) return "none of its likeliest classes";
   const signed = which === "margin";
   if (signed && opacity > 0) {
     context.globalCompositeOperation = "saturation";
@@ -110,7 +114,7 @@ function paint(canvas, i, which) {
   });
   scratch.putImageData(layer, 0, 0);
   context.drawImage(scratch.canvas, 0, 0);
-  return values.some((value) => value !== 0);
+  return values.some((value) => value !== 0) ? "" : "no positive evidence";
 }
 
 function element(tag, properties = {}, ...children) {
@@ -140,7 +144,7 @@ function refilter() {
   const [least, most] = [number("loss-from", 0), number("loss-to", Infinity)];
   const onlyDisputed = byId("disputed")?.checked ?? false;
   const keys = {
-    loss: (i) => -data.loss[i],
+    loss: (i) => -(data.loss?.[i] ?? 0),
     confidence: (i) => -confidence[i],
     unsure: (i) => confidence[i],
     index: (i) => i,
@@ -154,7 +158,7 @@ function refilter() {
         (wantedTrue === "any" || data.true[i] === Number(wantedTrue)) &&
         (wantedPred === "any" || data.predicted[i] === Number(wantedPred)) &&
         confidence[i] >= low && confidence[i] <= high &&
-        data.loss[i] >= least && data.loss[i] <= most &&
+        (!data.loss || (data.loss[i] >= least && data.loss[i] <= most)) &&
         (!onlyDisputed || disputed.has(i)),
     )
     .sort((a, b) => key(a) - key(b) || a - b);
@@ -266,7 +270,8 @@ function show() {
 function card(i, place) {
   const [pred, other] = [data.predicted[i], data.true[i]];
   const strip = element("div", { className: "strip" });
-  data.probabilities[i].forEach((p, number) => {
+  shown(i).forEach((number, place) => {
+    const p = data.probabilities[i][place];
     const bar = element("i", { className: number === pred ? "pred" : number === other ? "true" : "" });
     bar.dataset.which = number;
     bar.title = `${classes[number]} ${percent(p)}`;
@@ -275,9 +280,10 @@ function card(i, place) {
   });
   const lines = [
     element("b", {}, classes[pred], " ", element("span", {}, percent(confidence[i]))),
-    element("span", {}, `${data.rival} `, element("em", {}, classes[other]), ` ${percent(data.probabilities[i][other])}`),
+    element("span", {}, `${data.rival} `, element("em", {}, classes[other]), ` ${percent(probability(i, other))}`),
   ];
-  const last = data.files ? data.files[i].split("/").pop() : `#${data.index[i]} · loss ${data.loss[i].toFixed(2)}`;
+  const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
+  const last = data.loss ? `${name} · loss ${data.loss[i].toFixed(2)}` : name;
   const words = element("div", { className: "words" }, ...lines, element("small", {}, last));
   const frame = element("div", { className: "frame" }, picture("tile"), element("span", { className: "tag" }));
   if (disputed.has(i)) frame.append(element("span", { className: "badge", textContent: "label disputed" }));
@@ -298,10 +304,9 @@ function repaint(i) {
   if (!node) return;
   const own = pointed?.error === i;
   const which = own ? pointed.which : byId("map").value;
-  const some = paint(node.querySelector("canvas"), i, which);
-  const p = which === "margin" ? "" : ` ${percent(data.probabilities[i][classOf(i, which)])}`;
-  const tag = node.querySelector(".tag");
-  tag.textContent = some ? (own ? nameOf(i, which) + p : "") : `${own ? `${nameOf(i, which)}: ` : ""}no positive evidence`;
+  const lack = paint(node.querySelector("canvas"), i, which);
+  const p = which === "margin" || lack ? "" : ` ${percent(probability(i, classOf(i, which)))}`;
+  node.querySelector(".tag").textContent = [...(own ? [nameOf(i, which) + p] : []), ...(lack ? [lack] : [])].join(": ");
   for (const bar of node.querySelectorAll(".strip i")) {
     bar.classList.toggle("now", which !== "margin" && Number(bar.dataset.which) === classOf(i, which));
   }
@@ -399,10 +404,10 @@ function build() {
     element("figure", {}, picture("input"), element("figcaption", {}, "input")),
     element("figure", {}, picture("map"), element("figcaption", { className: "caption" })),
   );
-  const rows = [...classes.keys(), "margin"].map((which) => row(i, which));
-  const facts = data.files
-    ? `${count(place + 1)} of ${count(order.length)}`
-    : `true class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`;
+  const rows = [...shown(i), "margin"].map((which) => row(i, which));
+  const facts = data.loss
+    ? `true class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`
+    : `${count(place + 1)} of ${count(order.length)}`;
   panel.replaceChildren(
     element("div", { className: "top" }, heading, element("span", { className: "move" }, ...move)),
     ...(disputed.has(i) ? [element("p", { className: "badge", textContent: "label disputed" })] : []),
@@ -421,13 +426,13 @@ function row(i, which) {
   const margin = which === "margin";
   const node = element("button", { type: "button", className: "row" });
   node.dataset.which = which;
-  const key = element("kbd", {}, margin ? "m" : String(which));
-  const name = element("span", { className: "name" }, margin ? `margin: predicted \u2212 ${data.rival}` : classes[which]);
+  const key = element("kbd", {}, margin ? "m" : which < 10 ? String(which) : "");
+  const name = element("span", { className: "name", title: margin ? "" : classes[which] }, margin ? `margin: predicted \u2212 ${data.rival}` : classes[which]);
   node.append(key, name);
   if (!margin) {
     const track = element("span", { className: "track" }, element("span"));
-    track.firstChild.style.width = `${100 * data.probabilities[i][which]}%`;
-    node.append(track, element("span", { className: "figure" }, percent(data.probabilities[i][which])));
+    track.firstChild.style.width = `${100 * probability(i, which)}%`;
+    node.append(track, element("span", { className: "figure" }, percent(probability(i, which))));
   }
   node.append(element("span", { className: "mark" }, marks.join(", ")));
   return node;
@@ -438,8 +443,8 @@ function detail() {
   const which = previewed ?? byId("map").value;
   const signed = which === "margin";
   paint(panel.querySelector("canvas.input"), chosen, null);
-  const some = paint(panel.querySelector("canvas.map"), chosen, which);
-  panel.querySelector(".caption").textContent = nameOf(chosen, which) + (some ? "" : ": no positive evidence");
+  const lack = paint(panel.querySelector("canvas.map"), chosen, which);
+  panel.querySelector(".caption").textContent = nameOf(chosen, which) + (lack ? `: ${lack}` : "");
   const current = signed ? "margin" : String(classOf(chosen, which));
   for (const node of panel.querySelectorAll(".row")) node.classList.toggle("now", node.dataset.which === current);
   const [ramp, ...ticks] = panel.querySelector(".legend").children;
@@ -538,7 +543,7 @@ const KEYS = {
   "?": () => byId("help").showModal(),
   Escape: close,
 };
-classes.forEach((_, number) => (KEYS[number] = () => setMap(String(number))));
+every.slice(0, 10).forEach((number) => (KEYS[number] = () => setMap(String(number))));
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;

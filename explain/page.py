@@ -1,9 +1,9 @@
-"""The page: every error of a set in one HTML file that works from disk, without a network.
+"""The page: every error of a set, or every picture of one's own, in one HTML file that works without a network.
 
     content = render(study, maps, checks, options, "model.pt: ResNet-18 ...")
 
-Pictures are one lossless sprite sheet, maps 8 bits a cell with a scale each, for all ten classes: 2,000 errors of
-CIFAR-10 are 4.8 MB at layer4. The browser does the rest with page.js, which draws only the cards in view.
+Pictures are one sprite sheet, lossless if small; maps are 8 bits a cell with a scale each, of ten classes at most:
+2,000 errors of CIFAR-10 are 4.8 MB at layer4. The browser does the rest with page.js: it draws the cards in view alone.
 `python gradcam.py --out errors.html` writes it.
 """
 
@@ -22,27 +22,31 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from explain.errors import Calibration, Maps, class_errors
+from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
-from explain.gallery import METHODS, OPACITY, percent
+from explain.gallery import METHODS, OPACITY, percent, smaller
 from explain.options import Options
-from explain.study import Study
-from pipeline.cifar10 import CLASSES, UInt8
+from explain.study import Calibration, Study, class_errors, top_confusions
+from pipeline.cifar10 import UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
 LOSSLESS_BYTES = 12_000_000  # of all pictures before compression to a third: beyond it, WebP of quality 90
+SHEET_BYTES = 60_000_000  # the same: beyond it, smaller pictures
+WEBP_SIDE = 16_383  # pixels, of the format
 LEVELS = 127
+TABLE = 20  # classes: of more, a table of all pairs is too large to read
+CONFUSIONS = 60  # pairs that are listed instead of it
 
 
 def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Options, source: str) -> bytes:
     """The whole page in UTF-8.
 
     Args:
-        study: the errors, their pictures and the figures of the whole split.
-        maps: of all errors, those of all classes among them.
+        study: the cases and the figures of the whole set.
+        maps: of several classes of all cases.
         checks: faithfulness, where it was measured.
         options: what is shown first, and the words for the method.
-        source: words for the model that erred.
+        source: words for the model.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -53,45 +57,47 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = percent
-    errors, matrix = study.errors, study.matrix
-    wrong = [] if matrix is None else class_errors(matrix).tolist()
-    shares = [] if matrix is None else (class_errors(matrix) / np.maximum(matrix.sum(1), 1)).tolist()
-    confused = 0 if matrix is None else int((matrix - np.diag(np.diag(matrix))).max())
-    assert maps.every is not None
-    height, width = maps.every.shape[-2:]
-    fitting = fit(maps.every)
-    sheet, columns = sprites(study.images)
+    height, width = maps.values.shape[-2:]
+    fitting = fit(maps.values)
+    sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
-        errors=errors,
+        cases=study.cases,
         study=study,
         checks=checks,
         source=source,
-        classes=CLASSES,
-        wrong=wrong,
-        shares=shares,
-        worst=max([*shares, 1e-9]),
-        most=confused,
+        bars=[] if study.matrix is None else class_bars(study.matrix),
+        confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
+        table=len(study.cases.classes) <= TABLE,
+        several=maps.classes.shape[1],
         chart=None if study.calibration is None else reliability(study.calibration),
         grid=f"{METHODS[maps.method]} at {maps.layer}, {height} x {width} cells",
-        reduced=f"{fitting.shape[-2]} x {fitting.shape[-1]}" if fitting.shape != maps.every.shape else "",
+        reduced=f"{fitting.shape[-2]} x {fitting.shape[-1]}" if fitting.shape != maps.values.shape else "",
         coarse=maps.layer == "layer4",
         sheet=sheet,
-        data=_data(study, fitting, columns, options),
+        data=_data(maps, fitting, options) | {"side": side, "columns": columns},
         style=_verbatim("page.css"),
         script=_verbatim("page.js"),
     )
     return text.encode("utf-8", "surrogateescape")
 
 
+def class_bars(matrix: Ints) -> list[tuple[int, int, int, float]]:
+    """(class, its errors, its images, errors over images) of each true class; of many, the largest share first."""
+    wrong, images = class_errors(matrix), matrix.sum(1)
+    shares = wrong / np.maximum(images, 1)
+    order = np.arange(len(matrix)) if len(matrix) <= TABLE else np.argsort(-shares, kind="stable")
+    return [(int(i), int(wrong[i]), int(images[i]), float(shares[i])) for i in order]
+
+
 def fit(maps: Tensor) -> Tensor:
-    """Raw maps (E, C, h, w) with no more cells than MAP_BYTES hold; where they have more, means of neighbours."""
+    """Raw maps (E, T, h, w) with no more cells than MAP_BYTES hold; where they have more, means of neighbours."""
     count = max(1, maps.shape[0] * maps.shape[1])
     side = max(4, math.isqrt(MAP_BYTES // count))
     return maps if max(maps.shape[-2:]) <= side else F.adaptive_avg_pool2d(maps, side)
 
 
 def quantise(maps: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Cells (E, C, h, w) int8 and scales (E, C) float32, so that cells * scale are the maps to half a scale.
+    """Cells (E, T, h, w) int8 and scales (E, T) float32, so that cells * scale are the maps to half a scale.
 
     What is positive stays positive, so that a map has positive evidence here exactly where it has some in full.
     """
@@ -102,17 +108,22 @@ def quantise(maps: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32
     return cells.astype(np.int8), scales.astype(np.float32)
 
 
-def sprites(images: UInt8) -> tuple[str, int]:
-    """A data URL of one WebP with all images (E, S, S, 3), row by row, and the number of images in a row."""
-    count, side = images.shape[:2]
-    columns = max(1, math.isqrt(max(0, count - 1)) + 1)
+def sprites(pictures: UInt8) -> tuple[str, int, int]:
+    """A data URL of one WebP with all pictures (E, S, S, 3), row by row; how many are in a row; their side in pixels.
+
+    They are made smaller where the sheet would be too large.
+    """
+    count = len(pictures)
+    columns = math.isqrt(max(0, count - 1)) + 1
     rows = max(1, -(-count // columns))
+    pictures = smaller(pictures, min(WEBP_SIDE // columns, max(16, math.isqrt(SHEET_BYTES // (3 * rows * columns)))))
+    side = pictures.shape[1]
     tiles = np.zeros((rows * columns, side, side, 3), np.uint8)
-    tiles[:count] = images
+    tiles[:count] = pictures
     sheet = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", lossless=images.nbytes <= LOSSLESS_BYTES, quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), columns
+    Image.fromarray(sheet).save(buffer, "WEBP", lossless=pictures.nbytes <= LOSSLESS_BYTES, quality=90, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), columns, side
 
 
 def reliability(calibration: Calibration) -> dict[str, Any]:
@@ -133,27 +144,27 @@ def reliability(calibration: Calibration) -> dict[str, Any]:
     }
 
 
-def _data(study: Study, maps: Tensor, columns: int, options: Options) -> dict[str, Any]:
-    """What page.js works on: one entry an error in every list, in the order of errors.csv."""
-    errors = study.errors
-    cells, scales = quantise(maps)
+def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
+    """What page.js works on: one entry a case in every list, in the order of errors.csv."""
+    cases = maps.cases
+    cells, scales = quantise(fitting)
+    probabilities = np.take_along_axis(cases.probabilities, maps.classes, 1)
     start = {"true": options.true, "pred": options.pred, "sort": options.order, "map": options.target}
     return {
-        "classes": CLASSES,
-        "split": errors.split,
-        "rival": errors.rival,
-        "files": errors.files or None,
-        "index": errors.index.tolist(),
-        "true": errors.true.tolist(),
-        "predicted": errors.predicted.tolist(),
-        "probabilities": [[round(p, 6) for p in row] for row in errors.probabilities.tolist()],
-        "loss": [round(value, 6) for value in errors.loss.tolist()],
-        "rank": errors.rank.tolist(),
-        "disputed": np.flatnonzero(errors.disputed).tolist(),
-        "shuffled": errors.select("random", seed=options.seed).tolist(),
-        "side": study.images.shape[1],
-        "columns": columns,
-        "grid": list(maps.shape[-2:]),
+        "classes": cases.classes,
+        "split": cases.name,
+        "rival": cases.rival_is,
+        "files": cases.files or None,
+        "index": cases.index.tolist(),
+        "true": cases.rival.tolist(),
+        "predicted": cases.predicted.tolist(),
+        "shown": maps.classes.tolist() if maps.classes.shape[1] < len(cases.classes) else None,
+        "probabilities": [[round(p, 6) for p in row] for row in probabilities.tolist()],
+        "loss": None if cases.labels is None else [round(value, 6) for value in cases.loss.tolist()],
+        "rank": cases.rank.tolist(),
+        "disputed": np.flatnonzero(cases.disputed).tolist(),
+        "shuffled": cases.select("random", seed=options.seed).tolist(),
+        "grid": list(fitting.shape[-2:]),
         "cells": _base64(cells),
         "scales": _base64(scales.astype("<f4")),
         "sequential": _base64(_colours("inferno")),

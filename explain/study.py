@@ -1,69 +1,160 @@
 """What is explained: the errors of the split that a checkpoint was reported on, or pictures of one's own.
 
-    study = of_split(loaded, device, threads, "bf16")
-    study = of_pictures(["holiday"], loaded, device, "bf16")
+    study = of_split(explainer, checkpoint)
+    study = of_pictures(explainer, ["holiday"])
 
-Both run the checkpoint's model, which is on the device, over all images, with a bar for the time left.
+Both run the model over all images, with a bar for the time left.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 
 from engine.checkpoint import Checkpoint
-from explain import errors, images
-from explain.errors import Calibration, Errors, Ints
+from explain import images
+from explain.cases import Cases, Floats, Ints
+from explain.explainer import BATCH, Explainer
 from explain.phase import Phase
 from pipeline import splits
-from pipeline.cifar10 import UInt8
+from pipeline.cifar10 import DISPUTED_TEST_INDICES, SHA256
 from pipeline.dali import evaluation_loader
 
 
 @dataclass(frozen=True, eq=False)
+class Calibration:
+    """Confidence against accuracy in equal bins of confidence; empty bins hold 0."""
+
+    error: float
+    """Expected calibration error, 0..1: the bins' |accuracy - confidence|, weighted by their images."""
+    images: Ints
+    confidence: Floats
+    accuracy: Floats
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
-    errors: Errors
-    images: UInt8
-    """(E, S, S, 3), the errors' pictures to look at."""
+    cases: Cases
     seconds: float
     """That the model's pass over all images took."""
     matrix: Ints | None = None
     """(C, C) counts, row the true class, column the predicted one; None without labels."""
     calibration: Calibration | None = None
+    reported: int = 0
+    """Errors that the checkpoint itself reports."""
     skipped: tuple[str, ...] = ()
     """Files that could not be read, each with the reason."""
 
+    def plain(self) -> dict[str, Any]:
+        """What was found, for JSON."""
+        cases = self.cases
+        if self.matrix is None or self.calibration is None:
+            return {"evaluation_seconds": self.seconds, "pictures": len(cases), "skipped": self.skipped}
+        confusions = top_confusions(self.matrix)
+        return {
+            "evaluation_seconds": self.seconds,
+            "errors": len(cases),
+            "total": cases.total,
+            "split": cases.name,
+            "accuracy": 1 - len(cases) / cases.total,
+            "checkpoint_errors": self.reported,
+            "calibration_error": self.calibration.error,
+            "confusions": [(cases.classes[true], cases.classes[said], n) for true, said, n in confusions],
+        }
 
-def of_split(checkpoint: Checkpoint, device: torch.device, threads: int, precision: str) -> Study:
-    """One pass over the split, with the checkpoint's model on the device.
+
+def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
+    """One pass of the checkpoint's model over the split that its run reported on.
 
     Raises:
         ValueError: a logit is not a finite number.
         OSError: the data set cannot be read.
     """
-    config = checkpoint.config
+    config, reported = checkpoint.config, checkpoint.metrics
     if config.validate:
         split = splits.training_splits(True, config.generated)[1]
     else:
         split = splits.test_split(config.generated)
+    machine = explainer.machine
     with Phase("evaluation", len(split.images)) as phase:
-        loader = evaluation_loader(split, checkpoint.model.resolution, device, threads)
-        outcome = errors.examine(checkpoint.model, loader, device, precision, phase.advance)
-        wrong = errors.misclassified(outcome, split)
-    matrix = errors.confusion_matrix(outcome.labels, outcome.predicted)
-    return Study(wrong, split.images[wrong.index], phase.seconds, matrix, errors.calibration(outcome))
+        loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
+        outcome = explainer.examine(loader, phase.advance)
+    known = split.labels_sha256 == SHA256["test_labels"]
+    labels = split.labels.astype(np.int64)
+    cases = Cases(
+        name=split.name,
+        total=len(labels),
+        classes=explainer.classes,
+        index=outcome.index,
+        labels=labels[outcome.index],
+        logits=outcome.logits[outcome.index],
+        class_maps=outcome.class_maps,
+        inputs=outcome.inputs,
+        pictures=split.images[outcome.index],
+        disputed=np.isin(outcome.index, list(DISPUTED_TEST_INDICES)) & known,
+    )
+    predicted = outcome.logits.argmax(1).numpy()
+    matrix = confusion_matrix(labels, predicted, len(cases.classes))
+    wrong = reported.get("test_total", 0) - reported.get("test_correct", 0)
+    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, labels), wrong)
 
 
-def of_pictures(paths: Sequence[str], checkpoint: Checkpoint, device: torch.device, precision: str) -> Study:
+def of_pictures(explainer: Explainer, paths: Sequence[str]) -> Study:
     """Pictures of one's own, read and classified.
 
     Raises:
         ValueError: none of them can be read, or a logit is not a finite number.
         OSError: a path does not exist.
     """
-    model = checkpoint.model
     with Phase("reading", len(images.find(paths))) as phase:
-        pictures = images.read(paths, model.resolution, phase.advance)
+        pictures = images.read(paths, explainer.model.resolution, phase.advance)
     with Phase("evaluation", len(pictures.names)) as phase:
-        found = images.classify(model, pictures, device, precision, phase.advance)
-    return Study(found, pictures.tiles, phase.seconds, skipped=pictures.skipped)
+        batches = ((part.to(explainer.machine.device), None) for part in pictures.inputs.split(BATCH))
+        outcome = explainer.examine(batches, phase.advance)
+    cases = Cases(
+        name="own",
+        total=len(pictures.names),
+        classes=explainer.classes,
+        index=outcome.index,
+        labels=None,
+        logits=outcome.logits,
+        class_maps=outcome.class_maps,
+        inputs=outcome.inputs,
+        pictures=pictures.tiles,
+        files=pictures.names,
+        disputed=np.zeros(len(pictures.names), bool),
+    )
+    return Study(cases, phase.seconds, skipped=pictures.skipped)
+
+
+def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
+    """(C, C) counts: row the true class, column the predicted one."""
+    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def top_confusions(matrix: Ints, count: int = 5) -> list[tuple[int, int, int]]:
+    """The `count` most frequent confusions (true, predicted, images), most frequent first, none of 0 images."""
+    wrong = matrix - np.diag(np.diag(matrix))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    pairs = zip(*(part.tolist() for part in np.unravel_index(order, wrong.shape)), strict=True)
+    return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
+
+
+def class_errors(matrix: Ints) -> Ints:
+    """(C,) misclassified images of each true class."""
+    return matrix.sum(1) - np.diag(matrix)
+
+
+def calibration(logits: torch.Tensor, labels: Ints, bins: int = 15) -> Calibration:
+    """Calibration of the predicted classes of logits (N, C) (Guo et al. 2017, arXiv 1706.04599)."""
+    confidence = logits.double().softmax(1).numpy().max(1)
+    right = logits.argmax(1).numpy() == labels
+    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    images = np.bincount(place, minlength=bins)
+    mean_confidence, accuracy = (
+        np.bincount(place, weights=values, minlength=bins) / np.maximum(images, 1) for values in (confidence, right)
+    )
+    error = float((images * np.abs(accuracy - mean_confidence)).sum() / images.sum())
+    return Calibration(error, images, mean_confidence, accuracy)

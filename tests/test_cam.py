@@ -292,7 +292,7 @@ def test_a_red_square_holds_the_mass_of_its_own_logit(layer: str, method: str):
     for k, (top, left) in enumerate(((0, 0), (0, 24), (24, 0), (24, 24))):
         images[k, 0, top : top + 8, left : left + 8] = 250
         images[k, 1:, top : top + 8, left : left + 8] = 10
-    shown, empty = display(heatmaps(net, images, torch.zeros(4, dtype=torch.long), layer, method))
+    shown, empty = display(heatmaps(net, images, torch.zeros(4, dtype=torch.long), layer, method), 32)
     assert not empty.any()
     quadrants = shown.unfold(1, 16, 16).unfold(2, 16, 16).sum((3, 4)).flatten(1)
     assert (quadrants.diagonal() >= 0.95 * quadrants.sum(1)).all()
@@ -333,7 +333,7 @@ def test_a_random_linear_layer_destroys_the_order_of_the_cells():
 
 
 def test_shown_maps_have_their_shape_and_range(net: ResNet, images: Tensor, targets: Tensor):
-    shown, empty = display(heatmaps(net, images, targets, "layer3"))
+    shown, empty = display(heatmaps(net, images, targets, "layer3"), 32)
     assert shown.shape == (12, 32, 32) and shown.dtype == torch.float32 and shown.isfinite().all()
     assert shown.min() >= 0
     peak = shown.amax((1, 2))
@@ -350,11 +350,11 @@ def test_scale_does_not_matter(scale: float):
 
 def test_constant_positive_maps_are_ones_and_maps_without_evidence_are_flagged():
     maps = torch.stack([torch.full((3, 3), value) for value in (5.0, 1e-20, 0.0, -2.0)])
-    shown, empty = display(maps)
+    shown, empty = display(maps, 32)
     torch.testing.assert_close(shown[:2], torch.ones(2, 32, 32))
     assert (shown[2:] == 0).all()
     assert empty.tolist() == [False, False, True, True]
-    signed, zero = display(maps, signed=True)
+    signed, zero = display(maps, 32, signed=True)
     torch.testing.assert_close(signed[3], -torch.ones(32, 32))
     assert zero.tolist() == [False, False, True, False]
 
@@ -375,4 +375,4 @@ def test_maps_are_enlarged_about_the_centres_of_their_cells():
 def test_maps_that_are_not_finite_are_refused():
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="not finite"):
-            display(torch.tensor([[[bad, 1.0], [0.0, 2.0]]]))
+            display(torch.tensor([[[bad, 1.0], [0.0, 2.0]]]), 32)

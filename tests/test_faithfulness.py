@@ -8,30 +8,26 @@ import torch
 from torch import Tensor
 
 from engine.model import ResNet
-from explain import errors, faithfulness
-from explain.errors import Errors, Maps
+from explain import faithfulness
+from explain.cases import Maps
+from explain.explainer import Explainer
 from explain.faithfulness import STEPS, Faithfulness, blur, gap, measure, randomised, rank_correlation
-from pipeline.cifar10 import Split
-from tests.trained import trained
-
-CPU = torch.device("cpu")
+from tests.cases import explainer, layer4_maps, made_up
+from tests.trained import trained, wrong_cases
 
 
-@pytest.fixture(scope="module")
-def wrong() -> Errors:
-    net, test = trained()
-    outcome = errors.examine(net, [(test.inputs, test.labels)], CPU, "fp32")
-    return errors.misclassified(outcome, Split(test.images.numpy(), test.labels.numpy().astype(np.uint8), "test"))
+def net() -> Explainer:
+    return explainer(trained()[0])
 
 
 @pytest.fixture(scope="module")
-def maps(wrong: Errors) -> Maps:
-    return errors.explain(trained()[0], wrong, "layer4", "gradcam", "pred", CPU, "fp32")
+def maps() -> Maps:
+    return net().explain(wrong_cases(), "layer4", "gradcam", "pred")
 
 
 @pytest.fixture(scope="module")
-def found(wrong: Errors, maps: Maps) -> Faithfulness:
-    return measure(trained()[0], wrong, maps, CPU, "fp32")
+def found(maps: Maps) -> Faithfulness:
+    return measure(net(), maps)
 
 
 class Chequered(ResNet):
@@ -72,16 +68,18 @@ def test_the_gap_is_the_area_between_the_two_curves():
             mixed[:, first] = above[:, first]
             curve.append(probability(mixed))
         curves.append(np.trapezoid(curve, dx=1 / STEPS))
-    assert float(gap(net, image, torch.tensor([1]), ranked, "fp32")) == pytest.approx(curves[0] - curves[1], abs=1e-9)
+    assert float(gap(explainer(net), image, torch.tensor([1]), ranked)) == pytest.approx(
+        curves[0] - curves[1], abs=1e-9
+    )
 
 
 def test_the_right_place_scores_high_the_wrong_one_as_low_and_no_place_nothing():
-    net, (image, ranked) = Chequered(width=1), half()
+    half_seeing, (image, ranked) = explainer(Chequered(width=1)), half()
     one = torch.tensor([1])
-    right, wrong = (float(gap(net, image, one, m, "fp32")) for m in (ranked, -ranked))
+    right, wrong = (float(gap(half_seeing, image, one, m)) for m in (ranked, -ranked))
     assert right > 0.2 and wrong == pytest.approx(-right, abs=1e-9)
-    assert abs(float(gap(net, image, one, ranked.transpose(1, 2), "fp32"))) < 0.2 * right  # from row to row
-    assert float(gap(net, image, one, 1e9 * ranked, "fp32")) == pytest.approx(right)
+    assert abs(float(gap(half_seeing, image, one, ranked.transpose(1, 2)))) < 0.2 * right  # from row to row
+    assert float(gap(half_seeing, image, one, 1e9 * ranked)) == pytest.approx(right)
 
 
 def test_blurring_keeps_size_mean_and_plain_pictures():
@@ -108,33 +106,28 @@ def test_maps_of_random_weights_do_not_resemble_the_models(found: Faithfulness):
     assert all(abs(score.mean) < 0.35 for score in found.likeness.values())
 
 
-def test_the_same_seed_gives_the_same_and_nothing_is_changed(
-    wrong: Errors, maps: Maps, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_same_seed_gives_the_same_and_nothing_is_changed(maps: Maps, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faithfulness, "IMAGES", 15)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
-    found = measure(trained()[0], wrong, maps, CPU, "fp32")
-    net = copy.deepcopy(trained()[0]).train()
-    before = copy.deepcopy(net.state_dict())
-    state, flags = torch.get_rng_state(), [module.training for module in net.modules()]
+    found = measure(net(), maps)
+    model = copy.deepcopy(trained()[0]).train()
+    before = copy.deepcopy(model.state_dict())
+    state, flags = torch.get_rng_state(), [module.training for module in model.modules()]
     done: list[int] = []
-    assert measure(net, wrong, maps, CPU, "fp32", on_image=done.append) == found
+    assert measure(explainer(model), maps, on_image=done.append) == found
     assert sum(done) == found.images == 15
-    assert measure(net, wrong, maps, CPU, "fp32", seed=1) != found
+    assert measure(explainer(model), maps, seed=1) != found
     assert torch.equal(torch.get_rng_state(), state)
-    assert [module.training for module in net.modules()] == flags
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert [module.training for module in model.modules()] == flags
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_the_sample_is_limited_and_standard_errors_are_those_of_the_mean(
-    wrong: Errors, maps: Maps, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_sample_is_limited_and_standard_errors_are_those_of_the_mean(maps: Maps, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faithfulness, "IMAGES", 10)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
-    net = trained()[0]
-    found = measure(net, wrong, maps, CPU, "fp32", seed=1)
+    found, wrong = measure(net(), maps, seed=1), maps.cases
     sample = np.sort(np.random.default_rng(1).permutation(len(wrong))[:10])
-    gaps = gap(net, wrong.inputs[sample], torch.from_numpy(wrong.predicted[sample]), maps.predicted[sample], "fp32")
+    gaps = gap(net(), wrong.inputs[sample], torch.from_numpy(wrong.predicted[sample]), maps.predicted[sample])
     assert found.images == 10
     assert found.gaps["predicted"].mean == pytest.approx(float(gaps.mean()), abs=1e-6)
     assert found.gaps["predicted"].error == pytest.approx(gaps.numpy().std(ddof=1) / 10**0.5, abs=1e-6)
@@ -161,12 +154,9 @@ def test_rank_correlation_is_spearmans():
     np.testing.assert_allclose(rank_correlation(a, b), expected, atol=1e-12)
 
 
-def test_one_error_is_too_few(wrong: Errors, maps: Maps):
-    few = Errors(
-        **{name: v[:1] if hasattr(v, "__getitem__") and name != "split" else v for name, v in vars(wrong).items()}
-    )
+def test_one_error_is_too_few():
     with pytest.raises(ValueError, match="two errors or more, and there are 1"):
-        measure(trained()[0], few, maps, CPU, "fp32")
+        measure(net(), layer4_maps(made_up(1)))
 
 
 def test_the_lines_say_each_number_with_its_standard_error(found: Faithfulness):

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,47 +13,25 @@ from PIL import Image
 
 from explain import gallery, outputs
 from explain.cam import display
-from explain.errors import Errors, Maps
+from explain.cases import Cases
 from pipeline.cifar10 import CLASSES
+from tests.cases import layer4_maps, made_up
+
+PAIRS = {"labels": [1, 0, 3, 9], "predicted": [0, 1, 5, 8]}  # the longest names of CIFAR-10 among them
 
 
-def made_up(count: int) -> tuple[Errors, np.ndarray]:
-    """Errors of a set of 400 and their pictures; the classes with the longest names among them, labels disputed."""
-    random = np.random.default_rng(0)
-    true = np.resize([1, 0, 3, 9], count)
-    predicted = np.resize([0, 1, 5, 8], count)
-    logits = torch.from_numpy(random.normal(size=(count, 10))).float()
-    logits[np.arange(count), predicted] += 9
-    errors = Errors(
-        split="validation",
-        total=400,
-        index=np.arange(count) * 2,
-        true=true,
-        predicted=predicted,
-        probabilities=logits.double().softmax(1).numpy(),
-        loss=random.random(count) * 10,
-        rank=np.full(count, 10),
-        disputed=np.arange(count) % 2 == 0,
-        logits=logits,
-        class_maps=torch.from_numpy(random.normal(size=(count, 10, 4, 4))).float(),
-        inputs=torch.zeros(count, 3, 32, 32, dtype=torch.uint8),
-    )
-    return errors, random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+def long_names(count: int, side: int = 32, **fields: Any) -> Cases:
+    """Errors of a validation set of 400 between PAIRS, every second label disputed."""
+    cases = made_up(count, side=side)
+    labels, predicted = (np.resize(numbers, count) for numbers in PAIRS.values())
+    cases.logits[np.arange(count), predicted] += 12
+    disputed = np.arange(count) % 2 == 0
+    return replace(cases, **{"name": "validation", "total": 400, "labels": labels, "disputed": disputed} | fields)
 
 
-def maps_of(errors: Errors, target: str = "pred") -> Maps:
-    rows = torch.arange(len(errors))
-    predicted, true, frog = (
-        errors.class_maps[rows, torch.from_numpy(c)] for c in (errors.predicted, errors.true, errors.true * 0 + 6)
-    )
-    chosen = {"pred": predicted, "true": true, "margin": predicted - true, "frog": frog}[target]
-    return Maps("layer4", "gradcam", target, 4000, predicted, true, chosen)
-
-
-def picture(count: int, target: str = "pred", chosen: list[int] | None = None) -> np.ndarray:
-    errors, images = made_up(count)
-    positions = np.array(range(count) if chosen is None else chosen, np.int64)
-    png = gallery.draw(errors, maps_of(errors, target), positions, images[positions], "largest loss first", "model.pt")
+def picture(cases: Cases, target: str = "pred", chosen: list[int] | None = None) -> np.ndarray:
+    positions = np.array(range(len(cases)) if chosen is None else chosen, np.int64)
+    png = gallery.draw(layer4_maps(cases, target), positions, "largest loss first", "model.pt")
     image = Image.open(io.BytesIO(png))
     assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
     return packed(np.array(image))
@@ -58,14 +39,33 @@ def picture(count: int, target: str = "pred", chosen: list[int] | None = None) -
 
 def packed(image: np.ndarray) -> np.ndarray:
     """One number a pixel."""
-    return image.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
+    return np.array(Image.fromarray(image).convert("RGBA")).view(np.uint32)[..., 0]
 
 
 def find(canvas: np.ndarray, tile: np.ndarray) -> list[tuple[int, int]]:
-    """Where a 32 x 32 tile lies on the canvas, enlarged six times, every pixel equal."""
-    large = packed(tile).repeat(6, 0).repeat(6, 1)
-    corners = np.argwhere(canvas[:-191, :-191] == large[0, 0])
-    return [(int(x), int(y)) for y, x in corners if np.array_equal(canvas[y : y + 192, x : x + 192], large)]
+    """Where a tile lies on the canvas, enlarged by the largest whole factor up to 192 pixels, every pixel equal."""
+    zoom = 192 // len(tile)
+    large = packed(tile).repeat(zoom, 0).repeat(zoom, 1)
+    size = len(large)
+    corners = np.argwhere(canvas[: 1 - size, : 1 - size] == large[0, 0])
+    return [(int(x), int(y)) for y, x in corners if np.array_equal(canvas[y : y + size, x : x + size], large)]
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, int, int]]:
+    """Every line that is written: its words, points, left and right end; none leaves the picture or its room."""
+    lines: list[tuple[str, float, int, int]] = []
+    write = gallery.Pen.text
+
+    def watched(self, place, text, points=8, bold=False, centred=False, room=math.inf):
+        width = write(self, place, text, points, bold, centred, room)
+        left = place[0] - (width // 2 if centred else 0)
+        lines.append((text, points, left, left + width))
+        assert left >= 0 and left + width <= self.canvas.width and width <= room, text
+        return width
+
+    monkeypatch.setattr(gallery.Pen, "text", watched)
+    return lines
 
 
 # Overlays
@@ -100,24 +100,21 @@ def test_margins_tell_their_sign_by_colour_on_grey():
 @pytest.mark.parametrize(
     ("target", "order"),
     [
-        ("pred", ["predicted", "true", "margin"]),
-        ("true", ["true", "predicted", "margin"]),
-        ("margin", ["margin", "predicted", "true"]),
-        ("frog", ["chosen", "predicted", "true", "margin"]),
+        ("pred", ["predicted", "rival", "margin"]),
+        ("true", ["rival", "predicted", "margin"]),
+        ("margin", ["margin", "predicted", "rival"]),
+        ("frog", ["chosen", "predicted", "rival", "margin"]),
     ],
 )
 def test_each_row_shows_its_own_image_and_its_own_maps(target: str, order: list[str]):
-    errors, images = made_up(6)
-    maps = maps_of(errors, target)
-    chosen = [4, 1, 5]
-    canvas = picture(6, target, chosen)
-    previous = 0
+    cases, chosen, previous = long_names(6), [4, 1, 5], 0
+    maps = layer4_maps(cases, target)
+    canvas = picture(cases, target, chosen)
     for position in chosen:
-        image = images[position : position + 1]
+        image = cases.pictures[position : position + 1]
         tiles = [image]
         for name in order:
-            values = getattr(maps, name)[position : position + 1]
-            shown, _ = display(values, 32, signed=name == "margin")
+            shown, _ = display(getattr(maps, name)[position : position + 1], 32, signed=name == "margin")
             tiles.append(gallery.overlay(image, shown, signed=name == "margin"))
         places = [find(canvas, tile[0])[:1] for tile in tiles]
         assert all(places), (position, places)
@@ -126,34 +123,40 @@ def test_each_row_shows_its_own_image_and_its_own_maps(target: str, order: list[
         assert places[0][0][1] > previous
         previous = places[0][0][1]
     for left_out in (0, 2, 3):
-        assert not find(canvas, images[left_out])
+        assert not find(canvas, cases.pictures[left_out])
 
 
 @pytest.mark.parametrize("count", [1, 12, 13, 61])
 def test_all_of_the_chosen_are_drawn_and_the_picture_stays_near_a_page(count: int):
-    _, images = made_up(count)
-    canvas = picture(count)
-    for image in images[:: max(1, count // 3)]:
-        assert len(find(canvas, image)) == 1
-    assert len(find(canvas, images[-1])) == 1
+    cases = long_names(count)
+    canvas = picture(cases)
+    for i in {0, count // 2, count - 1}:
+        assert len(find(canvas, cases.pictures[i])) == 1
     height, width = canvas.shape
     assert height <= 3200 or height < 2 * width
 
 
-def test_words_are_large_enough_and_stay_inside_their_column(monkeypatch: pytest.MonkeyPatch):
-    written: list[tuple[str, float, int, int]] = []
-    write = gallery.Pen.text
+@pytest.mark.parametrize(("side", "tile"), [(28, 168), (50, 150), (96, 192), (192, 192)])
+def test_pictures_of_any_side_keep_their_pixels(side: int, tile: int):
+    cases = long_names(2, side)
+    canvas = picture(cases)
+    for image in cases.pictures:
+        assert len(find(canvas, image)) == 1
+    assert gallery.enlarged(cases.pictures[0]).size == (tile, tile)
 
-    def watched(self, place, text, points=8, bold=False, centred=False):
-        width = write(self, place, text, points, bold, centred)
-        left = place[0] - (width // 2 if centred else 0)
-        written.append((text, points, left, left + width))
-        assert left >= 0 and left + width <= self.canvas.width, text
-        return width
 
-    monkeypatch.setattr(gallery.Pen, "text", watched)
-    picture(4, "frog")
-    picture(1)
+def test_pictures_larger_than_their_place_are_made_smaller(written):
+    cases = long_names(2, 250)
+    small = gallery.smaller(cases.pictures, 192)
+    assert len(find(picture(cases), small[1])) == 1
+    assert np.abs(small.mean((1, 2)) - cases.pictures.mean((1, 2))).max() < 1
+    text = " | ".join(line for line, *_ in written)
+    assert "250 x 250 pixels" in text and "a grid of 4 x 4 cells of 62.5 pixels" in text
+
+
+def test_words_are_large_enough_and_stay_inside_their_column(written):
+    picture(long_names(4), "frog")
+    picture(long_names(1))
     assert min(points for _, points, _, _ in written) >= 8
     text = " | ".join(line for line, *_ in written)
     for needed in (
@@ -161,9 +164,10 @@ def test_words_are_large_enough_and_stay_inside_their_column(monkeypatch: pytest
         "model.pt",
         "largest loss first",
         "Grad-CAM at layer4, a grid of 4 x 4 cells of 8 pixels: coarse; --layer layer3",
-        "validation image 2",
+        f"validation image {long_names(4).index[2]}",
         "label disputed",
-        "true class ranked 10 of 10",
+        "true class ranked ",
+        " of 10",
         "predicted automobile 9",
         "class frog",
     ):
@@ -175,25 +179,28 @@ def test_words_are_large_enough_and_stay_inside_their_column(monkeypatch: pytest
             assert right - left <= gallery.TILE + gallery.GAP, line
 
 
-def test_maps_without_positive_evidence_say_so(monkeypatch: pytest.MonkeyPatch):
-    written: list[str] = []
+def test_long_names_of_classes_and_files_lose_their_middle(written):
+    names = ("a flatcoated retriever that waits", "W" * 40)
+    files = (f"holiday/{'W' * 60}.png", "b/short.png")
+    cases = made_up(2, names, labels=None, files=files, name="own", total=2)
+    picture(cases, names[1])
+    text = " | ".join(line for line, *_ in written)
+    assert "2 pictures" in text and "second a flat" in text and "short.png" in text and "| loss" not in text
+    assert "WWWWWWWWW…" in text  # in the margin's words
+    rows = [(left, right) for line, _, left, right in written if "WWW" in line or "retriever" in line]
+    assert all(right - left <= gallery.TEXT_WIDTH for left, right in rows if left < gallery.TEXT_WIDTH)
 
-    def note(self, place, text, *rest, **named) -> int:
-        written.append(text)
-        return 0
 
-    monkeypatch.setattr(gallery.Pen, "text", note)
-    errors, images = made_up(3)
-    maps = maps_of(errors)
-    maps.predicted[:] = 1.0
-    maps.true[:] = 1.0
-    maps.true[1] = -1.0
-    gallery.draw(errors, maps, np.arange(3), images, "", "")
-    assert written.count("no positive evidence") == 1
+def test_maps_without_positive_evidence_say_so(written):
+    cases = long_names(3)
+    cases.class_maps[:] = 1.0
+    cases.class_maps[1, cases.rival[1]] = -1.0
+    picture(cases)
+    assert [line for line, *_ in written].count("no positive evidence") == 1
 
 
 def test_no_errors_give_a_picture_that_says_so():
-    canvas = picture(0)
+    canvas = picture(made_up(0))
     assert canvas.shape[0] < 500 and len(np.unique(canvas)) > 2
 
 
@@ -209,33 +216,31 @@ def test_percentages_never_claim_none_or_all(probability: float, text: str):
 
 
 def test_the_table_holds_every_error():
-    errors, _ = made_up(9)
-    rows = list(csv.DictReader(io.StringIO(outputs.errors_csv(errors).decode())))
+    cases = long_names(9)
+    rows = list(csv.DictReader(io.StringIO(outputs.table(cases).decode())))
     assert tuple(rows[0]) == outputs.COLUMNS
-    assert [int(row["index"]) for row in rows] == errors.index.tolist()
+    assert [int(row["index"]) for row in rows] == cases.index.tolist()
     for i, row in enumerate(rows):
-        assert (row["true"], row["predicted"]) == (CLASSES[errors.true[i]], CLASSES[errors.predicted[i]])
-        assert float(row["p_predicted"]) == pytest.approx(errors.probabilities[i].max(), abs=1e-6)
-        assert float(row["p_true"]) == pytest.approx(errors.probabilities[i, errors.true[i]], abs=1e-6)
-        assert float(row["loss"]) == pytest.approx(errors.loss[i], abs=1e-6)
-        assert (int(row["rank_of_true"]), int(row["label_disputed"])) == (10, int(errors.disputed[i]))
-    assert outputs.errors_csv(made_up(0)[0]).decode().splitlines() == [",".join(outputs.COLUMNS)]
+        assert (row["true"], row["predicted"]) == (CLASSES[cases.rival[i]], CLASSES[cases.predicted[i]])
+        assert float(row["p_predicted"]) == pytest.approx(cases.probabilities[i].max(), abs=1e-6)
+        assert float(row["p_true"]) == pytest.approx(cases.probabilities[i, cases.rival[i]], abs=1e-6)
+        assert float(row["loss"]) == pytest.approx(cases.loss[i], abs=1e-6)
+        assert (int(row["rank_of_true"]), int(row["label_disputed"])) == (cases.rank[i], int(cases.disputed[i]))
+    assert outputs.table(made_up(0)).decode().splitlines() == [",".join(outputs.COLUMNS)]
 
 
 def test_the_archive_holds_every_map_and_needs_no_pickle():
-    errors, _ = made_up(9)
-    maps = maps_of(errors, "margin")
-    data = outputs.heatmaps_npz(errors, maps)
+    cases = long_names(9)
+    maps = layer4_maps(cases, "margin", several=False)
+    data = outputs.archive(maps)
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        assert np.array_equal(archive["index"], errors.index)
-        assert np.array_equal(archive["predicted_maps"], maps.predicted.numpy())
-        assert np.array_equal(archive["true_maps"], maps.true.numpy())
-        assert np.array_equal(archive["maps"], (maps.predicted - maps.true).numpy())
-        assert np.array_equal(archive["layer4_class_maps"], errors.class_maps.numpy())
-        assert (str(archive["layer"]), str(archive["method"]), str(archive["target"])) == (
-            "layer4",
-            "gradcam",
-            "margin",
-        )
+        rows = np.arange(9)
+        assert np.array_equal(archive["index"], cases.index)
+        predicted, true = (cases.class_maps.numpy()[rows, classes] for classes in (cases.predicted, cases.rival))
+        for name, values in (("predicted_maps", predicted), ("true_maps", true), ("maps", predicted - true)):
+            assert np.array_equal(archive[name], values)
+        assert np.array_equal(archive["layer4_class_maps"], cases.class_maps.numpy())
+        words = [str(archive[name]) for name in ("layer", "method", "target")]
+        assert words == ["layer4", "gradcam", "margin"]
         assert archive["classes"].tolist() == list(CLASSES)
-    assert outputs.heatmaps_npz(*(lambda e: (e, maps_of(e, "margin")))(made_up(9)[0])) == data
+    assert outputs.archive(layer4_maps(long_names(9), "margin", several=False)) == data

@@ -1,6 +1,7 @@
 """explain/images.py: what is read, what is skipped with which reason, and that the model sees what predict() sees."""
 
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from explain import images
-from explain.images import classify, find, read
-from tests.trained import RESOLUTION, trained
-
-CPU = torch.device("cpu")
+from explain import images, study
+from explain.images import find, read
+from tests.cases import explainer
+from tests.trained import trained
 
 
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -30,37 +30,22 @@ def only(path: Path, side: int = 32) -> np.ndarray:
     return read([str(path)], side).inputs[0].permute(1, 2, 0).numpy()
 
 
-def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path):
+def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net, test = trained()
     shapes = [(32, 32), (48, 64), (17, 90), (300, 200), (1, 1)]
     pixels = [save(tmp_path / f"{i}.png", noise(*shape, seed=i)) for i, shape in enumerate(shapes)]
-    pixels += [save(tmp_path / f"{9 + i}.png", test.images[i].numpy()) for i in range(6)]
-    pictures = read([str(tmp_path)], RESOLUTION)
-    order = [Path(name).stem for name in pictures.names]
-    found = classify(net, pictures, CPU, "fp32")
-    names = [*map(str, range(len(shapes))), *(str(9 + i) for i in range(6))]
-    assert sorted(order) == sorted(names) and pictures.skipped == ()
-    for name, source in zip(names, pixels, strict=True):
-        i = order.index(name)
+    pixels += [save(tmp_path / f"{len(shapes) + i}.png", test.images[i].numpy()) for i in range(4)]
+    monkeypatch.setattr(study, "BATCH", 4)
+    found = study.of_pictures(explainer(net), [str(tmp_path)])
+    cases = found.cases
+    assert [Path(name).stem for name in cases.files] == [str(i) for i in range(9)] and found.skipped == ()
+    for i, source in enumerate(pixels):
         expected = net.predict(torch.from_numpy(source)[None])[0].numpy()
-        np.testing.assert_allclose(found.probabilities[i], expected, atol=1e-5)
-        assert [found.predicted[i], found.true[i]] == np.argsort(-expected)[:2].tolist()
-    assert found.files == pictures.names and found.rival == "second" and not found.disputed.any()
-    torch.testing.assert_close(found.class_maps.sum((2, 3)) + net.fc.bias.detach(), found.logits, rtol=1e-4, atol=1e-4)
-    assert pictures.tiles.shape == (11, images.TILE, images.TILE, 3)
-
-
-def test_many_pictures_in_batches_are_classified_as_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    net, test = trained()
-    for i in range(7):
-        save(tmp_path / f"{i}.png", test.images[i].numpy())
-    pictures = read([str(tmp_path)], RESOLUTION)
-    whole = classify(net, pictures, CPU, "fp32")
-    monkeypatch.setattr(images, "BATCH", 3)
-    done: list[int] = []
-    parts = classify(net, pictures, CPU, "fp32", done.append)
-    assert done == [3, 3, 1]
-    torch.testing.assert_close(parts.logits, whole.logits, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(cases.probabilities[i], expected, atol=1e-5)
+        assert [cases.predicted[i], cases.rival[i]] == np.argsort(-expected)[:2].tolist()
+    assert cases.labels is None and found.matrix is None and not cases.disputed.any()
+    torch.testing.assert_close(cases.class_maps.sum((2, 3)) + net.fc.bias.detach(), cases.logits, rtol=1e-4, atol=1e-4)
+    assert cases.pictures.shape == (9, images.TILE, images.TILE, 3)
 
 
 # Which files
@@ -97,8 +82,9 @@ def test_what_cannot_be_used_is_named_with_the_reason_and_the_rest_goes_on(
     (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
-    Image.new("1", (10_000, 10_000)).save(tmp_path / "large.png")
-    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    for name, claimed in (("large.png", 10_000), ("bomb.png", 20_000)):
+        header = data[12:16] + claimed.to_bytes(4, "big") * 2 + data[24:29]
+        (tmp_path / name).write_bytes(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:])
     decoded: list[tuple[int, int]] = []
     load = Image.Image.load
 

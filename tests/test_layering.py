@@ -145,7 +145,7 @@ def test_each_breach_is_found(path, source):
         ("engine/learner.py", "import torch\nfrom engine import model\nfrom . import runtime\nfrom .model import A"),
         ("pipeline/dali.py", "from nvidia.dali import fn\nimport numpy\nfrom pipeline.plan import order"),
         ("report/curves.py", "from engine import config\nimport pipeline.plan\nfrom report import progress"),
-        ("explain/errors.py", "from explain import cam\nfrom engine.model import A\nfrom pipeline import dali"),
+        ("explain/cases.py", "from explain import cam\nfrom engine.model import A\nfrom pipeline import dali"),
         ("bench/__main__.py", "import preflight\nfrom bench.core import clock\nfrom engine import model"),
         ("train.py", "import preflight, bench, explain, report, engine, pipeline\n" + "pass\n" * 149),
         ("preflight.py", "import importlib.util\nimport sys"),

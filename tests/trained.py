@@ -7,11 +7,15 @@ one. So evidence for the label has a place and evidence for the likeliest wrong 
 from dataclasses import dataclass
 from functools import cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from engine.model import ResNet, resize
+from explain.cases import Cases
+from pipeline.cifar10 import CLASSES
+from tests.cases import explainer
 
 SIDE = 32
 GLYPH = 12
@@ -76,3 +80,22 @@ def trained() -> tuple[ResNet, Glyphs]:
                 schedule.step()
     torch.set_num_threads(threads)
     return model.eval(), glyphs(1000, seed=2)
+
+
+@cache
+def wrong_cases() -> Cases:
+    """The images of those that the net gets wrong."""
+    model, test = trained()
+    outcome = explainer(model).examine([(test.inputs, test.labels)])
+    return Cases(
+        name="test",
+        total=len(test.labels),
+        classes=CLASSES,
+        index=outcome.index,
+        labels=test.labels.numpy()[outcome.index],
+        logits=outcome.logits[outcome.index],
+        class_maps=outcome.class_maps,
+        inputs=outcome.inputs,
+        pictures=test.images.numpy()[outcome.index],
+        disputed=np.zeros(len(outcome.index), bool),
+    )

@@ -1,0 +1,193 @@
+"""The images that are explained, and their heatmaps: the errors of a data set, or pictures of one's own.
+
+An error has a label, which the prediction missed. A picture of one's own has none: there the runner-up takes the place
+of the true class, so that the margin says why this class and not the next. `Cases.rival` is the one or the other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from explain.cam import margin
+from pipeline.cifar10 import UInt8
+
+Array = npt.NDArray[np.generic]
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cases:
+    """E of the `total` images that a model of C classes has seen; every array starts with E."""
+
+    name: str
+    """Of the set that they are from, such as "test"."""
+    total: int
+    classes: tuple[str, ...]
+    index: Ints
+    """Place in the set, rising."""
+    labels: Ints | None
+    """(E,) true classes, or None of pictures without labels."""
+    logits: Tensor
+    """(E, C) float32."""
+    class_maps: Tensor
+    """(E, C, h, w) float32, raw maps of the last stage."""
+    inputs: Tensor
+    """(E, 3, R, R) uint8, as the model saw them."""
+    pictures: UInt8
+    """(E, S, S, 3), the same to look at."""
+    files: tuple[str, ...] = ()
+    """(E,) where they come from, if they are files."""
+    disputed: Bools
+    """(E,) annotators disagree about the label."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def order(self) -> Ints:
+        """(E, C) classes, the likeliest first."""
+        return self.logits.argsort(dim=1, descending=True, stable=True).numpy()
+
+    @cached_property
+    def predicted(self) -> Ints:
+        """(E,) the class of the largest logit."""
+        return self.logits.argmax(1).numpy()
+
+    @property
+    def rival(self) -> Ints:
+        """(E,) the true class, or the runner-up where there are no labels."""
+        return self.order[:, 1] if self.labels is None else self.labels
+
+    @property
+    def rival_is(self) -> str:
+        """What `rival` holds: "true" or "second"."""
+        return "second" if self.labels is None else "true"
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """(E, C) softmax."""
+        return self.logits.double().softmax(1).numpy()
+
+    @cached_property
+    def loss(self) -> Floats:
+        """(E,) cross-entropy of the rival class in nats."""
+        return F.cross_entropy(self.logits.double(), torch.from_numpy(self.rival), reduction="none").numpy()
+
+    @cached_property
+    def rank(self) -> Ints:
+        """(E,) place of the rival class in `order`, from 1."""
+        return 1 + (self.order == self.rival[:, None]).argmax(1)
+
+    def probability(self, classes: Ints) -> Floats:
+        """(E,) probability of the given class of each image."""
+        return np.take_along_axis(self.probabilities, classes[:, None], 1)[:, 0]
+
+    def title(self, position: int) -> str:
+        """What a person calls the image: its file, or its place in the set."""
+        return self.files[position] if self.files else f"{self.name} image {self.index[position]}"
+
+    def every(self, name: str) -> Ints:
+        """(E,) the class of that name. Raises ValueError where the model has none."""
+        return np.full(len(self), class_number(name, self.classes))
+
+    def likeliest(self, count: int, always: Ints) -> Ints:
+        """(E, K) at most `count` classes of each image, the likeliest first, those of `always` (E, T) among them."""
+        wanted = np.zeros(self.probabilities.shape, bool)
+        np.put_along_axis(wanted, always, True, 1)
+        kept = np.argsort(-self.probabilities - wanted, axis=1, kind="stable")[:, :count]
+        order = np.argsort(-np.take_along_axis(self.probabilities, kept, 1), axis=1, kind="stable")
+        return np.take_along_axis(kept, order, 1)
+
+    def select(self, sort: str = "loss", true: str = "any", predicted: str = "any", seed: int = 0) -> Ints:
+        """Positions of the images between two classes (or "any"), largest loss or confidence first, or as named.
+
+        Equal values stay in order of their index, so the order is always the same.
+
+        Raises:
+            ValueError: unknown order or class, or no image matches.
+        """
+        keys: dict[str, Callable[[], Array]] = {
+            "loss": lambda: -self.loss,
+            "confidence": lambda: -self.probability(self.predicted),
+            "index": lambda: self.index,
+            "random": lambda: np.random.default_rng(seed).permutation(len(self)),
+        }
+        if sort not in keys:
+            raise ValueError(f"--sort is {sort}: it must be one of {', '.join(keys)}")
+        keep = np.ones(len(self), bool)
+        for name, classes in ((true, self.rival), (predicted, self.predicted)):
+            if name != "any":
+                keep &= classes == class_number(name, self.classes)
+        if len(self) and not keep.any():
+            what = "pictures is of" if self.labels is None else f"errors is of true class {true} and"
+            raise ValueError(f"none of the {len(self)} {what} predicted class {predicted}")
+        order = np.argsort(keys[sort](), kind="stable")
+        return order[keep[order]]
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """Raw, signed heatmaps of all cases, of T classes each."""
+
+    cases: Cases
+    layer: str
+    method: str
+    target: str
+    """What is asked for: "pred", "true", "margin" (predicted minus rival) or the name of a class."""
+    classes: Ints
+    """(E, T) whose maps they are; the predicted class, the rival and the target are among them."""
+    values: Tensor
+    """(E, T, h, w) float32."""
+
+    @property
+    def computed(self) -> int:
+        """How many were computed: at layer4 those of all classes of all images."""
+        return self.cases.total * len(self.cases.classes) if self.layer == "layer4" else self.classes.size
+
+    def of(self, classes: Ints) -> Tensor:
+        """(E, h, w), the map of the given class of each image."""
+        return self.values[np.arange(len(classes)), (self.classes == classes[:, None]).argmax(1)]
+
+    @property
+    def predicted(self) -> Tensor:
+        return self.of(self.cases.predicted)
+
+    @property
+    def rival(self) -> Tensor:
+        return self.of(self.cases.rival)
+
+    @property
+    def margin(self) -> Tensor:
+        return margin(self.predicted, self.rival)
+
+    @property
+    def chosen(self) -> Tensor:
+        """Of `target`."""
+        if self.target in ("pred", "true", "margin"):
+            return {"pred": self.predicted, "true": self.rival, "margin": self.margin}[self.target]
+        return self.of(self.cases.every(self.target))
+
+    def plain(self) -> dict[str, Any]:
+        """What they are, for JSON."""
+        what = {"layer": self.layer, "method": self.method, "target": self.target}
+        return {**what, "maps": len(self.cases), "maps_computed": self.computed}
+
+
+def class_number(name: str, classes: Sequence[str]) -> int:
+    """Place of a class among the names.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in classes:
+        raise ValueError(f"class {name!r} is unknown: it is none of the model's {len(classes)} classes")
+    return classes.index(name)

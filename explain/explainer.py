@@ -1,0 +1,158 @@
+"""A trained model, ready to classify images and to say what it looked at.
+
+    explainer = Explainer.of(checkpoint.load("model.pt"))
+    outcome = explainer.examine(batches)
+    maps = explainer.explain(cases, "layer3", "gradcam", "pred")
+
+The pass over the images itself yields layer4's maps of all classes; other layers need one more forward and backward
+pass, over the cases alone. `python gradcam.py` does this for the test set.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine import runtime
+from engine.checkpoint import Checkpoint
+from engine.machine import Machine
+from engine.model import ResNet
+from explain.cam import class_maps, evaluating, heatmaps
+from explain.cases import Cases, Ints, Maps
+from pipeline.cifar10 import CLASSES
+
+BATCH = 250
+SEVERAL = 10
+"""Classes of each image whose maps a page holds: all of CIFAR-10's, and the likeliest of a larger set."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What one pass over a set found, on the CPU: N images, C classes; E of the images are cases, to be explained."""
+
+    logits: Tensor
+    """(N, C) float32."""
+    index: Ints
+    """(E,) places of the misclassified images, rising; without labels, of all."""
+    class_maps: Tensor
+    """(E, C, h, w) float32, raw maps of the last stage."""
+    inputs: Tensor
+    """(E, 3, R, R) uint8, channels_last, as the model saw them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explainer:
+    model: ResNet
+    """On the machine's device; used in eval mode and left as it was."""
+    machine: Machine
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, device: str = "auto", precision: str = "checkpoint", threads: int = 0) -> Self:
+        """The checkpoint's model on a device; sets torch's threads and fast paths.
+
+        Args:
+            device: "auto", "cuda" or "cpu".
+            precision: "bf16", "fp16" or "fp32" of the convolutions, or "checkpoint" for what it was evaluated in.
+            threads: of the CPU; 0 for one per core.
+
+        Raises:
+            ValueError: the device is not here, or cannot compute in that precision.
+        """
+        place = runtime.pick_device(device)
+        if precision == "checkpoint":
+            precision = checkpoint.metrics.get("precision", "auto")
+            if precision == "fp16" and place.type == "cpu":
+                precision = "fp32"  # fp16 is for GPUs alone
+        threads = runtime.configure(place, threads)
+        return cls(checkpoint.model.to(place), Machine(place, runtime.pick_precision(place, precision), threads))
+
+    def __str__(self) -> str:
+        net = self.model
+        return f"ResNet-{net.depth} of width {net.width} at {net.resolution} px in {self.machine.precision}"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The machine's precision, for a forward pass."""
+        return runtime.autocast(self.machine.device, self.machine.precision)
+
+    def examine(
+        self,
+        batches: Iterable[tuple[Tensor, Tensor | None]],
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> Outcome:
+        """One pass over images (B, 3, R, R) uint8 and labels (B,) int64, -1 of padding, or None without labels.
+
+        Args:
+            batches: one or more, on the machine's device.
+            on_batch: called after each batch with the number of its images.
+
+        Raises:
+            ValueError: a logit is not a finite number.
+        """
+        parts: list[tuple[Tensor, ...]] = []
+        with evaluating(self.model), torch.no_grad(), self.autocast():
+            for images, labels in batches:
+                features = self.model.features(images)
+                logits = self.model.head(features)
+                maps = class_maps(features, self.model.fc)
+                cases = counted = torch.ones(len(images), dtype=torch.bool, device=images.device)
+                if labels is not None:
+                    counted = labels >= 0
+                    cases = counted & (logits.argmax(1) != labels)
+                kept = (logits[counted], cases[counted], maps[cases], images[cases])
+                parts.append(tuple(t.cpu() for t in kept))
+                on_batch(len(parts[-1][0]))
+        logits, cases, maps, inputs = (torch.cat(column) for column in zip(*parts, strict=True))
+        bad = int((~logits.isfinite()).any(1).sum())
+        if bad:
+            what = f"the model's logits are not finite for {bad} of {len(logits)} images"
+            raise ValueError(f"{what}: its weights are spoilt")
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return Outcome(logits, np.flatnonzero(cases.numpy()), maps, inputs)
+
+    def explain(
+        self,
+        cases: Cases,
+        layer: str,
+        method: str,
+        target: str,
+        several: bool = False,
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> Maps:
+        """Heatmaps of every case for its predicted class, its rival and the target.
+
+        Args:
+            layer: one of engine.model.STAGES; layer4's maps are those of the pass over the images.
+            method: one of explain.cam.METHODS.
+            target: "pred", "true", "margin" (predicted minus rival) or the name of a class.
+            several: also the maps of other classes, SEVERAL in all.
+            on_batch: called after each batch with the number of its images.
+
+        Raises:
+            ValueError: unknown layer, method or target.
+        """
+        columns = [cases.predicted, cases.rival]
+        if target not in ("pred", "true", "margin"):
+            columns.append(cases.every(target))
+        classes = np.stack(columns, 1)
+        if several:
+            few = len(cases.classes) <= SEVERAL
+            every = np.tile(np.arange(len(cases.classes)), (len(cases), 1))
+            classes = every if few else cases.likeliest(SEVERAL, classes)
+        if layer == "layer4":
+            values = cases.class_maps[np.arange(len(cases))[:, None], classes]
+            on_batch(len(cases))
+            return Maps(cases, layer, method, target, classes, values)
+        parts = []
+        with self.autocast():
+            for images, wanted in zip(cases.inputs.split(BATCH), torch.from_numpy(classes).split(BATCH), strict=True):
+                parts.append(heatmaps(self.model, images, wanted, layer, method, BATCH).cpu())
+                on_batch(len(images))
+        return Maps(cases, layer, method, target, classes, torch.cat(parts))
