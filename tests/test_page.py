@@ -605,6 +605,7 @@ def test_pages_of_other_numbers_of_classes_and_other_sides(window: Browser, tmp_
     window.put("map", str(last))
     known = last in kept
     assert ("none of its likeliest" in window.text(f"#error-{i} .tag")) != known
+    assert study.matrix is not None
     true, said, n = top_confusions(study.matrix, 1)[0]
     window.run(f'document.querySelector(\'#matrix [data-true="{true}"][data-pred="{said}"]\').click()')
     assert window.text("#count") == (f"{n} of 30 shown" if n < 30 else "30 shown")
