@@ -68,6 +68,7 @@ def test_help_of_each_command_lists_its_flags(command, capsys):
         return
     assert "--out" in out and ("--only" in out) == (command in ("ablate", "gpu-check"))
     assert ("--width" in out and "--resolutions" in out and "--max-lr" in out) == (command != "gpu-check")
+    assert ("a preset: full, cpu, smoke" in " ".join(out.split())) == (command != "gpu-check")
     assert "--resume" not in out and "--run-dir" not in out
 
 

@@ -64,12 +64,13 @@ def parse(
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
     values = PRESETS[preset].values("weights", "network", "batches", "machine")
+    summary = (about or "").split("\n\n")[0]
     return tyro.cli(
         kind,
         default=kind(preset=preset, **values | ({} if named else changes)),
         args=list(arguments[named:]),
         prog=f"python -m bench {command}".rstrip(),
-        description=(about or "").split("\n\n")[0],
+        description=f"{summary} Before the flags may stand a preset: {', '.join(PRESETS)}.",
     )
 
 
