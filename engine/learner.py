@@ -171,6 +171,11 @@ class Learner:
         return time.perf_counter() - start
 
     @property
+    def needs_warm_up(self) -> bool:
+        """Whether `warm_up` has something to do."""
+        return self.machine.compiled or self.records or self._world.size > 1
+
+    @property
     def records(self) -> bool:
         """Whether each shape of batch gets a CUDA graph of the whole step.
 

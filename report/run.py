@@ -77,7 +77,7 @@ class Run:
         self.reporter.choice(preset, self.config, self.machine)
         for note in self.keeper.notes:
             self.reporter.say(note)
-        if self.machine.compiled or self.world.size > 1 or self.learner.records:
+        if self.learner.needs_warm_up:
             with self.clock.on("compile"):
                 self.learner.warm_up(self.loader.plan.share)
             for note in self.learner.notes:

@@ -58,9 +58,11 @@ class Trainer:
         plan = Plan(count=len(self.train.images), **config.drawn())
         loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution, MEAN_COLOUR)
         learner = Learner(self._model(config), config, plan.steps_per_epoch, machine)
-        if machine.compiled:
+        if learner.needs_warm_up:
             say("compiling")
             learner.warm_up(plan.batch_size)
+            for note in learner.notes:
+                say(note)
         seconds, images = 0.0, 0
         with runtime.memory_advice(config.batch_size, machine.device):
             for epoch in range(config.epochs):
