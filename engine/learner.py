@@ -146,9 +146,9 @@ class Learner:
         start = time.perf_counter()
         before = self._on_device()
         self.model.train()
-        # On CUDA in a stream of its own: what is recorded may meet nothing of the default stream, and autograd keeps
-        # each parameter's node on the stream where it was made.
-        stream = torch.cuda.Stream() if self.device.type == "cuda" else None
+        # What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the stream
+        # where it was made.
+        stream = torch.cuda.Stream() if self.records else None
         if stream:
             stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -80,6 +81,8 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
     if device.type == "cpu":
         _keep_freed_memory()
     if device.type == "cuda":
+        # What is in float32 here, the head, is meant to be exact.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         torch.backends.cudnn.benchmark = True
         if deterministic:
             torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process

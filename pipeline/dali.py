@@ -49,6 +49,9 @@ class DaliLoader:
     ) -> None:
         if plan.count != len(split.images):
             raise ValueError(f"the plan is for {plan.count} images, but the data set has {len(split.images)}")
+        if device.type == "cuda" and plan.cutout and plan.share < CHUNKS:
+            # Seen on an H200, DALI 2.4.0, batch 5: the first batch came out wrong. From 9 on all were right.
+            raise ValueError(f"--batch-size is {plan.batch_size}: on a GPU each process needs {CHUNKS} images or more")
         self.plan, self.device, self.threads, self.resolution = plan, device, threads, resolution
         self.fill, self.pad_last = tuple(map(float, fill)), pad_last
         self.labels = split.labels.astype(np.int64)
@@ -122,7 +125,7 @@ class DaliLoader:
         """The graph's inputs in its order, each CHUNKS arrays."""
         draws, labels = batch
         chunks = min(CHUNKS, len(labels))
-        # Fewer images than chunks: the first chunks are empty. Seen on a GPU: images came out wrong after an empty one.
+        # Where there are fewer images than chunks, the first chunks are empty.
         bounds = [0] * (CHUNKS - chunks) + [len(labels) * i // chunks for i in range(chunks + 1)]
         parts = [slice(a, b) for a, b in pairwise(bounds)]
         chunk, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)

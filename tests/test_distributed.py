@@ -199,7 +199,8 @@ def test_synchronised_batch_norm_learns_what_one_process_learns_from_whole_batch
         own.train_step(images, labels)
     found = torch.load(tmp_path / "weights.pt", map_location=device)
     for name, expected in own.model.state_dict().items():
-        torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-9, msg=name)
+        if expected.is_floating_point():  # torch's synchronised batch norm counts its batches, ours does not
+            torch.testing.assert_close(found[name], expected, rtol=1e-9, atol=1e-9, msg=name)
 
 
 # Under torchrun: see `train` in tests/ranks.py
