@@ -146,8 +146,8 @@ class Learner:
         start = time.perf_counter()
         before = self._on_device()
         self.model.train()
-        # What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the stream
-        # where it was made.
+        # What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the
+        # stream where it was made.
         stream = torch.cuda.Stream() if self.records else None
         if stream:
             stream.wait_stream(torch.cuda.current_stream())

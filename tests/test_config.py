@@ -149,6 +149,6 @@ def test_presets_differ_and_keep_what_they_are_for():
     assert not differences(full, replace(full, out="x", run_dir="y", threads=3, device="cpu", checkpoint_every=1.0))
     assert differences(full, replace(full, seed=1, width=8, max_lr=1.0)) == [
         "--width 64 -> 8",
-        "--max-lr 0.2 -> 1.0",
+        "--max-lr 0.1 -> 1.0",
         "--seed 0 -> 1",
     ]
