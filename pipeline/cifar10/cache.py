@@ -1,0 +1,185 @@
+"""CIFAR-10's cache: one verified file of 184 MB that survives clones of this repository.
+
+The data folder is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folder. A `CIFAR10_DIR` that cannot be
+written is read, and the cache goes to the XDG cache folder.
+"""
+
+import errno
+import fcntl
+import itertools
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.cifar10 import facts, sources
+from pipeline.cifar10.sources import DISK_FULL, Arrays, say
+from pipeline.split import Split, sha256
+
+FOLDER_NAME = "cifar10-resnet18"
+CACHE_NAME = "cifar10.u8"
+WORK_NAME = ".cifar10-preparing"
+LOCK_NAME = ".cifar10-lock"
+
+
+def load(part: str, progress: bool = True) -> Split:
+    """The "train" or the "test" images, verified, from the cache, which is prepared first where it is not good.
+
+    Reads and verifies the arrays of this part only, so that a run on "train" never opens the test set. `progress`
+    shows preparation on stderr.
+
+    Raises:
+        ValueError: an offline copy is damaged or foreign, or there is no such part.
+        OSError: no source can be reached, or the cache cannot be written.
+    """
+    if part not in ("train", "test"):
+        raise ValueError(f'the part is "train" or "test", not {part!r}')
+    for folder in folders():
+        found = _open(folder / CACHE_NAME, part)
+        if found:
+            return found
+    path, _ = prepare(progress)
+    found = _open(path, part)
+    if not found:
+        raise ValueError(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
+    return found
+
+
+def prepare(progress: bool = True) -> tuple[Path, str]:
+    """The path of a complete, verified cache file, built where it is missing or damaged, and the source it came from.
+
+    Processes that prepare at the same time take turns, and all but the first find the work done. The file is written
+    beside its place, synchronised and renamed. Raises as `load` does.
+    """
+    searched = folders()
+    for folder in searched:
+        path = folder / CACHE_NAME
+        fault = _fault(path)
+        if not fault:
+            return path, "cache"
+        if path.exists():
+            say(f"{path} is damaged ({fault}): building the cache anew")
+    home = searched[-1]
+    path, work = home / CACHE_NAME, home / WORK_NAME
+    with _alone(home, progress):
+        if not _fault(path):  # another process was first
+            return path, "cache"
+        shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: whoever holds the lock is alone
+        work.mkdir()
+        try:
+            arrays, source = sources.obtain(searched, work, progress)
+            if wrong := _wrong(arrays):
+                raise ValueError(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
+            _write(arrays, work / CACHE_NAME, path)
+        except OSError as error:
+            if error.errno not in DISK_FULL:
+                raise
+            advice = "preparing CIFAR-10 takes 0.5 GB for a moment and 0.2 GB for good; free some or set CIFAR10_DIR"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}: {advice}", str(home)) from None
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    return path, source
+
+
+def folders() -> list[Path]:
+    """Where a cache or an offline copy may be, in the order of search; the last one is written to."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    xdg = (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / FOLDER_NAME
+    named = os.environ.get("CIFAR10_DIR")
+    if not named:
+        return [xdg]
+    folder = Path(named).expanduser().absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"CIFAR10_DIR: {folder} is not a folder; name the folder that holds the file")
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        return [folder, xdg]
+    return [folder]
+
+
+def _cached(path: Path, names: tuple[str, ...]) -> Arrays:
+    """The named arrays of a cache file; nothing where the file is missing or of another size.
+
+    Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and a file that is
+    cut short cannot end the process. The training set takes 0.05 s once the system has the file in memory.
+    """
+    sizes = [math.prod(shape) for shape in facts.SHAPES.values()]
+    if not path.is_file() or path.stat().st_size != sum(sizes):
+        return {}
+    offsets = dict(zip(facts.SHAPES, itertools.accumulate(sizes, initial=0), strict=False))
+    arrays = {}
+    for name in names:
+        count = math.prod(facts.SHAPES[name])
+        array = np.fromfile(path, np.uint8, count, offset=offsets[name])
+        if len(array) != count:
+            return {}
+        array.flags.writeable = False
+        arrays[name] = array.reshape(facts.SHAPES[name])
+    return arrays
+
+
+def _open(path: Path, part: str) -> Split | None:
+    """A part of a cache file, or nothing where that is missing or damaged; the other part is not touched."""
+    arrays = _cached(path, (f"{part}_images", f"{part}_labels"))
+    if not arrays or _wrong(arrays):
+        return None
+    images, labels = arrays.values()
+    return Split(
+        images=images,
+        labels=labels.astype(np.int64),
+        name=part,
+        classes=facts.CLASSES,
+        disputed=facts.DISPUTED_TEST_INDICES if part == "test" else (),
+        shuffled=True,
+        known_statistics=(facts.MEAN, facts.STD),
+    )
+
+
+def _fault(path: Path) -> str:
+    """What is wrong with a cache file, all its bytes considered; nothing where all is well."""
+    arrays = _cached(path, tuple(facts.SHAPES))
+    return ", ".join(_wrong(arrays)) if arrays else "its size"
+
+
+def _wrong(arrays: Arrays) -> list[str]:
+    """Names of the arrays whose bytes are not CIFAR-10's."""
+    return [name for name, array in arrays.items() if sha256(array) != facts.SHA256[name]]
+
+
+@contextmanager
+def _alone(folder: Path, progress: bool) -> Iterator[None]:
+    """Holds the folder's lock, which the system frees however the process ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        advice = "the cache folder cannot be written; set CIFAR10_DIR to one that can"
+        raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None
+    with os.fdopen(lock):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                say(f"waiting for another process that prepares {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            advice = "this file system has no locks; set CIFAR10_DIR to a local folder"
+            raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None
+        yield
+
+
+def _write(arrays: Arrays, temporary: Path, path: Path) -> None:
+    with open(temporary, "wb") as file:
+        for name in facts.SHAPES:
+            file.write(arrays[name])
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

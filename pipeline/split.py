@@ -1,0 +1,100 @@
+"""A split: the images of one part of a data set, their labels, and what is known of them."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+UInt8 = npt.NDArray[np.uint8]
+Int64 = npt.NDArray[np.int64]
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Split:
+    """n images of S x S pixels; the arrays are not to be written to.
+
+    Args:
+        images: (n, S, S, 3) uint8 RGB.
+        labels: (n,) int64, places in `classes`.
+        name: what a person calls this part: "train", "test", "training" (what is left of "train") or "validation".
+        classes: name of each class.
+        files: where each image comes from, for a folder of pictures; else empty.
+        disputed: places of the images about whose label annotators disagree; empty where nothing is known.
+        shuffled: the order of the images says nothing of their class, so that any run of them is a fair sample.
+        known_statistics: mean and standard deviation of each channel, where they need not be computed.
+    """
+
+    images: UInt8
+    labels: Int64
+    name: str
+    classes: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    disputed: tuple[int, ...] = ()
+    shuffled: bool = False
+    known_statistics: tuple[Channels, Channels] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def side(self) -> int:
+        """S, in pixels."""
+        return self.images.shape[1]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the images' bytes and then the labels', these in as few bytes each as the largest one needs.
+
+        0.15 s for 50,000 images of 32 x 32 pixels.
+        """
+        return sha256(self.images, self.labels.astype(np.min_scalar_type(self.labels.max(initial=0))))
+
+    @cached_property
+    def statistics(self) -> tuple[Channels, Channels]:
+        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
+        return self.known_statistics or channel_statistics(self.images)
+
+    def sample(self, count: int) -> UInt8:
+        """At most `count` images (k, S, S, 3) that stand for all: the first ones, or evenly spaced if not shuffled."""
+        if self.shuffled or len(self) <= count:
+            return self.images[:count]
+        return self.images[np.linspace(0, len(self) - 1, count).astype(np.int64)]
+
+    def take(self, places: slice | Int64, name: str) -> "Split":
+        """The images at some places, in that order; a slice copies nothing."""
+        old = np.arange(len(self))[places]
+        return replace(
+            self,
+            images=self.images[places],
+            labels=self.labels[places],
+            name=name,
+            files=tuple(self.files[i] for i in old) if self.files else (),
+            disputed=tuple(np.flatnonzero(np.isin(old, self.disputed)).tolist()),
+        )
+
+
+def channel_statistics(images: UInt8) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel over all pixels of all images, in units of 0..1.
+
+    Exact, from counts of the 256 levels; the deviation is that of all pixels, not the mean of each image's own.
+    """
+    counts = np.zeros((3, 256))
+    for start in range(0, len(images), 5000):
+        for channel in range(3):
+            counts[channel] += np.bincount(images[start : start + 5000, ..., channel].ravel(), minlength=256)
+    levels = np.arange(256) / 255
+    weights = counts / counts.sum(axis=1, keepdims=True)
+    mean = weights @ levels
+    deviation = np.sqrt((weights * (levels - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def sha256(*arrays: npt.NDArray[np.generic]) -> str:
+    """SHA-256, in hexadecimal, of the bytes of arrays one after the other, in C order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
