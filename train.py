@@ -25,12 +25,12 @@ from engine.config import Config, default_preset, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
-from engine.model import MEAN_COLOUR, create
+from engine.model import create
 from engine.resume import State
 from engine.stopwatch import Stopwatch
 from pipeline.dali import DaliLoader, evaluation_loader
+from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from pipeline.splits import training_splits
 from report.run import Run
 
 
@@ -40,19 +40,19 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
-        train, reported = training_splits(config.validate, config.generated)
-        plan = Plan(count=len(train.images), rank=world.rank, world=world.size, **config.drawn())
-        loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution, fill=MEAN_COLOUR)
+        train, reported = open_dataset(config.data).splits(config.validate)
+        plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
+        loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
         test = evaluation_loader(
             reported, config.resolution, machine.device, machine.threads, rank=world.rank, world=world.size
         )
 
-    model = create(config, train.images).to(machine.device).to(memory_format=torch.channels_last)
+    model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, len(loader), machine)
     if state.path:
-        resume.restore(learner, state, config, train.sha256)
+        resume.restore(learner, state, config, train.digest)
 
-    with Run(state, learner, loader, train.sha256, reported.name, clock) as run:
+    with Run(state, learner, loader, train.digest, reported.name, clock) as run:
         run.begin(preset)
         for epoch in range(run.epochs_done, config.epochs):
             # -----------------------------------------------------------------------------------------------------

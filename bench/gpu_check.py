@@ -112,7 +112,7 @@ def parts(work: Path, device: str, quick: bool) -> dict[str, Part]:
     model, run, picture = (str(at["full"] / name) for name in ("model.pt", "run", "gallery.png"))
     train = (python, "train.py", "smoke" if quick else "full", *where, "--out", model, "--run-dir", run)
     explain = (python, "gradcam.py", *where, "--ckpt", model, "--out", picture)
-    small = ("--quick", "--generated", "--width", "8", "--resolutions", "16") if quick else ()
+    small = "--quick --data generated --width 8 --resolutions 16".split() if quick else ()
 
     def bench(name: str, *command: str, size: int = 32 if quick else 512) -> tuple[str, ...]:
         flags = (*where, "--out", str(at[name]), "--batch-size", str(size), *small)

@@ -4,11 +4,15 @@ Format: a `torch.save` archive of one dict of plain values and tensors (so that 
 it and nothing in it can run), with the keys
 
     format   "cifar10-resnet model" or "cifar10-resnet resume"
-    version  1
+    version  2
     sha256   hexadecimal digest over the names, types, shapes and bytes of all the rest
     config   the run's Config as a dict
-    model:   weights (name -> tensor), metrics (name -> number or string)
+    model:   classes (list of names), weights (name -> tensor; the images' mean and std among them), metrics (name ->
+             number or string)
     resume:  what engine/resume.py says
+
+Version 1 is read too. It knew CIFAR-10 and generated images alone: it has no classes, and its config says `generated`
+(true or false) where `data` stands today.
 
 A file is not trusted: it is read only up to a size, its zip members must be stored as they are and fit into it, its
 pickle may name nothing but tensors, and what it unpacks to may be no larger than the file.
@@ -34,7 +38,12 @@ from engine.config import Config
 from engine.model import ResNet
 from ground.files import write_whole
 
-VERSION = 1
+VERSION = 2
+# fmt: off
+CLASSES_OF_VERSION_1 = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+# fmt: on
 MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
 MAX_PICKLE_BYTES = 16 * 2**20  # 10,000 epochs' rows have 3 MB
 # Values and letters outside tensors, in all and for each byte of the pickles. A pickle names what it holds already by
@@ -63,7 +72,7 @@ def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[st
         OSError: the file cannot be written; one that was there before is intact.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    content = {"config": config_dict(config), "weights": weights, "metrics": metrics}
+    content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
     write(path, MODEL, content)
 
 
@@ -75,14 +84,21 @@ def load(path: str | Path) -> Checkpoint:
         ValueError: it is damaged, or no checkpoint of this program.
     """
     content = read(path, MODEL)
-    if content.keys() != {"config", "weights", "metrics"} or not isinstance(content["metrics"], dict):
+    classes = content.get("classes")
+    if (
+        content.keys() != {"config", "classes", "weights", "metrics"}
+        or not isinstance(content["metrics"], dict)
+        or not (isinstance(classes, list) and classes)
+        or not all(isinstance(name, str) and name.isprintable() for name in classes)
+    ):
         raise ValueError(f"{path} is no model checkpoint of this version of the program")
     config = config_from(content["config"], path)
     with torch.device("meta"):  # a file that only claims to be wide takes no memory
-        expected = ResNet(config.depth, config.width, config.resolutions[-1]).state_dict()
+        expected = ResNet(classes, config.depth, config.width, config.resolutions[-1]).state_dict()
     if _forms(content["weights"]) != _forms(expected):
-        raise ValueError(f"{path}: the weights do not fit a ResNet-{config.depth} of width {config.width}")
-    model = ResNet(config.depth, config.width, config.resolutions[-1])
+        network = f"ResNet-{config.depth} of width {config.width} with {len(classes)} classes"
+        raise ValueError(f"{path}: the weights do not fit a {network}")
+    model = ResNet(classes, config.depth, config.width, config.resolutions[-1])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, content["metrics"])
@@ -162,8 +178,8 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         if not isinstance(content, dict) or content.pop("format", None) != kind:
             raise _RefusedError("train one with `make train`")
         version, expected = content.pop("version", None), content.pop("sha256", None)
-        if version != VERSION:
-            raise _RefusedError(f"it has format version {version!r:.20}, this program reads {VERSION}")
+        if version not in (1, VERSION):
+            raise _RefusedError(f"it has format version {version!r:.20}, this program reads 1 and {VERSION}")
         found = digest(content, len(data), min(MAX_PLAIN_PER_BYTE * plain, MAX_PLAIN))
     except _RefusedError as error:
         raise ValueError(f"{foreign}: {error}") from error
@@ -171,7 +187,14 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
     if found != expected:
         raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
-    return content
+    return _from_version_1(content) if version == 1 else content
+
+
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    config = content.get("config")
+    if isinstance(config, dict):
+        config["data"] = "generated" if config.pop("generated", False) else "cifar10"
+    return content | ({"classes": list(CLASSES_OF_VERSION_1)} if "weights" in content else {})
 
 
 class _RefusedError(Exception):

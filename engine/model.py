@@ -5,6 +5,9 @@ have 11,173,962 parameters. Images come in as uint8; normalising is the model's 
 given any uint8 picture and the data pipeline moves a quarter of the bytes.
 """
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,11 +19,20 @@ from engine.convolution import Conv2d
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WHITENING_IMAGES = 5_000
+WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
+Channels = Sequence[float]
 
-# Per-channel mean and deviation of the 50,000 training images, in units of 0..1, computed over all their pixels.
-MEAN = (0.49139968, 0.48215841, 0.44653091)
-STD = (0.24703223, 0.24348513, 0.26158784)
-MEAN_COLOUR = tuple(round(255 * channel) for channel in MEAN)
+
+class TrainingImages(Protocol):
+    """What `create` must know of the images that a model will be trained on; pipeline.split.Split knows it."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def statistics(self) -> tuple[Channels, Channels]: ...
+
+    def sample(self, count: int) -> np.ndarray: ...
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -54,30 +66,39 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet for small images.
+    """ResNet for small images; it knows the names of its classes and how its images are normalised.
 
     Args:
+        classes: name of each class, in the order of the logits.
         depth: 18 or 34.
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
-        num_classes: number of logits.
+        mean, std: of each channel of the training images, in units of 0..1; kept among the weights, as buffers.
 
     Raises:
-        ValueError: depth is neither 18 nor 34, or width or num_classes is not positive.
+        ValueError: depth is neither 18 nor 34, width is not positive, or there are no classes.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, depth: int = 18, width: int = 64, resolution: int = 32, num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        classes: Sequence[str],
+        depth: int = 18,
+        width: int = 64,
+        resolution: int = 32,
+        mean: Channels = (0.5, 0.5, 0.5),
+        std: Channels = (0.25, 0.25, 0.25),
+    ) -> None:
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
-        if width < 1 or num_classes < 1:
-            raise ValueError(f"width is {width} and num_classes is {num_classes}: both must be at least 1")
-        self.depth, self.width, self.resolution = depth, width, resolution
-        self.register_buffer("mean", torch.tensor(MEAN).mul(255).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).mul(255).view(1, 3, 1, 1))
+        if width < 1 or not classes:
+            raise ValueError(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
+        self.classes, self.depth, self.width, self.resolution = tuple(classes), depth, width, resolution
+        self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
         self.stem = nn.Sequential(Conv2d(3, width, 3, padding=1), BatchNorm2d(width), nn.ReLU(inplace=True))
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
@@ -88,7 +109,7 @@ class ResNet(nn.Module):
                 stage.append(Block(in_channels, channels, stride))
                 in_channels = channels
             self.add_module(f"layer{i + 1}", stage)
-        self.fc = nn.Linear(in_channels, num_classes)
+        self.fc = nn.Linear(in_channels, len(classes))
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) in 0..255 -> float32 of the training set's mean 0 and deviation 1."""
@@ -107,17 +128,17 @@ class ResNet(nn.Module):
         return self.head(self._run(activations, _position(stage) + 1, len(STAGES)))
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (N, num_classes) float32 of layer4's activations: global average pool and linear, outside autocast."""
+        """Logits (N, C) float32 of layer4's activations: global average pool and linear, outside autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.fc(features.to(self.fc.weight.dtype).mean((2, 3)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, num_classes) float32 of uint8 images (N, 3, H, W)."""
+        """Logits (N, C) float32 of uint8 images (N, 3, H, W)."""
         return self.head(self.features(images))
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """Probabilities (N, num_classes) float32 of uint8 images (N, H, W, 3), of any size, on any device.
+        """Probabilities (N, C) float32 of uint8 images (N, H, W, 3), of any size, on any device.
 
         The images are resized (bilinear, antialiased) to the resolution that the weights were trained for. The model
         is used as it is: call `eval()` first, as `load_model` does.
@@ -153,18 +174,17 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def create(config: Config, images: np.ndarray) -> ResNet:
-    """The model of a config with its starting weights, a function of `config.seed` and, if it whitens, of `images`.
+def create(config: Config, train: TrainingImages) -> ResNet:
+    """The model for the images that it will be trained on, with its starting weights.
 
-    Args:
-        images: (N, 32, 32, 3) uint8 training images; the first 5,000 shape the stem.
+    The weights are a function of `config.seed` and, if the stem whitens, of a sample of the images.
     """
     torch.manual_seed(config.seed)
-    model = ResNet(config.depth, config.width, config.resolutions[-1])
+    model = ResNet(train.classes, config.depth, config.width, config.resolutions[-1], *train.statistics)
     if config.dirac:
         dirac_(model)
     if config.whiten:
-        sample = torch.from_numpy(images[:WHITENING_IMAGES].copy()).permute(0, 3, 1, 2)
+        sample = torch.from_numpy(train.sample(WHITENING_IMAGES).copy()).permute(0, 3, 1, 2)
         whiten_stem_(model, resize(sample, config.resolutions[0]))
     return model
 
@@ -177,8 +197,11 @@ def whiten_stem_(model: ResNet, images: Tensor, eps: float = 5e-4) -> None:
     negatives, fill up to 54 filters in order of falling eigenvalue; other filters keep their random start. Idea:
     Keller Jordan, arXiv 2404.00498. The architecture is unchanged and the filters stay trainable.
     """
-    patches = F.unfold(model.normalise(images), 3)[:, :, ::4].transpose(1, 2).reshape(-1, 27).double()
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    products, count = torch.zeros(27, 27, dtype=torch.float64, device=images.device), 0
+    for some in images.split(max(1, WHITENING_PIXELS // images[0, 0].numel())):
+        patches = F.unfold(model.normalise(some), 3)[:, :, ::4].transpose(1, 2).reshape(-1, 27).double()
+        products, count = products + patches.T @ patches, count + len(patches)
+    values, vectors = torch.linalg.eigh(products / count)
     filters = (vectors / (values + eps).sqrt()).T.flip(0).reshape(27, 3, 3, 3).float()
     weight = model.get_submodule("stem.0").get_parameter("weight")
     pairs = min(27, len(weight) // 2)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from explain.cam import margin
-from pipeline.cifar10 import UInt8
+from pipeline.split import UInt8
 
 Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]

@@ -23,7 +23,6 @@ from engine.machine import Machine
 from engine.model import ResNet
 from explain.cam import class_maps, evaluating, heatmaps
 from explain.cases import Cases, Ints, Maps
-from pipeline.cifar10 import CLASSES
 
 BATCH = 250
 SEVERAL = 10
@@ -76,7 +75,7 @@ class Explainer:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return CLASSES
+        return self.model.classes
 
     def autocast(self) -> AbstractContextManager[None]:
         """The machine's precision, for a forward pass."""

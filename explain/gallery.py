@@ -20,7 +20,7 @@ from torch import Tensor
 from engine.model import resize
 from explain.cam import display
 from explain.cases import Cases, Ints, Maps
-from pipeline.cifar10 import UInt8
+from pipeline.split import UInt8
 
 DPI = 150
 TILE = 192

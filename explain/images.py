@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from engine.model import resize
-from pipeline.cifar10 import UInt8
+from pipeline.split import UInt8
 
 # Pictures alone: Pillow would start Ghostscript for an EPS.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")

@@ -27,7 +27,7 @@ from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, percent, smaller
 from explain.options import Options
 from explain.study import Calibration, Study, class_errors, top_confusions
-from pipeline.cifar10 import UInt8
+from pipeline.split import UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
 LOSSLESS_BYTES = 12_000_000  # of all pictures before compression to a third: beyond it, WebP of quality 90

@@ -18,9 +18,8 @@ from explain import images
 from explain.cases import Cases, Floats, Ints
 from explain.explainer import BATCH, Explainer
 from explain.phase import Phase
-from pipeline import splits
-from pipeline.cifar10 import DISPUTED_TEST_INDICES, SHA256
 from pipeline.dali import evaluation_loader
+from pipeline.dataset import open_dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,32 +72,27 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
         OSError: the data set cannot be read.
     """
     config, reported = checkpoint.config, checkpoint.metrics
-    if config.validate:
-        split = splits.training_splits(True, config.generated)[1]
-    else:
-        split = splits.test_split(config.generated)
+    split = open_dataset(config.data).reported(config.validate)
     machine = explainer.machine
-    with Phase("evaluation", len(split.images)) as phase:
+    with Phase("evaluation", len(split)) as phase:
         loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
         outcome = explainer.examine(loader, phase.advance)
-    known = split.labels_sha256 == SHA256["test_labels"]
-    labels = split.labels.astype(np.int64)
     cases = Cases(
         name=split.name,
-        total=len(labels),
+        total=len(split),
         classes=explainer.classes,
         index=outcome.index,
-        labels=labels[outcome.index],
+        labels=split.labels[outcome.index],
         logits=outcome.logits[outcome.index],
         class_maps=outcome.class_maps,
         inputs=outcome.inputs,
         pictures=split.images[outcome.index],
-        disputed=np.isin(outcome.index, list(DISPUTED_TEST_INDICES)) & known,
+        disputed=np.isin(outcome.index, split.disputed),
     )
     predicted = outcome.logits.argmax(1).numpy()
-    matrix = confusion_matrix(labels, predicted, len(cases.classes))
+    matrix = confusion_matrix(split.labels, predicted, len(cases.classes))
     wrong = reported.get("test_total", 0) - reported.get("test_correct", 0)
-    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, labels), wrong)
+    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, split.labels), wrong)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str]) -> Study:

@@ -33,7 +33,8 @@ def main() -> int:
     print(f"source     {source}")
     print(f"cache      {path}, {path.stat().st_size / 1e6:.1f} MB, ready in {seconds:.1f} s")
     for name, shape in facts.SHAPES.items():
-        print(f"{name:<14} {shape!s:<20} uint8 {math.prod(shape) / 1e6:7.2f} MB  SHA-256 {facts.SHA256[name][:16]}... ok")
+        megabytes, digest = math.prod(shape) / 1e6, facts.SHA256[name][:16]
+        print(f"{name:<14} {shape!s:<20} uint8 {megabytes:7.2f} MB  SHA-256 {digest}... ok")
     mean, deviation = channel_statistics(train.images)
     print("mean       " + " ".join(f"{value:.8f}" for value in mean) + "  (training set, red green blue, of 1.0)")
     print("deviation  " + " ".join(f"{value:.8f}" for value in deviation))

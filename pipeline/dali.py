@@ -14,8 +14,8 @@ import torch
 from nvidia.dali import fn, pipeline_def
 from torch import Tensor
 
-from pipeline.cifar10 import Split
-from pipeline.plan import SIZE, Draws, Plan
+from pipeline.plan import Draws, Plan
+from pipeline.split import Split
 
 CHUNKS = 8  # 8 chunks of a batch keep 2 to 16 threads busy: 139k images/s against 53k for a graph of single images
 
@@ -28,12 +28,11 @@ class DaliLoader:
     epoch after the last one. Batches that were kept stay intact.
 
     Args:
-        split: images (N, 32, 32, 3) uint8 and labels (N,).
-        plan: what each batch holds; `plan.count` must be N.
+        split: N images; the squares of cutout are filled with its mean colour.
+        plan: what each batch holds; its count must be N, its side that of the split's images.
         device: where the batches go; the graph runs there too.
         threads: DALI's CPU threads.
         resolution: side R of the images of an epoch in pixels.
-        fill: colour of cutout squares, 0..255.
         pad_last: fill up the last batch of an epoch with images that are labelled -1, so that shapes never change.
     """
 
@@ -44,19 +43,21 @@ class DaliLoader:
         device: torch.device,
         threads: int,
         resolution: Callable[[int], int],
-        fill: Sequence[int] = (0, 0, 0),
         pad_last: bool = False,
     ) -> None:
-        if plan.count != len(split.images):
-            raise ValueError(f"the plan is for {plan.count} images, but the data set has {len(split.images)}")
+        if (plan.count, plan.side) != (len(split), split.side):
+            raise ValueError(
+                f"the plan is for {plan.count} images of {plan.side} pixels, but the data set has {len(split)} of "
+                f"{split.side}"
+            )
         if device.type == "cuda" and plan.cutout and plan.share < CHUNKS:
             # Seen on an H200, DALI 2.4.0, batch 5: the first batch came out wrong. From 9 on all were right.
             raise ValueError(f"--batch-size is {plan.batch_size}: on a GPU each process needs {CHUNKS} images or more")
         self.plan, self.device, self.threads, self.resolution = plan, device, threads, resolution
-        self.fill, self.pad_last = tuple(map(float, fill)), pad_last
-        self.labels = split.labels.astype(np.int64)
+        self.fill = tuple(map(float, split.mean_colour)) if plan.cutout else ()
+        self.labels, self.pad_last = split.labels, pad_last
         self._stored = _chunked(split.images, plan.translate, plan.flip != "none", device)
-        self._rows = len(self._stored[0]) // (SIZE + 2 * plan.translate)
+        self._rows = len(self._stored[0]) // (plan.side + 2 * plan.translate)
         self._pipe: Any = None
         self._side = 0
         self._next = (0, 0)
@@ -98,8 +99,8 @@ class DaliLoader:
         pipe = _graph(
             feed(),
             "gpu" if cuda else "cpu",
+            self.plan.side,
             side,
-            self.plan.cutout > 0,
             self.fill,
             batch_size=CHUNKS,
             num_threads=self.threads,
@@ -130,33 +131,34 @@ class DaliLoader:
         parts = [slice(a, b) for a, b in pairwise(bounds)]
         chunk, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)
         source = draws.crop.copy()
-        source[:, 0] += row * (SIZE + 2 * self.plan.translate)
+        stored = self.plan.side
+        source[:, 0] += row * (stored + 2 * self.plan.translate)
         target = np.zeros_like(source)
-        target[:, 0] = np.concatenate([np.arange(p.stop - p.start) for p in parts]) * SIZE
+        target[:, 0] = np.concatenate([np.arange(p.stop - p.start) for p in parts]) * stored
         hole = (draws.cutout[:, :2] + target).astype(np.float32)
         hole_size = (draws.cutout[:, 2:] - draws.cutout[:, :2]).astype(np.float32)
         return [
             *([array[p] for p in parts] for array in (chunk.astype(np.int32), source, target)),
-            [np.full((p.stop - p.start, 2), SIZE, np.int32) for p in parts],
-            [np.array([(p.stop - p.start) * SIZE, SIZE], np.int32) for p in parts],
+            [np.full((p.stop - p.start, 2), stored, np.int32) for p in parts],
+            [np.array([(p.stop - p.start) * stored, stored], np.int32) for p in parts],
             [labels[p] for p in parts],
             *([array[p].reshape(-1) for p in parts] for array in (hole, hole_size) if self.plan.cutout),
         ]
 
 
 @pipeline_def
-def _graph(feed: Any, device: str, side: int, cutout: bool, fill: Sequence[float]) -> Any:
+def _graph(feed: Any, device: str, stored: int, side: int, fill: Sequence[float]) -> Any:
     data = fn.external_source(name="data", device=device, layout="HWC", repeat_last=True, no_copy=True)
     chunk, source, target, window, size, labels, *hole = fn.external_source(
-        source=feed, num_outputs=8 if cutout else 6, batch=True
+        source=feed, num_outputs=8 if fill else 6, batch=True
     )
     images: Any = fn.multi_paste(
         data, in_ids=chunk, in_anchors=source, out_anchors=target, shapes=window, output_size=size
     )
-    if cutout:
+    if fill:
         images = fn.erase(images, anchor=hole[0], shape=hole[1], axis_names="HW", fill_value=fill)
-    if side != SIZE:  # image by image: resizing a whole chunk would bleed from one image into the next
-        images = fn.reshape(images, shape=[-1, SIZE, SIZE, 3], layout="FHWC")
+    if side != stored:  # image by image: resizing a whole chunk would bleed from one image into the next
+        images = fn.reshape(images, shape=[-1, stored, stored, 3], layout="FHWC")
         images = fn.resize(images, size=[side, side])
     return images, labels.gpu() if device == "gpu" else labels
 
@@ -173,12 +175,14 @@ def evaluation_loader(
     """All images of a split once an iteration, in order and unchanged but for their size: one, or one for each epoch.
 
     Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. The default batch
-    divides 10,000 and 5,000, so that none is. Of several ranks each takes whole batches, the very ones that one process
-    would see: the logits of an image can depend, in the last bits, on the size of its batch. Some ranks may have none.
+    divides 10,000 and 5,000, so that CIFAR-10 needs none. Of several ranks each takes whole batches, the very ones that
+    one process would see: the logits of an image can depend, in the last bits, on the size of its batch. Some ranks may
+    have none.
     """
     plan = Plan(
-        count=len(split.images),
-        batch_size=min(batch_size, len(split.images)),
+        count=len(split),
+        side=split.side,
+        batch_size=min(batch_size, len(split)),
         shuffle=False,
         drop_last=False,
         rank=rank,
@@ -191,18 +195,20 @@ def evaluation_loader(
 
 def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
     """Padded images, then their mirror images, as tall pictures: (CHUNKS, rows * side, side, 3), on the device."""
-    count, side = len(images), SIZE + 2 * pad
-    around = np.pad(np.arange(SIZE), pad, mode="reflect")
-    border = [*range(pad), *range(pad + SIZE, side)]
+    count, stored = images.shape[:2]
+    side = stored + 2 * pad
+    around = np.pad(np.arange(stored), pad, mode="reflect")
+    border = [*range(pad), *range(pad + stored, side)]
     rows = -(-count * (1 + both) // CHUNKS)
-    stored = np.zeros((CHUNKS * rows, side, side, 3), np.uint8)
-    upright = stored[:count]
-    upright[:, pad : pad + SIZE, pad : pad + SIZE] = images  # slices: 0.8 s for 50,000 images against 2 to 3 by index
+    tall = np.zeros((CHUNKS * rows, side, side, 3), np.uint8)
+    upright = tall[:count]
+    inner = slice(pad, pad + stored)
+    upright[:, inner, inner] = images  # slices: 0.8 s for 50,000 images against 2 to 3 by index
     for i in border:
-        upright[:, pad : pad + SIZE, i] = images[:, :, around[i]]
+        upright[:, inner, i] = images[:, :, around[i]]
     for i in border:
         upright[:, i] = upright[:, pad + around[i]]
     if both:
-        stored[count : 2 * count] = upright[:, :, ::-1]
-    chunks = stored.reshape(CHUNKS, rows * side, side, 3)
+        tall[count : 2 * count] = upright[:, :, ::-1]
+    chunks = tall.reshape(CHUNKS, rows * side, side, 3)
     return torch.from_numpy(chunks).to(device) if device.type == "cuda" else chunks

@@ -9,8 +9,6 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-SIZE = 32  # side of the stored images in pixels
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -19,11 +17,11 @@ class Draws:
     indices: np.ndarray
     """(B,) int64: positions in the data set."""
     crop: np.ndarray
-    """(B, 2) int32: top and left of the 32x32 window in the padded image, 0 .. 2 * translate."""
+    """(B, 2) int32: top and left of the image's window in the padded image, 0 .. 2 * translate."""
     flip: np.ndarray
     """(B,) bool: mirrored left to right, after the crop's window was chosen on the mirrored padded image."""
     cutout: np.ndarray
-    """(B, 4) int32: top, left, bottom, right of the black square, clipped to the image; empty where there is none."""
+    """(B, 4) int32: top, left, bottom, right of the square to fill, clipped to the image; empty where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +30,24 @@ class Plan:
 
     Args:
         count: images in the data set.
+        side: of the stored images, in pixels.
         batch_size: images a step, over all ranks.
         seed: changes every draw.
-        translate: largest shift in pixels; the padding by reflection is as wide.
+        translate: largest shift in pixels, half the side at most; the padding by reflection is as wide.
         flip: "random", "alternating" (every image in every second epoch, half of them in each) or "none".
-        cutout: side of the square in pixels; its centre is uniform over the image.
+        cutout: side in pixels of a square to fill with the mean colour; its centre is uniform over the image.
         shuffle: a new permutation each epoch; else the data set's order.
         drop_last: leave out the last, smaller batch of an epoch.
         rank, world: this process among how many; a rank takes every world-th image of each batch.
         whole: a rank takes every world-th batch instead, as one process would see it.
 
     Raises:
-        ValueError: the batch is larger than the data set, or smaller than the number of ranks that share it.
+        ValueError: the batch is larger than the data set, or smaller than the number of ranks that share it; the shift
+            or the square is too large for the images.
     """
 
     count: int
+    side: int
     batch_size: int
     seed: int = 0
     translate: int = 0
@@ -63,6 +64,11 @@ class Plan:
             raise ValueError(
                 f"--batch-size is {self.batch_size}: it must be 1 to {self.count}, the number of images in the data set"
             )
+        for name, most in (("translate", self.side // 2), ("cutout", self.side)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(
+                    f"--{name} is {getattr(self, name)}: it must be 0 to {most} for images of {self.side} pixels"
+                )
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} of {self.world} cannot be")
         if self.batch_size < self.world and not self.whole:
@@ -91,7 +97,7 @@ class Plan:
         indices = _order(self, epoch)[start : start + self.batch_size]
         rng = np.random.default_rng([self.seed, epoch, iteration])
         crop = rng.integers(0, 2 * self.translate + 1, (len(indices), 2), dtype=np.int32)
-        centre = rng.integers(0, SIZE, (len(indices), 2), dtype=np.int32)
+        centre = rng.integers(0, self.side, (len(indices), 2), dtype=np.int32)
         if self.flip == "random":
             flip = rng.integers(0, 2, len(indices), dtype=np.int8).astype(bool)
         elif self.flip == "alternating":
@@ -99,7 +105,7 @@ class Plan:
         else:
             flip = np.zeros(len(indices), bool)
         top_left = centre - self.cutout // 2
-        square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, SIZE)
+        square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, self.side)
         return Draws(indices[own], crop[own], flip[own], square[own])
 
 

@@ -1,7 +1,6 @@
 """The loader that most people write, for comparison: torch's DataLoader over torchvision transforms, image by image."""
 
 import gc
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from pipeline.cifar10 import Split
+from pipeline.split import Split
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
@@ -28,32 +27,33 @@ def reference_loader(
     split: Split,
     batch_size: int,
     workers: int,
-    normalise: tuple[Sequence[float], Sequence[float]] | None = None,
+    normalise: bool = False,
     translate: int = 4,
     cutout: int = 0,
-    resolution: int = 32,
+    resolution: int | None = None,
 ) -> DataLoader[tuple[Tensor, int]]:
     """Shuffled batches with a reflect-padded random crop, a random flip and cutout, drawn anew for each image.
 
     Args:
         workers: processes that load; 0 for the caller's own.
-        normalise: mean and deviation of each channel in units of 0..1 make the images float32; without, uint8.
+        normalise: float32 of mean 0 and deviation 1 by the split's statistics; else uint8.
         translate: largest shift in pixels.
-        cutout: side of a square inside the image painted grey (0: none); torchvision's RandomErasing.
-        resolution: side R in pixels, by torchvision's Resize.
+        cutout: side of a square inside the image filled with the mean colour (0: none); torchvision's RandomErasing.
+        resolution: side R in pixels, by torchvision's Resize; that of the split's images if None.
 
     Yields images (B, 3, R, R) NCHW and labels (B,) int64, on the CPU. The last, smaller batch is left out.
     """
     steps: list[object] = [
-        transforms.RandomCrop(32, padding=translate, padding_mode="reflect"),
+        transforms.RandomCrop(split.side, padding=translate, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
     ]
-    if resolution != 32:
+    if resolution not in (None, split.side):
         steps.append(transforms.Resize(resolution))
-    steps += [transforms.ToTensor(), transforms.Normalize(*normalise)] if normalise else [transforms.PILToTensor()]
+    normalised = [transforms.ToTensor(), transforms.Normalize(*split.statistics)]
+    steps += normalised if normalise else [transforms.PILToTensor()]
     if cutout:
-        share = (cutout / 32) ** 2
-        steps.append(transforms.RandomErasing(p=1, scale=(share, share), ratio=(1, 1), value=0 if normalise else 125))
+        share, fill = (cutout / split.side) ** 2, 0 if normalise else split.mean_colour
+        steps.append(transforms.RandomErasing(p=1, scale=(share, share), ratio=(1, 1), value=fill))
     return DataLoader(
         _Pictures(split, transforms.Compose(steps)),
         batch_size,

@@ -57,6 +57,11 @@ class Split:
         """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
         return self.known_statistics or channel_statistics(self.images)
 
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """The mean of each channel as a colour, 0..255."""
+        return tuple(round(255 * channel) for channel in self.statistics[0])
+
     def sample(self, count: int) -> UInt8:
         """At most `count` images (k, S, S, 3) that stand for all: the first ones, or evenly spaced if not shuffled."""
         if self.shuffled or len(self) <= count:

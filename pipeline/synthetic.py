@@ -6,14 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.cifar10 import CLASSES, Split
+from pipeline.cifar10.facts import CLASSES, MEAN, STD
+from pipeline.split import Split
+
+
+def load(part: str, train: int, test: int) -> Split:
+    """The "train" or the "test" part of a generated data set of so many images each."""
+    return generated(train, part) if part == "train" else generated(test, part, seed=1)
 
 
 def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
-    """`count` easy images of ten classes: a coloured bar each, its colour and angle the class, in noise.
+    """`count` easy images in the form of CIFAR-10: a coloured bar each, its colour and angle the class, in noise.
 
-    Returns:
-        Split of images (count, 32, 32, 3) uint8 and labels (count,) uint8, the same for the same arguments.
+    Classes, side and statistics are CIFAR-10's. The same for the same arguments.
     """
     rng = np.random.default_rng([seed, count])
     labels = rng.integers(0, len(CLASSES), count, dtype=np.uint8)
@@ -23,20 +28,28 @@ def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
     colour = np.stack([np.cos(2 * angle + shift) for shift in (0, 2, 4)], 1) * 60 + 128
     noise = rng.integers(0, 100, (count, 32, 32, 3), dtype=np.uint8)
     images = np.where(bar[..., None], colour[:, None, None].astype(np.uint8), 40) + noise // 2
-    return Split(images.astype(np.uint8), labels, name)
+    return Split(
+        images=images.astype(np.uint8),
+        labels=labels.astype(np.int64),
+        name=name,
+        classes=CLASSES,
+        shuffled=True,
+        known_statistics=(MEAN, STD),
+    )
 
 
 class ConstantLoader:
     """The same batch again and again, already on the device: what the model could eat if data cost nothing.
 
-    Yields images (batch_size, 3, resolution, resolution) uint8 channels_last and labels (batch_size,) int64.
+    Yields images (batch_size, 3, resolution, resolution) uint8 channels_last and labels (batch_size,) int64 of
+    so many classes.
     """
 
-    def __init__(self, batch_size: int, resolution: int, device: torch.device, steps: int) -> None:
+    def __init__(self, batch_size: int, resolution: int, device: torch.device, steps: int, classes: int) -> None:
         generator = torch.Generator().manual_seed(0)
         nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
         self.images: Tensor = nhwc.to(device).permute(0, 3, 1, 2)
-        self.labels: Tensor = torch.randint(0, 10, (batch_size,), generator=generator).to(device)
+        self.labels: Tensor = torch.randint(0, classes, (batch_size,), generator=generator).to(device)
         self.steps = steps
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 """One run of train.py: its folder, resume states, clock, bar and rows behind one object.
 
-    with Run(state, learner, loader, train.sha256, "test", clock) as run:
+    with Run(state, learner, loader, train.digest, "test", clock) as run:
         run.begin("cpu")
         for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch) as batches: ...

@@ -9,8 +9,12 @@ from engine.machine import Machine
 from engine.model import ResNet
 from explain.cases import Cases, Maps
 from explain.explainer import Explainer
-from pipeline.cifar10 import CLASSES
 
+# fmt: off
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)
+# fmt: on
 TOTAL = 10_000
 CPU = torch.device("cpu")
 
@@ -40,4 +44,4 @@ def made_up(count: int, classes: tuple[str, ...] = CLASSES, side: int = 32, cell
 
 
 def layer4_maps(cases: Cases, target: str = "pred", several: bool = True) -> Maps:
-    return explainer(ResNet(width=1)).explain(cases, "layer4", "gradcam", target, several)
+    return explainer(ResNet(cases.classes, width=1)).explain(cases, "layer4", "gradcam", target, several)

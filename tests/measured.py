@@ -8,7 +8,7 @@ from bench.core.options import SpeedOptions, parse_speed
 from bench.core.setup import Setup, prepare
 
 CPU = torch.device("cpu")
-SMALL = ["--quick", "--generated", "--width", "8", "--resolutions", "8", "--device", "cpu", "--threads", "1"]
+SMALL = ["--quick", "--data", "generated", "--width", "8", "--resolutions", "8", "--device", "cpu", "--threads", "1"]
 TINY = [*SMALL, "--batch-size", "16"]
 
 

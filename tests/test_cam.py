@@ -44,7 +44,7 @@ class Float64(ResNet):
 
 @pytest.fixture(scope="module")
 def exact(net: ResNet) -> Float64:
-    double = Float64(net.depth, net.width)
+    double = Float64(net.classes, net.depth, net.width)
     double.load_state_dict(net.state_dict())
     return double.double().eval()
 
@@ -99,7 +99,7 @@ def test_the_check_of_class_maps_refuses_another_head(net: ResNet, images: Tenso
         def head(self, features: Tensor) -> Tensor:
             return self.fc(features.mean((2, 3)).square())
 
-    odd = Squared(width=8)
+    odd = Squared("abcdefghij", width=8)
     odd.load_state_dict(net.state_dict())
     with pytest.raises(ValueError, match="differ from autograd"):
         check_class_maps(odd, images)
@@ -282,7 +282,7 @@ class RedDetector(ResNet):
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_red_square_holds_the_mass_of_its_own_logit(layer: str, method: str):
-    net = RedDetector(width=8)
+    net = RedDetector("abcdefghij", width=8)
     net.fc = nn.Linear(3, 10)
     with torch.no_grad():
         net.fc.weight[:] = torch.tensor([0.0, 1.0, 1.0])

@@ -16,8 +16,7 @@ from explain import study
 from explain.cam import class_maps, heatmaps
 from explain.cases import Cases
 from explain.explainer import Explainer, Outcome
-from pipeline.cifar10 import CLASSES
-from tests.cases import CPU, explainer, layer4_maps, made_up
+from tests.cases import CLASSES, CPU, explainer, layer4_maps, made_up
 from tests.trained import trained, wrong_cases
 
 
@@ -93,7 +92,7 @@ def test_the_model_is_left_in_the_mode_it_was_in(model: Explainer, outcome: Outc
 
 
 def test_logits_that_are_not_finite_are_refused():
-    net = ResNet(width=8)
+    net = ResNet("abcdefghij", width=8)
     with torch.no_grad():
         net.fc.bias[3] = torch.nan
     with pytest.raises(ValueError, match="not finite for 1000 of 1000 images"):

@@ -21,7 +21,7 @@ CONFIG = replace(PRESETS["smoke"], resolutions=(16, 24))
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    model = ResNet(width=8, resolution=24)
+    model = ResNet("abcdefghij", width=8, resolution=24)
     path = tmp_path / "model.pt"
     checkpoint.save_model(path, model, CONFIG, {"test_accuracy": 0.5, "test_correct": 5, "precision": "fp32"})
     return path, model
@@ -36,6 +36,7 @@ def test_gives_back_weights_config_and_metrics_exactly(saved):
         assert torch.equal(tensor, loaded.model.state_dict()[name])
     assert not loaded.model.training
     assert loaded.model.resolution == 24
+    assert loaded.model.classes == tuple("abcdefghij")
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     assert checkpoint.load_model(path).predict(images).shape == (2, 10)
 
@@ -48,8 +49,8 @@ def test_the_file_has_the_users_usual_mode(saved):
 
 def test_loads_with_weights_only_and_holds_no_compile_prefix(saved):
     content = torch.load(saved[0], weights_only=True)
-    assert set(content) == {"format", "version", "sha256", "config", "weights", "metrics"}
-    assert set(content["weights"]) == set(ResNet(width=8).state_dict())
+    assert set(content) == {"format", "version", "sha256", "config", "classes", "weights", "metrics"}
+    assert set(content["weights"]) == set(ResNet("abcdefghij", width=8).state_dict())
 
 
 @pytest.mark.parametrize("trials", [60, pytest.param(500, marks=pytest.mark.slow)])
@@ -192,7 +193,28 @@ def test_zip_bombs_pipes_and_endless_files_are_refused_unread(saved, tmp_path):
         checkpoint.load(tmp_path)
 
 
+@pytest.mark.parametrize(("generated", "data"), [(True, "generated"), (False, "cifar10")])
+def test_version_1_is_read_as_cifar10(saved, generated, data):
+    path, model = saved
+
+    def older(content):
+        del content["classes"], content["config"]["data"]
+        content["config"]["generated"] = generated
+        content["version"] = 1
+
+    rewritten(path, older)
+    loaded = checkpoint.load(path)
+    assert loaded.config == replace(CONFIG, data=data)
+    assert loaded.model.classes[3] == "cat" and len(loaded.model.classes) == 10
+    assert all(torch.equal(tensor, loaded.model.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
 CHANGES = {
+    "another version": lambda c: c.update(version=3),
+    "no classes": lambda c: c.update(classes=[]),
+    "a class less": lambda c: c["classes"].pop(),
+    "a class that is no name": lambda c: c.update(classes=[*range(10)]),
+    "a class that moves the cursor": lambda c: c.update(classes=["\x1b[2J", *"bcdefghij"]),
     "a wide claim": lambda c: c["config"].update(width=1024, depth=34),
     "a width that is no number": lambda c: c["config"].update(width="8"),
     "a fraction of a channel": lambda c: c["config"].update(width=8.0),
@@ -243,7 +265,7 @@ def test_a_disk_that_fills_at_any_byte_leaves_the_old_file(saved, tmp_path):
 
 def test_weights_of_another_width_are_refused(saved, tmp_path):
     path = tmp_path / "other.pt"
-    checkpoint.save_model(path, ResNet(width=16), CONFIG, {})
+    checkpoint.save_model(path, ResNet("abcdefghij", width=16), CONFIG, {})
     with pytest.raises(ValueError, match="do not fit a ResNet-18 of width 8"):
         checkpoint.load(path)
 

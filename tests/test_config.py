@@ -14,7 +14,6 @@ import report.run
 import train
 from engine import checkpoint, runtime
 from engine.config import PRESETS, Config, differences, parse
-from pipeline.synthetic import generated
 
 WHOLE = st.integers(-3, 40) | st.sampled_from([0, 1, 2, 255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
 REAL = (
@@ -57,6 +56,9 @@ RUNNABLE = st.fixed_dictionaries(
         "compile_mode": st.sampled_from(["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]),
     }
 )
+
+
+HERE = ["--data", "generated:48/48", "--device", "cpu", "--threads", "1", "--run-dir", ""]
 
 
 def flags(values):
@@ -125,8 +127,6 @@ def test_any_command_line_is_accepted_or_refused_with_one_message(capsys, values
 @pytest.fixture
 def quiet(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    split = generated(48, "training")
-    monkeypatch.setattr(train, "training_splits", lambda validate, generate: (split, split))
     monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
     threads = torch.get_num_threads()
     yield
@@ -136,7 +136,7 @@ def quiet(monkeypatch, tmp_path):
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
 @given(values=RUNNABLE)
 def test_ten_accepted_ones_run(quiet, capsys, values):
-    sys.argv = ["train.py", "smoke", *flags(values), "--device", "cpu", "--threads", "1", "--run-dir", ""]
+    sys.argv = ["train.py", "smoke", *flags(values), *HERE]
     with pytest.raises(SystemExit) as end:
         runtime.run(train.main, "train.py")
     err = capsys.readouterr().err

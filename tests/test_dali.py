@@ -1,13 +1,15 @@
 """The DALI loader against an independent NumPy reference, and its promises about layout, order and memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from engine.model import resize
-from pipeline.cifar10 import Split
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
+from pipeline.split import Split
 from pipeline.synthetic import ConstantLoader, generated
 
 CPU = torch.device("cpu")
@@ -16,7 +18,7 @@ DEVICES = [CPU, pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)]
 
 
 def loader(split, plan, side=32, device=CPU, pad_last=False):
-    return DaliLoader(split, plan, device, 2, lambda epoch: side, fill=FILL, pad_last=pad_last)
+    return DaliLoader(split, plan, device, 2, lambda epoch: side, pad_last)
 
 
 def reference(split, plan, epoch, iteration):
@@ -50,10 +52,9 @@ def nhwc(images):
     ],
 )
 def test_equals_the_reference_exactly_over_two_epochs(device, batch_size, drop_last, flip, cutout, translate):
-    split = generated(334)
-    plan = Plan(
-        count=334, batch_size=batch_size, seed=3, translate=translate, flip=flip, cutout=cutout, drop_last=drop_last
-    )
+    split = replace(generated(334), known_statistics=(tuple(value / 255 for value in FILL), (1, 1, 1)))
+    drawn = {"seed": 3, "translate": translate, "flip": flip, "cutout": cutout}
+    plan = Plan(side=32, count=334, batch_size=batch_size, drop_last=drop_last, **drawn)
     if device.type == "cuda" and batch_size < 8:
         with pytest.raises(ValueError, match="--batch-size is 5: on a GPU each process needs 8 images or more"):
             loader(split, plan, device=device)
@@ -73,8 +74,9 @@ def test_equals_the_reference_exactly_over_two_epochs(device, batch_size, drop_l
 @pytest.mark.parametrize("side", [8, 16, 20, 24, 31, 33, 48])
 def test_resizing_never_mixes_neighbouring_images(device, side):
     values = np.array([0, 255], np.uint8)[np.arange(40) % 2]
-    split = Split(np.broadcast_to(values[:, None, None, None], (40, 32, 32, 3)).copy(), values, "checks")
-    plan = Plan(count=40, batch_size=40, shuffle=False, translate=4, flip="random")
+    images = np.broadcast_to(values[:, None, None, None], (40, 32, 32, 3)).copy()
+    split = Split(images=images, labels=values.astype(np.int64), name="checks", classes=("black", "white"))
+    plan = Plan(side=32, count=40, batch_size=40, shuffle=False, translate=4, flip="random")
     images, labels = next(loader(split, plan, side=side, device=device).epoch(0))
     assert images.shape == (40, 3, side, side)
     assert (images == labels.to(torch.uint8)[:, None, None, None]).all()
@@ -90,7 +92,7 @@ def test_resizes_as_the_model_does():
 
 
 def test_images_are_channels_last_views():
-    images, _ = next(loader(generated(64), Plan(count=64, batch_size=64)).epoch(0))
+    images, _ = next(loader(generated(64), Plan(side=32, count=64, batch_size=64)).epoch(0))
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert images.permute(0, 2, 3, 1).is_contiguous()
     assert images.contiguous(memory_format=torch.channels_last).data_ptr() == images.data_ptr()
@@ -98,7 +100,7 @@ def test_images_are_channels_last_views():
 
 def test_epochs_differ_and_repeat():
     split = generated(256)
-    plan = Plan(count=256, batch_size=256, shuffle=False, translate=4, flip="random", cutout=8)
+    plan = Plan(side=32, count=256, batch_size=256, shuffle=False, translate=4, flip="random", cutout=8)
     first, second = loader(split, plan), loader(split, plan)
     zero, one = (next(first.epoch(epoch))[0] for epoch in (0, 1))
     changed = (zero != one).flatten(1).any(1).float().mean()
@@ -108,7 +110,7 @@ def test_epochs_differ_and_repeat():
 
 
 def test_starts_anywhere_and_after_an_abandoned_epoch():
-    split, plan = generated(300), Plan(count=300, batch_size=32, translate=4, flip="random", cutout=8)
+    split, plan = generated(300), Plan(side=32, count=300, batch_size=32, translate=4, flip="random", cutout=8)
     source = loader(split, plan)
     whole = [images for images, _ in source.epoch(2)]
     assert all(torch.equal(a, b) for a, (b, _) in zip(whole[4:], source.epoch(2, start=4), strict=True))
@@ -118,7 +120,7 @@ def test_starts_anywhere_and_after_an_abandoned_epoch():
 
 
 def test_resolution_may_change_between_epochs():
-    plan = Plan(count=64, batch_size=32)
+    plan = Plan(side=32, count=64, batch_size=32)
     source = DaliLoader(generated(64), plan, CPU, 2, lambda epoch: (16, 16, 32)[epoch])
     sides = [[images.shape[-1] for images, _ in source.epoch(epoch)] for epoch in range(3)]
     assert sides == [[16, 16], [16, 16], [32, 32]]
@@ -138,12 +140,12 @@ def test_evaluation_gives_all_images_once_in_order_as_they_are(device):
 
 
 def test_a_plan_for_another_data_set_is_refused():
-    with pytest.raises(ValueError, match="plan is for 10 images, but the data set has 20"):
-        loader(generated(20), Plan(count=10, batch_size=5))
+    with pytest.raises(ValueError, match="plan is for 10 images of 32 pixels, but the data set has 20 of 32"):
+        loader(generated(20), Plan(side=32, count=10, batch_size=5))
 
 
 def test_constant_loader_keeps_the_loaders_promises():
-    batches = list(ConstantLoader(8, 16, CPU, steps=3))
+    batches = list(ConstantLoader(8, 16, CPU, steps=3, classes=10))
     assert len(batches) == 3
     assert batches[0][0] is batches[2][0]
     assert batches[0][0].is_contiguous(memory_format=torch.channels_last)

@@ -110,7 +110,7 @@ def test_two_ranks_learn_what_one_process_learns_from_the_same_shares(two):
     for own in two:
         assert own["learner"]["metrics"][:3].tolist() == pytest.approx(sums.tolist(), abs=1e-12)
         assert own["learner"]["metrics"][5] == ranks.BATCH
-    named = dict(ResNet(width=8).named_parameters())
+    named = dict(ResNet("abcdefghij", width=8).named_parameters())
     assert all(torch.equal(two[0]["learner"]["model"][name], two[1]["learner"]["model"][name]) for name in named)
     moved = ranks.learner().model.state_dict()
     assert not any(torch.equal(moved[name], state["model"][name]) for name in named)
@@ -121,7 +121,7 @@ def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
     assert not torch.equal(two[0]["learner"]["model"][name], two[1]["learner"]["model"][name])
     assert same(two[0]["evaluated"], two[0]["learner"]["model"])
     assert same(two[1]["evaluated"], two[0]["learner"]["model"])
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     model.load_state_dict(two[0]["evaluated"])
     alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), Machine(CPU))
     for own in two:
@@ -151,7 +151,7 @@ class Counting(World):
 @pytest.mark.parametrize(("count", "batch"), [(10_000, 1000), (3_333, 250), (3, 1000)])
 def test_sharded_evaluation_counts_as_one_process_does(count, batch):
     torch.manual_seed(0)
-    model = ResNet(width=4, resolution=8).to(memory_format=torch.channels_last)
+    model = ResNet("abcdefghij", width=4, resolution=8).to(memory_format=torch.channels_last)
     split = generated(count)
     alone = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch), Machine(CPU))
     assert alone.total == count
@@ -173,7 +173,7 @@ def test_a_share_too_small_and_sync_batch_norm_on_a_cpu_are_refused():
 
 
 def test_one_process_has_no_group_and_no_wrapper():
-    model = ResNet(width=4)
+    model = ResNet("abcdefghij", width=4)
     call = World().replicate(model)
     assert not isinstance(call, nn.Module)
     assert call(lambda *given: given, 1, 2) == (model, 1, 2)
@@ -258,7 +258,6 @@ def test_a_rank_that_raises_ends_all_and_says_why_once(launched):
 def recorded(monkeypatch, tmp_path):
     """train.main in the place of one rank, without its others: the batches that it would train on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "training_splits", ranks.few)
     monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1))
     for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first"):
         ours = getattr(World, name)
@@ -336,7 +335,7 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
         return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25}
 
     monkeypatch.setattr(scaling, "reported", answer)
-    flags = ["--generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
+    flags = ["--data", "generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
     words = ["bench.speed.scaling", "--processes", "4", "1", *flags]
     assert asked == [words, [*"torch.distributed.run --standalone --nproc-per-node=4 -m".split(), *words]]
@@ -350,7 +349,7 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
 
 
 def test_what_one_process_measures(capsys):
-    flags = ["--generated", "--quick", "--width", "8", "--resolutions", "8", "--batch-size", "16", "--device", "cpu"]
+    flags = "--data generated --quick --width 8 --resolutions 8 --batch-size 16 --device cpu".split()
     scaling.measure_rank([*flags, "--threads", "1", "--precision", "fp32"], World())
     report = json.loads(capsys.readouterr().out)
     assert len(report["rates"]) == 3 and min(report["rates"]) > 0
@@ -359,7 +358,7 @@ def test_what_one_process_measures(capsys):
 
 @pytest.mark.slow
 def test_scaling_of_one_and_two_real_processes(tmp_path, capsys):
-    flags = ["--generated", "--quick", "--width", "8", "--resolutions", "16", "--device", "cpu", "--out", str(tmp_path)]
+    flags = [*"--data generated --quick --width 8 --resolutions 16 --device cpu --out".split(), str(tmp_path)]
     scaling.main(["--processes", "1", "2", *flags])
     values = [row["value"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]]
     assert len(values) == 4 and min(values) > 0

@@ -49,7 +49,7 @@ def half(side: int = 8) -> tuple[Tensor, Tensor]:
 
 def test_the_gap_is_the_area_between_the_two_curves():
     """Step by step in plain loops: pixels enter in the order of the map."""
-    net, side = Chequered(width=1), 8
+    net, side = Chequered("ab", width=1), 8
     image, _ = half(side)
     ranked = torch.randn(1, side, side, generator=torch.Generator().manual_seed(3))
     order = np.argsort(-ranked.numpy().ravel(), kind="stable")
@@ -74,7 +74,7 @@ def test_the_gap_is_the_area_between_the_two_curves():
 
 
 def test_the_right_place_scores_high_the_wrong_one_as_low_and_no_place_nothing():
-    half_seeing, (image, ranked) = explainer(Chequered(width=1)), half()
+    half_seeing, (image, ranked) = explainer(Chequered("ab", width=1)), half()
     one = torch.tensor([1])
     right, wrong = (float(gap(half_seeing, image, one, m)) for m in (ranked, -ranked))
     assert right > 0.2 and wrong == pytest.approx(-right, abs=1e-9)

@@ -14,8 +14,7 @@ from PIL import Image
 from explain import gallery, outputs
 from explain.cam import display
 from explain.cases import Cases
-from pipeline.cifar10 import CLASSES
-from tests.cases import layer4_maps, made_up
+from tests.cases import CLASSES, layer4_maps, made_up
 
 PAIRS = {"labels": [1, 0, 3, 9], "predicted": [0, 1, 5, 8]}  # the longest names of CIFAR-10 among them
 

@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -22,21 +23,31 @@ from engine.config import Config
 from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import STAGES, ResNet
-from explain import cam, faithfulness, options
-from pipeline import cifar10, splits
-from pipeline.cifar10 import CLASSES, Split
+from explain import cam, faithfulness, options, study
 from pipeline.dali import evaluation_loader
+from pipeline.dataset import DataSet
+from pipeline.split import Split
+from tests.cases import CLASSES
 from tests.trained import trained
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-CONFIG = Config(width=8, resolutions=(24,), device="cpu", generated=True)
+CONFIG = Config(width=8, resolutions=(24,), device="cpu", data="generated")
 
 
 @pytest.fixture(scope="module")
 def split() -> Split:
-    test = trained()[1]
-    return Split(test.images.numpy(), test.labels.numpy().astype(np.uint8), "test")
+    return trained()[1].split()
+
+
+def open_only(split: Split, part: str = "test") -> Callable[[str], DataSet]:
+    """Stands for open_dataset: a data set of which one part alone may be opened."""
+
+    def load(name: str) -> Split:
+        assert name == part, f"{name} was opened"
+        return split
+
+    return lambda name: DataSet(name, load)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,7 @@ def loaded(split: Split) -> tuple[torch.Tensor, dict[str, Any]]:
 def run(tmp_path: Path, split: Split, loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run gradcam.py in a folder that holds model.pt; gives the exit code, the result and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(splits, "test_split", lambda generated: split)
+    monkeypatch.setattr(study, "open_dataset", open_only(split))
     checkpoint.save_model("model.pt", trained()[0], CONFIG, loaded[1])
 
     def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -215,8 +226,8 @@ def test_one_row_and_more_rows_than_errors(run):
 def test_a_perfect_model_has_an_empty_table_and_a_picture_that_says_so(
     run, split: Split, loaded, layer: str, monkeypatch: pytest.MonkeyPatch
 ):
-    perfect = Split(split.images, loaded[0].argmax(1).numpy().astype(np.uint8), "test")
-    monkeypatch.setattr(splits, "test_split", lambda generated: perfect)
+    perfect = replace(split, labels=loaded[0].argmax(1).numpy())
+    monkeypatch.setattr(study, "open_dataset", open_only(perfect))
     code, result, _ = run("--layer", layer)
     assert (code, result["errors"], result["drawn"], result["accuracy"]) == (0, 0, 0, 1.0)
     assert table() == []
@@ -226,8 +237,8 @@ def test_a_perfect_model_has_an_empty_table_and_a_picture_that_says_so(
 
 
 def test_a_perfect_model_has_a_page_that_says_so(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
-    perfect = Split(split.images, loaded[0].argmax(1).numpy().astype(np.uint8), "test")
-    monkeypatch.setattr(splits, "test_split", lambda generated: perfect)
+    perfect = replace(split, labels=loaded[0].argmax(1).numpy())
+    monkeypatch.setattr(study, "open_dataset", open_only(perfect))
     code, result, _ = run("--out", "page.html", "--layer", "layer3")
     assert (code, result["errors"]) == (0, 0)
     assert "There is nothing to show" in Path("page.html").read_text()
@@ -237,7 +248,7 @@ def test_a_perfect_model_has_a_page_that_says_so(run, split: Split, loaded, monk
 
 def test_a_checkpoint_of_another_width_and_depth(run, loaded):
     torch.manual_seed(0)
-    model = ResNet(depth=34, width=4, resolution=24).eval()
+    model = ResNet("abcdefghij", depth=34, width=4, resolution=24).eval()
     checkpoint.save_model("other.pt", model, replace(CONFIG, width=4, depth=34), loaded[1])
     code, result, _ = run("--ckpt", "other.pt", "--n", "2")
     assert code == 0
@@ -245,22 +256,19 @@ def test_a_checkpoint_of_another_width_and_depth(run, loaded):
 
 
 def test_a_validation_checkpoint_never_opens_the_test_set(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
-    opened: list[str] = []
-
-    def load(name: str, progress: bool = True) -> Split:
-        opened.append(name)
-        return Split(split.images, split.labels, name)
-
-    def test_split(generated: bool) -> Split:
-        raise AssertionError("the test set was opened")
-
-    monkeypatch.setattr(cifar10, "load", load)
-    monkeypatch.setattr(splits, "HELD_OUT", 300)
-    monkeypatch.setattr(splits, "test_split", test_split)
-    checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True, generated=False), loaded[1])
+    monkeypatch.setattr(study, "open_dataset", open_only(replace(split, shuffled=True), "train"))
+    checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True), loaded[1])
     code, result, _ = run("--ckpt", "held_out.pt", "--n", "1")
-    assert (code, opened) == (0, ["train"])
-    assert (result["split"], result["total"]) == ("validation", 300)
+    assert code == 0
+    assert (result["split"], result["total"]) == ("validation", len(split) // 10)
+
+
+def test_labels_are_disputed_where_the_data_set_says_so(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
+    wrong = np.flatnonzero(loaded[0].argmax(1).numpy() != split.labels)
+    named = (*wrong[[0, 5]].tolist(), int(np.setdiff1d(np.arange(20), wrong)[0]))
+    monkeypatch.setattr(study, "open_dataset", open_only(replace(split, disputed=named)))
+    assert run("--n", "1")[0] == 0
+    assert [int(row["index"]) for row in table() if row["label_disputed"] == "1"] == wrong[[0, 5]].tolist()
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,10 @@ SMALL = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=32)
 def start(config=SMALL, count=128, precision="fp32", compiled=False, device=CPU):
     """A learner, its loader and its plan, on generated images."""
     split = generated(count)
-    plan = Plan(count=count, batch_size=config.batch_size, translate=config.translate, flip=config.flip, cutout=4)
+    drawn = config.drawn() | {"seed": 0, "cutout": 4}
+    plan = Plan(side=32, count=count, **drawn)
     loader = DaliLoader(split, plan, device, 2, config.resolution)
-    model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
+    model = create(config, split).to(device).to(memory_format=torch.channels_last)
     return Learner(model, config, plan.steps_per_epoch, Machine(device, precision, compiled=compiled)), loader
 
 
@@ -48,7 +49,7 @@ def test_overfits_32_images(precision):
     images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(split.labels).long()
     config = replace(SMALL, epochs=1, label_smoothing=0.0)
-    model = create(config, split.images).to(memory_format=torch.channels_last)
+    model = create(config, split).to(memory_format=torch.channels_last)
     learner = Learner(model, config, 60, Machine(CPU, precision))
     first = evaluate(model, [(images, labels)], Machine(CPU, precision))
     learner.train_epoch([(images, labels)] * 60)
@@ -154,7 +155,7 @@ def test_a_peak_at_the_first_step_is_one():
 
 def test_each_group_has_the_schedule_under_its_own_peak():
     config = replace(SMALL, max_lr=0.5, bias_lr_scale=3.0, muon_lr=0.2)
-    learner = Learner(ResNet(width=8), config, 3, Machine(CPU))
+    learner = Learner(ResNet("abcdefghij", width=8), config, 3, Machine(CPU))
     images, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
     for step in range(6):
         assert learner.lr_at(step) == one_cycle(config, 0.5, step, 6)
@@ -167,8 +168,8 @@ def test_each_group_has_the_schedule_under_its_own_peak():
 def test_one_step_equals_the_textbook():
     """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled; against plain torch."""
     config = replace(SMALL, lookahead=False, weight_decay=0.1, label_smoothing=0.2, bias_lr_scale=2.0)
-    learner = Learner(ResNet(width=8), config, 10, Machine(CPU))
-    oracle = ResNet(width=8)
+    learner = Learner(ResNet("abcdefghij", width=8), config, 10, Machine(CPU))
+    oracle = ResNet("abcdefghij", width=8)
     oracle.load_state_dict(learner.model.state_dict())
     images = torch.from_numpy(generated(16).images).permute(0, 3, 1, 2)
     labels = torch.arange(16) % 10
@@ -240,7 +241,7 @@ def test_lookahead_pulls_every_five_steps_and_ends_on_the_slow_weights():
 
 
 def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
-    model = ResNet(width=8, resolution=32).train()
+    model = ResNet("abcdefghij", width=8, resolution=32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     split = generated(70)
     result = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), Machine(CPU))
@@ -353,9 +354,9 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     device = torch.device("cuda", 0)
     config = replace(SMALL, epochs=6, resolutions=(32,))
     split = generated(512)
-    plan = Plan(count=512, batch_size=32, translate=4, flip="random", cutout=8)
+    plan = Plan(side=32, count=512, batch_size=32, translate=4, flip="random", cutout=8)
     loader = DaliLoader(split, plan, device, 2, config.resolution)
-    model = create(config, split.images).to(device).to(memory_format=torch.channels_last)
+    model = create(config, split).to(device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, plan.steps_per_epoch, Machine(device, runtime.pick_precision(device)))
     learner.warm_up(32)
     learner.train_epoch(loader.epoch(0))

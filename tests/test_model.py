@@ -1,10 +1,13 @@
 """The network: its size, its stages, its start, and what it does with pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import engine.model
 from engine.config import PRESETS, Config
 from engine.model import STAGES, ResNet, create, dirac_, parameter_groups, resize, whiten_stem_
 from pipeline.synthetic import generated
@@ -18,12 +21,12 @@ def pictures(count=4, side=32, seed=0):
 @pytest.mark.parametrize(("depth", "width", "count"), [(18, 64, 11_173_962), (34, 64, 21_282_122), (18, 8, 176_402)])
 def test_parameter_count(depth, width, count):
     with torch.device("meta"):
-        model = ResNet(depth, width)
+        model = ResNet("abcdefghij", depth, width)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
 def test_stage_shapes_and_forward_is_head_of_features():
-    model = ResNet(width=8).eval()
+    model = ResNet("abcdefghij", width=8).eval()
     images = pictures()
     shapes = [tuple(model.features(images, stage).shape[1:]) for stage in STAGES]
     assert shapes == [(8, 32, 32), (8, 32, 32), (16, 16, 16), (32, 8, 8), (64, 4, 4)]
@@ -34,17 +37,20 @@ def test_stage_shapes_and_forward_is_head_of_features():
 
 
 def test_normalises_first_to_the_training_sets_mean_and_deviation():
-    model = ResNet(width=8)
-    grey = torch.tensor([[125, 123, 114]], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
-    assert model.normalise(grey).abs().max() < 0.01
-    white = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
-    expected = [(1 - 0.49139968) / 0.24703223, (1 - 0.48215841) / 0.24348513, (1 - 0.44653091) / 0.26158784]
-    assert model.normalise(white).flatten().tolist() == pytest.approx(expected, rel=1e-6)
+    images = generated(200)
+    train = replace(images, known_statistics=None, images=images.images // np.array([1, 2, 3], np.uint8))
+    model = create(Config(width=8, whiten=False), train)
+    normal = model.normalise(torch.from_numpy(train.images).permute(0, 3, 1, 2)).double()
+    assert normal.mean((0, 2, 3)).abs().max() < 1e-5
+    assert (normal.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
     assert {"mean", "std"} <= set(model.state_dict())
+    known = create(Config(width=8), images)
+    assert known.mean.flatten().tolist() == pytest.approx([255 * channel for channel in images.statistics[0]])
+    assert known.classes == images.classes and known.fc.out_features == len(images.classes)
 
 
 def test_head_runs_in_float32_under_autocast():
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     with torch.autocast("cpu", torch.bfloat16):
         features = model.features(pictures())
         logits = model.head(features)
@@ -53,7 +59,7 @@ def test_head_runs_in_float32_under_autocast():
 
 
 def test_predict_resizes_and_gives_probabilities():
-    model = ResNet(width=8, resolution=24).eval()
+    model = ResNet("abcdefghij", width=8, resolution=24).eval()
     images = pictures(side=48).permute(0, 2, 3, 1)
     expected = model(resize(images.permute(0, 3, 1, 2), 24)).softmax(1)
     assert torch.equal(model.predict(images), expected)
@@ -71,7 +77,7 @@ def test_resize_keeps_flat_colour_and_size():
 
 
 def test_whitened_stem_gives_uncorrelated_channels_of_equal_power_and_their_negatives():
-    model = ResNet(width=64)
+    model = ResNet("abcdefghij", width=64)
     images = torch.from_numpy(generated(500).images).permute(0, 3, 1, 2)
     before = model.get_parameter("stem.0.weight").clone()
     whiten_stem_(model, images, eps=0.0)
@@ -84,8 +90,22 @@ def test_whitened_stem_gives_uncorrelated_channels_of_equal_power_and_their_nega
     assert (power - torch.eye(27)).abs().max() < 0.1
 
 
+def test_whitening_takes_many_or_large_images_in_pieces(monkeypatch):
+    images = torch.from_numpy(generated(70).images).permute(0, 3, 1, 2)
+
+    def filters(pixels):
+        monkeypatch.setattr(engine.model, "WHITENING_PIXELS", pixels)
+        torch.manual_seed(0)
+        model = ResNet("abcdefghij", width=54)
+        whiten_stem_(model, images)
+        return model.get_parameter("stem.0.weight")
+
+    for pieces in (1, 32 * 32 * 20):
+        torch.testing.assert_close(filters(pieces), filters(70 * 32 * 32), rtol=1e-4, atol=1e-5)
+
+
 def test_dirac_makes_convolutions_pass_through():
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     dirac_(model)
     x = torch.randn(2, 8, 6, 6)
     for name in ("layer1.0.conv1", "layer1.1.conv2"):
@@ -95,7 +115,7 @@ def test_dirac_makes_convolutions_pass_through():
 
 
 def test_a_start_depends_on_the_seed_alone():
-    images = np.random.default_rng(0).integers(0, 256, (64, 32, 32, 3), dtype=np.uint8)
+    images = generated(64)
     config = Config(width=8)
     one, two = (create(config, images).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -104,7 +124,7 @@ def test_a_start_depends_on_the_seed_alone():
 
 
 def test_parameter_groups_hold_each_parameter_once():
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     filters, weights, gains, biases = parameter_groups(model)
     assert sum(map(len, (filters, weights, gains, biases))) == len(list(model.parameters()))
     assert all(p.ndim == 4 for p in filters) and len(filters) == 19
@@ -113,13 +133,13 @@ def test_parameter_groups_hold_each_parameter_once():
     assert any(p is model.fc.bias for p in biases)
 
 
-@pytest.mark.parametrize("wrong", [{"depth": 50}, {"width": 0}, {"num_classes": 0}])
+@pytest.mark.parametrize("wrong", [{"depth": 50}, {"width": 0}, {"classes": ()}])
 def test_impossible_networks_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
-        ResNet(**wrong)
+        ResNet(**({"classes": "ab"} | wrong))
 
 
 def test_every_preset_builds_its_network():
     for config in PRESETS.values():
         with torch.device("meta"):
-            ResNet(config.depth, config.width, config.resolutions[-1])
+            ResNet("abcdefghij", config.depth, config.width, config.resolutions[-1])

@@ -60,7 +60,7 @@ def test_a_filter_bank_has_norm_sqrt_out_before_its_update_of_length_lr():
 
 
 def test_a_config_chooses_and_every_parameter_is_optimized_once():
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     config = replace(PRESETS["full"], max_lr=0.3, bias_lr_scale=2.0, weight_decay=1e-3, muon_lr=0.1, muon_momentum=0.7)
     muon = create_optimizer(model, config, torch.float32)
     sgd = create_optimizer(model, replace(config, muon_lr=0.0), torch.float32)

@@ -28,8 +28,7 @@ from explain.cases import Cases
 from explain.faithfulness import Faithfulness, Score
 from explain.options import Options
 from explain.study import Calibration, Study, confusion_matrix, top_confusions
-from pipeline.cifar10 import CLASSES
-from tests.cases import layer4_maps, made_up
+from tests.cases import CLASSES, layer4_maps, made_up
 
 COUNT = 600
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.plan import SIZE, Plan
+from pipeline.plan import Plan
 
-AUGMENTED: dict[str, Any] = {"translate": 4, "flip": "random", "cutout": 8}
+AUGMENTED: dict[str, Any] = {"side": 32, "translate": 4, "flip": "random", "cutout": 8}
 
 
 def test_the_same_place_gives_the_same_draws_and_another_gives_others():
@@ -23,7 +23,7 @@ def test_the_same_place_gives_the_same_draws_and_another_gives_others():
 
 @pytest.mark.parametrize(("drop_last", "steps"), [(True, 7), (False, 8)])
 def test_every_image_appears_once_an_epoch(drop_last, steps):
-    plan = Plan(count=500, batch_size=64, drop_last=drop_last)
+    plan = Plan(side=32, count=500, batch_size=64, drop_last=drop_last)
     assert plan.steps_per_epoch == steps
     for epoch in range(2):
         seen = np.concatenate([plan.draws(epoch, i).indices for i in range(steps)])
@@ -32,7 +32,7 @@ def test_every_image_appears_once_an_epoch(drop_last, steps):
 
 
 def test_without_shuffle_the_order_is_the_data_sets():
-    plan = Plan(count=10, batch_size=4, shuffle=False, drop_last=False)
+    plan = Plan(side=32, count=10, batch_size=4, shuffle=False, drop_last=False)
     assert [plan.draws(7, i).indices.tolist() for i in range(3)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
@@ -61,7 +61,7 @@ def test_ranks_share_the_batch_that_one_process_sees(world, batch_size, seed, ep
 
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 40), world=st.integers(1, 8))
 def test_ranks_with_whole_batches_take_each_of_them_once(count, batch_size, world):
-    sizes: dict[str, Any] = {"count": count, "batch_size": min(batch_size, count), "shuffle": False}
+    sizes: dict[str, Any] = {"side": 8, "count": count, "batch_size": min(batch_size, count), "shuffle": False}
     alone = Plan(**sizes, drop_last=False)
     expected = [alone.draws(0, i).indices.tolist() for i in range(alone.steps_per_epoch)]
     for rank in range(world):
@@ -78,14 +78,14 @@ def test_crops_flips_and_squares_cover_their_ranges_evenly():
     assert abs(draws.flip.mean() - 0.5) < 0.02
     height, width = draws.cutout[:, 2] - draws.cutout[:, 0], draws.cutout[:, 3] - draws.cutout[:, 1]
     assert draws.cutout.min() == 0
-    assert draws.cutout.max() == SIZE
+    assert draws.cutout.max() == 32
     assert (height.max(), width.max()) == (8, 8)
     assert height.min() >= 4  # a centre at the border leaves half of the square
-    assert set(draws.cutout[:, 0].tolist()) == set(range(SIZE - 4))
+    assert set(draws.cutout[:, 0].tolist()) == set(range(32 - 4))
 
 
 def test_alternating_flips_mirror_each_image_in_every_second_epoch():
-    plan = Plan(count=1000, batch_size=1000, shuffle=False, flip="alternating")
+    plan = Plan(side=32, count=1000, batch_size=1000, shuffle=False, flip="alternating")
     flips = [plan.draws(epoch, 0).flip for epoch in range(4)]
     assert np.array_equal(flips[0], ~flips[1])
     assert np.array_equal(flips[0], flips[2])
@@ -99,9 +99,11 @@ def test_alternating_flips_mirror_each_image_in_every_second_epoch():
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"rank": 2, "world": 2}, "rank 2 of 2"),
         ({"world": 6}, "--batch-size is 5: it must be 6"),
+        ({"translate": 5}, "--translate is 5: it must be 0 to 4 for images of 8 pixels"),
+        ({"cutout": 9}, "--cutout is 9: it must be 0 to 8 for images of 8 pixels"),
         ({"flip": "vertical"}, "flip is 'vertical'"),
     ],
 )
 def test_impossible_plans_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        Plan(**{"count": 10, "batch_size": 5} | change)
+        Plan(**{"side": 8, "count": 10, "batch_size": 5} | change)

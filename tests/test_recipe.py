@@ -8,25 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from bench.core import record
 from bench.recipe import ablate, accuracy, trial
-from engine.config import PRESETS
+from engine.config import PRESETS, parse
 from engine.learner import Evaluation
-from pipeline.synthetic import generated
 from tests.commands import run
 
 TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
-TINY += ["--device", "cpu"]
+TINY += ["--device", "cpu", "--data", "generated:256/128"]
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch, tmp_path):
-    """256 images to train on and 128 to report on, for train.py as for bench."""
+def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    splits = generated(256, "training"), generated(128, "test", 1)
-    for module in (trial, train):
-        monkeypatch.setattr(module, "training_splits", lambda validate, generate: splits)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -42,7 +36,7 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     code, out, _ = run(capsys, *TINY, "--epochs", "2", "--seed", "3")
     assert code == 0
     theirs = json.loads(out.splitlines()[-1])
-    config = replace(PRESETS["smoke"], epochs=2, resolutions=(8,), threads=1, precision="fp32", device="cpu", seed=3)
+    config = parse([*TINY, "--epochs", "2", "--seed", "3"], "smoke")[1]
     trainer = trial.Trainer(config)
     first, other, again = (trainer.run(replace(config, seed=seed), lambda what: None) for seed in (3, 4, 3))
     assert first.plain.loss == theirs["test_loss"] and first.plain.correct == theirs["test_correct"]

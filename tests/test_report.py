@@ -157,7 +157,7 @@ def test_off_a_terminal_there_are_only_plain_lines(monkeypatch, clock):
     file = io.StringIO()
     monkeypatch.setattr("sys.stdout", file)
     said = Reporter(stdout_console())
-    said.say(model_summary(ResNet(width=8), 16))
+    said.say(model_summary(ResNet("abcdefghij", width=8), 16))
     run_epoch(said, clock, seconds_a_step=31)
     said.row(row(1))
     said.finish(SUMMARY)
@@ -439,7 +439,7 @@ def cells(table):
 
 @pytest.mark.parametrize(("depth", "width", "resolution"), [(18, 16, 32), (34, 8, 20), (18, 8, 15), (18, 8, 8)])
 def test_summary_totals_are_the_models(depth, width, resolution):
-    model = ResNet(depth, width)
+    model = ResNet("abcdefghij", depth, width)
     (names, _, shapes, parameters, mflops), footer = cells(model_summary(model, resolution))
     total = sum(p.numel() for p in model.parameters())
     assert footer[3] == f"{total:,}"
@@ -458,7 +458,7 @@ def test_summary_totals_are_the_models(depth, width, resolution):
 
 
 def test_the_standard_network_has_its_known_size_and_fits_80_columns():
-    model = ResNet()
+    model = ResNet("abcdefghij")
     table = model_summary(model, 32)
     _, footer = cells(table)
     assert footer[3:] == ["11,173,962", "1,110.85"]
@@ -470,11 +470,11 @@ def test_the_standard_network_has_its_known_size_and_fits_80_columns():
 
 def test_training_costs_three_forward_passes_less_the_images_gradient():
     forward = closed_form_flops(18, 8, 16)
-    assert training_flops(ResNet(width=8), 16) == 3 * forward - 2 * 27 * 8 * 16**2
+    assert training_flops(ResNet("abcdefghij", width=8), 16) == 3 * forward - 2 * 27 * 8 * 16**2
 
 
 def test_summary_and_flops_leave_model_and_random_state_alone():
-    model = ResNet(width=8)
+    model = ResNet("abcdefghij", width=8)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     model(images).sum().backward()
     model.get_submodule("layer2").eval()

@@ -30,20 +30,15 @@ from tests.commands import run, weights
 
 CPU = torch.device("cpu")
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", "--device", "cpu"]
-QUICK += ["--precision", "fp32", "--threads", "1"]
 STEPS = 4
+QUICK += ["--precision", "fp32", "--threads", "1", "--data", f"generated:{32 * STEPS}/64"]
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run")
 HERE = Machine(CPU).card() | Machine(CPU).choices()
-
-
-def few(validate, generate):
-    return generated(32 * STEPS, "training"), generated(64, "test", 1)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "training_splits", few)
     monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
     monkeypatch.setattr(resume, "SHARE", 1e9)
     threads = torch.get_num_threads()
@@ -69,7 +64,7 @@ def rows(folder):
 
 def learner(config=CONFIG):
     torch.manual_seed(0)
-    return Learner(ResNet(width=8, resolution=16), config, STEPS, Machine(CPU))
+    return Learner(ResNet("abcdefghij", width=8, resolution=16), config, STEPS, Machine(CPU))
 
 
 def step(own, count=1):
@@ -84,6 +79,16 @@ def keeper(own, folder="run", state=None, rows=()):
 
 
 # States
+
+
+def test_a_state_of_version_1_is_read():
+    keeper(learner()).save()
+    (path,) = resume.states(Path("run"))
+    content = checkpoint.read(path, checkpoint.RESUME)
+    content["config"]["generated"] = content["config"].pop("data") == "generated"
+    digest = checkpoint.digest(content)
+    torch.save({"format": checkpoint.RESUME, "version": 1, "sha256": digest} | content, path)
+    assert resume.find("run", "").config == CONFIG
 
 
 def test_the_last_two_states_are_kept_and_hold_everything():
@@ -563,9 +568,10 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
 
 def small_loop(config):
     split = generated(64)
-    plan = Plan(count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
+    plan = Plan(side=32, count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
     loader = DaliLoader(split, plan, CPU, 1, config.resolution)
-    model = ResNet(config.depth, config.width, config.resolutions[-1]).to(memory_format=torch.channels_last)
+    model = ResNet(split.classes, config.depth, config.width, config.resolutions[-1])
+    model = model.to(memory_format=torch.channels_last)
     return loader, Learner(model, config, plan.steps_per_epoch, Machine(CPU))
 
 

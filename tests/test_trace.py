@@ -28,11 +28,11 @@ from tests.measured import CPU, TINY
 def test_phases_are_those_of_the_real_step_and_change_nothing():
     def trained(wrapped):
         torch.manual_seed(0)
-        model = ResNet(width=8, resolution=8).to(memory_format=torch.channels_last)
+        model = ResNet("abcdefghij", width=8, resolution=8).to(memory_format=torch.channels_last)
         learner = Learner(model, Config(width=8, resolutions=(8,)), 10, Machine(CPU))
         entered: list[str] = []
         step = Phases(learner, entered.append).train_step if wrapped else learner.train_step
-        for images, labels in ConstantLoader(4, 8, CPU, 2):
+        for images, labels in ConstantLoader(4, 8, CPU, 2, 10):
             step(images, labels)
         return entered, model.state_dict()
 

@@ -13,7 +13,6 @@ from engine import checkpoint, resume
 from engine.config import PRESETS
 from engine.learner import Learner, evaluate
 from engine.machine import Machine
-from pipeline import cifar10, splits
 from pipeline.dali import evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
@@ -21,17 +20,13 @@ from tests.commands import run, weights
 
 CPU = torch.device("cpu")
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
-
-
-def few(validate, generate):
-    return generated(256, "training"), generated(128, "test", 1)
+FEW = ["--data", "generated:256/128"]
+QUICK += FEW
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch, tmp_path):
-    """256 images to train on, 128 to report on: this is about the loop."""
+def here(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "training_splits", few)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -87,7 +82,7 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
     assert seen == [(8, False), (16, False), (16, False), (16, True)]
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert [row["resolution"] for row in rows] == [8, 16, 16]
-    test = evaluation_loader(few(False, True)[1], 16, CPU, 1)
+    test = evaluation_loader(generated(128, seed=1), 16, CPU, 1)
     plain = evaluate(checkpoint.load("model.pt").model, test, Machine(CPU))
     summary = json.loads(out.splitlines()[-1])
     assert plain.correct == summary["test_correct"]
@@ -127,7 +122,7 @@ def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
     assert "not finite at epoch 1, step" in err
     named = json.loads(Path("bad/bad_batch.json").read_text())
     assert f"step {named['step']} (images {named['indices'][0]}, " in err
-    plan = Plan(count=256, batch_size=64)
+    plan = Plan(side=32, count=256, batch_size=64)
     assert named["indices"] == plan.draws(0, named["step"]).indices.tolist()
     assert not Path("model.pt").exists()
     assert resume.states(Path("bad")) == []
@@ -142,7 +137,10 @@ def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
         (["smoke", "--width", "0"], "--width is 0"),
         (["smoke", "--epochz", "3"], "--epochz"),
         (["smoke", "--epochs", "three"], "three"),
-        (["smoke", "--batch-size", "300"], "--batch-size is 300: it must be 1 to 256"),
+        (["smoke", "--batch-size", "300", *FEW], "--batch-size is 300: it must be 1 to 256"),
+        (["smoke", "--translate", "17"], "--translate is 17: it must be 0 to 16 for images of 32 pixels"),
+        (["smoke", "--cutout", "33"], "--cutout is 33: it must be 0 to 32 for images of 32 pixels"),
+        (["smoke", "--data", "pictures/of/cats"], "--data is pictures/of/cats: it must be cifar10, generated"),
         (["smoke", "--resolutions", "4"], "--resolutions is (4,)"),
         (["smoke", "--out", "missing/model.pt"], "missing"),
         (["smoke", "--out", "."], "it is a folder"),
@@ -187,26 +185,8 @@ def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys,
     assert checkpoint.load("model.pt").config.seed == 1
 
 
-def test_validate_never_opens_the_test_set(monkeypatch):
-    opened = []
-
-    def load(name):
-        opened.append(name)
-        return generated(6000, name)
-
-    monkeypatch.setattr(cifar10, "load", load)
-    train_part, held_out = splits.training_splits(validate=True, generate=False)
-    assert opened == ["train"]
-    assert (len(train_part.images), len(held_out.images), held_out.name) == (1000, 5000, "validation")
-    whole = generated(6000, "train")
-    assert (held_out.images == whole.images[1000:]).all()
-    assert (held_out.labels == whole.labels[1000:]).all()
-    splits.training_splits(validate=False, generate=False)
-    assert opened == ["train", "train", "test"]
-
-
 def test_presets_are_for_real_data_but_smoke():
-    assert {name for name, config in PRESETS.items() if config.generated} == {"smoke"}
+    assert {name for name, config in PRESETS.items() if config.data != "cifar10"} == {"smoke"}
     assert not any(config.validate for config in PRESETS.values())
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from engine.model import ResNet, resize
 from explain.cases import Cases
-from pipeline.cifar10 import CLASSES
-from tests.cases import explainer
+from pipeline.split import Split
+from tests.cases import CLASSES, explainer
 
 SIDE = 32
 GLYPH = 12
@@ -34,6 +34,10 @@ class Glyphs:
     """(N,) int64, the weaker glyph."""
     left: Tensor
     """(N,) bool: the stronger glyph is in the left half."""
+
+    def split(self) -> Split:
+        """As a data set's part."""
+        return Split(images=self.images.numpy(), labels=self.labels.numpy(), name="test", classes=CLASSES)
 
 
 def glyphs(count: int, seed: int) -> Glyphs:
@@ -67,7 +71,7 @@ def trained() -> tuple[ResNet, Glyphs]:
     torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ResNet(width=8, resolution=RESOLUTION).to(memory_format=torch.channels_last)
+        model = ResNet(CLASSES, width=8, resolution=RESOLUTION).to(memory_format=torch.channels_last)
         epochs, batch = 4, 100
         optimizer = torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=epochs * 3000 // batch)

@@ -14,12 +14,12 @@ from engine import runtime
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
-from engine.model import MEAN, MEAN_COLOUR, STD, ResNet, create
-from pipeline.cifar10 import Split
+from engine.model import ResNet, create
 from pipeline.dali import DaliLoader
+from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
 from pipeline.reference import reference_loader
-from pipeline.splits import training_splits
+from pipeline.split import Split
 from pipeline.synthetic import ConstantLoader
 
 FOREVER = 10**9  # steps
@@ -63,25 +63,22 @@ class Setup:
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
         """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
         world, drawn = self.machine.world, self.config.drawn() | {"batch_size": batch_size}
-        plan = Plan(count=len(self.split.images), rank=world.rank, world=world.size, **drawn)
-        loader = DaliLoader(
-            self.split, plan, device or self.device, self.machine.threads, lambda epoch: side, MEAN_COLOUR
-        )
+        plan = Plan(count=len(self.split), side=self.split.side, rank=world.rank, world=world.size, **drawn)
+        loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
 
     def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
         """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
-        statistics = (MEAN, STD) if normalised else None
         config = self.config
         loader = reference_loader(
-            self.split, batch_size, workers, statistics, config.translate, config.cutout, self.side
+            self.split, batch_size, workers, normalised, config.translate, config.cutout, self.side
         )
         return chain.from_iterable(repeat(loader))
 
     def synthetic(self, batch_size: int) -> ConstantLoader:
         """One constant batch, for ever."""
-        return ConstantLoader(batch_size, self.side, self.device, FOREVER)
+        return ConstantLoader(batch_size, self.side, self.device, FOREVER, len(self.split.classes))
 
     def autocast(self) -> AbstractContextManager[None]:
         """The setup's mixed precision."""
@@ -89,7 +86,7 @@ class Setup:
 
     def model(self) -> ResNet:
         """A fresh network on the device, channels_last, in training mode."""
-        model = create(self.config, self.split.images).to(self.device)
+        model = create(self.config, self.split).to(self.device)
         return model.to(memory_format=torch.channels_last).train()
 
     def cold_learner(self, compiled: bool | None = None, cuda_graph: bool | None = None) -> Learner:
@@ -123,6 +120,6 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
         OSError: the data set is not here and cannot be had.
     """
     machine = Machine.of(config, world)
-    split = training_splits(True, config.generated)[0]
-    Plan(count=len(split.images), batch_size=config.batch_size)  # refuses a batch that is too large, before any work
+    split, _ = open_dataset(config.data).splits(validate=True)
+    Plan(count=len(split), side=split.side, **config.drawn())  # refuses a batch that is too large, before any work
     return Setup(config, split, machine)

@@ -13,10 +13,10 @@ from engine import runtime
 from engine.config import Config, setting
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
-from engine.model import MEAN_COLOUR, ResNet, create
+from engine.model import ResNet, create
 from pipeline.dali import DaliLoader, evaluation_loader
+from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from pipeline.splits import training_splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +49,14 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
-        self.train, self.held_out = training_splits(config.validate, config.generated)
+        self.train, self.held_out = open_dataset(config.data).splits(config.validate)
         self._models: dict[tuple[int, ...], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
         machine = self.machine
-        plan = Plan(count=len(self.train.images), **config.drawn())
-        loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution, MEAN_COLOUR)
+        plan = Plan(count=len(self.train), side=self.train.side, **config.drawn())
+        loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution)
         learner = Learner(self._model(config), config, plan.steps_per_epoch, machine)
         if learner.needs_warm_up:
             say("compiling")
@@ -82,7 +82,7 @@ class Trainer:
 
     def _model(self, config: Config) -> ResNet:
         """The recipe's starting weights, in the same module as before where that fits: graphs belong to modules."""
-        fresh = create(config, self.train.images)
+        fresh = create(config, self.train)
         network = tuple(config.values("network").values())
         model = self._models.get(network)
         if model is None:

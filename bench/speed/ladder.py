@@ -67,7 +67,7 @@ def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
 
 
 def _first_lane(setup: Setup, batch_size: int, **switches: Any) -> Lane:
-    loop = SeedStyle(setup.config, setup.device, **switches)
+    loop = SeedStyle(setup.config, setup.split.classes, setup.device, **switches)
     return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), loop.train_step, setup.device)
 
 

@@ -26,6 +26,7 @@ class SeedStyle:
     def __init__(
         self,
         config: Config,
+        classes: tuple[str, ...],
         device: torch.device,
         channels_last: bool = False,
         precision: str = "fp32",
@@ -33,7 +34,7 @@ class SeedStyle:
     ) -> None:
         self.device, self.precision, self.synchronise = device, precision, synchronise
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = ResNet(config.depth, config.width).to(device).to(memory_format=self.layout)
+        self.model = ResNet(classes, config.depth, config.width).to(device).to(memory_format=self.layout)
         take_normalised(self.model)
         use_torch_gradients(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)

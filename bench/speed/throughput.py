@@ -14,7 +14,6 @@ from bench.core.setup import Setup
 from bench.trace.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
-from pipeline.cifar10 import Split
 from pipeline.dali import evaluation_loader
 
 COMPUTE_BOUND = 0.9  # of the synthetic batch's rate
@@ -24,7 +23,7 @@ REFERENCE_WORKERS = 2
 
 def measure_data(setup: Setup, say: Say) -> list[Row]:
     """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
-    limit = len(setup.split.images)
+    limit = len(setup.split)
     batch = min(REFERENCE_BATCH, limit)
     sizes = sorted({batch} if setup.config.quick else {min(size, limit) for size in (256, batch, 1024)})
     sides = sorted({setup.side} if setup.config.quick else {16, 24, setup.side})
@@ -124,8 +123,8 @@ def verdict(of_synthetic: float, waited: float) -> str:
 
 def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
     """Evaluation with our loader, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
-    size = min(1000 if setup.cuda else 250, len(setup.split.images))
-    few = Split(setup.split.images[:size], setup.split.labels[:size], setup.split.name)
+    size = min(1000 if setup.cuda else 250, len(setup.split))
+    few = setup.split.take(slice(size), setup.split.name)
     model = setup.model().eval()
     loader = evaluation_loader(few, setup.side, setup.device, setup.machine.threads, size)
 

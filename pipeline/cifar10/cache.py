@@ -4,8 +4,6 @@ The data folder is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folde
 written is read, and the cache goes to the XDG cache folder.
 """
 
-import errno
-import fcntl
 import itertools
 import math
 import os
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.files import lock, write_whole
 from pipeline.cifar10 import facts, sources
 from pipeline.cifar10.sources import DISK_FULL, Arrays, say
 from pipeline.split import Split, sha256
@@ -74,7 +73,8 @@ def prepare(progress: bool = True) -> tuple[Path, str]:
             arrays, source = sources.obtain(searched, work, progress)
             if wrong := _wrong(arrays):
                 raise ValueError(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
-            _write(arrays, work / CACHE_NAME, path)
+            write_whole(work / CACHE_NAME, *(arrays[name] for name in facts.SHAPES), durable=True)
+            os.replace(work / CACHE_NAME, path)
         except OSError as error:
             if error.errno not in DISK_FULL:
                 raise
@@ -152,34 +152,16 @@ def _wrong(arrays: Arrays) -> list[str]:
 @contextmanager
 def _alone(folder: Path, progress: bool) -> Iterator[None]:
     """Holds the folder's lock, which the system frees however the process ends."""
+
+    def taken(by: str) -> None:
+        if progress:
+            say(f"waiting for process {by}, which prepares {folder}")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = lock(folder / LOCK_NAME, taken)
     except OSError as error:
-        advice = "the cache folder cannot be written; set CIFAR10_DIR to one that can"
+        advice = "the cache folder cannot be written or locked; set CIFAR10_DIR to one that can"
         raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None
-    with os.fdopen(lock):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                say(f"waiting for another process that prepares {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            advice = "this file system has no locks; set CIFAR10_DIR to a local folder"
-            raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None
+    with os.fdopen(descriptor):
         yield
-
-
-def _write(arrays: Arrays, temporary: Path, path: Path) -> None:
-    with open(temporary, "wb") as file:
-        for name in facts.SHAPES:
-            file.write(arrays[name])
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -141,15 +141,18 @@ def _download(work: Path, progress: bool) -> Path:
     """Downloads the official archive into `work`."""
     path, done = work / OFFICIAL_NAME, 0
     try:
-        with urllib.request.urlopen(facts.OFFICIAL_URL, timeout=STALL_SECONDS) as response, open(path, "wb") as file:
-            with _meter(OFFICIAL_NAME, facts.OFFICIAL_BYTES, progress) as meter:
-                # read1 returns what has come; read would wait for a full block and hide a trickle from the meter.
-                while block := response.read1(2**16):
-                    file.write(block)
-                    done += len(block)
-                    meter(done)
-                    if done > facts.OFFICIAL_BYTES:
-                        raise ValueError(f"gave more than the archive's {facts.OFFICIAL_BYTES} bytes")
+        with (
+            urllib.request.urlopen(facts.OFFICIAL_URL, timeout=STALL_SECONDS) as response,
+            open(path, "wb") as file,
+            _meter(OFFICIAL_NAME, facts.OFFICIAL_BYTES, progress) as meter,
+        ):
+            # read1 returns what has come; read would wait for a full block and hide a trickle from the meter.
+            while block := response.read1(2**16):
+                file.write(block)
+                done += len(block)
+                meter(done)
+                if done > facts.OFFICIAL_BYTES:
+                    raise ValueError(f"gave more than the archive's {facts.OFFICIAL_BYTES} bytes")
     except TimeoutError:
         raise ConnectionError(f"no bytes for {STALL_SECONDS:g} s") from None
     return path
@@ -257,7 +260,7 @@ def _from_batches(members: dict[str, bytes]) -> Arrays:
 def _arrays(images: list[UInt8], labels: list[list[int]]) -> Arrays:
     """Six parts of images, the last being the test set, and two to six of labels."""
     return {
-        "train_images": np.concatenate(images[:-1]),
+        "train_images": np.ascontiguousarray(np.concatenate(images[:-1])),
         "test_images": np.ascontiguousarray(images[-1]),
         "train_labels": np.concatenate([np.array(part, np.uint8) for part in labels[:-1]]),
         "test_labels": np.array(labels[-1], np.uint8),
