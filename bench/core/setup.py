@@ -105,7 +105,7 @@ class Setup:
         On a GPU it must be had before DALI's batches are: see engine.graph.
         """
         learner, world = self.cold_learner(), self.machine.world
-        if self.machine.compiled or learner.records or world.size > 1:
+        if learner.needs_warm_up:
             learner.warm_up(len(range(world.rank, self.batch_size, world.size)))
         for note in learner.notes:
             warnings.warn(note, stacklevel=2)
