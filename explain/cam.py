@@ -114,11 +114,6 @@ def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tens
     return _over_peak(enlarged), (unit == 0).flatten(1).all(1)
 
 
-def margin(predicted: Tensor, true: Tensor) -> Tensor:
-    """Raw maps of the predicted class minus those of the true class, signed: why this one and not that one."""
-    return predicted - true
-
-
 def unwrap(model: nn.Module) -> ResNet:
     """The ResNet inside torch.compile's or a data-parallel wrapper.
 

@@ -4,7 +4,7 @@ An error has a label, which the prediction missed. A picture of one's own has no
 of the true class, so that the margin says why this class and not the next. `Cases.rival` is the one or the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explain.cam import margin
 from pipeline.split import UInt8
 
 Array = npt.NDArray[np.generic]
@@ -57,10 +56,10 @@ class Cases:
         """(E, C) classes, the likeliest first."""
         return self.logits.argsort(dim=1, descending=True, stable=True).numpy()
 
-    @cached_property
+    @property
     def predicted(self) -> Ints:
         """(E,) the class of the largest logit."""
-        return self.logits.argmax(1).numpy()
+        return self.order[:, 0]
 
     @property
     def rival(self) -> Ints:
@@ -97,7 +96,9 @@ class Cases:
 
     def every(self, name: str) -> Ints:
         """(E,) the class of that name. Raises ValueError where the model has none."""
-        return np.full(len(self), class_number(name, self.classes))
+        if name not in self.classes:
+            raise ValueError(f"class {name!r} is unknown: it is none of the model's {len(self.classes)} classes")
+        return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
         """(E, K) at most `count` classes of each image, the likeliest first, those of `always` (E, T) among them."""
@@ -126,7 +127,7 @@ class Cases:
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.rival), (predicted, self.predicted)):
             if name != "any":
-                keep &= classes == class_number(name, self.classes)
+                keep &= classes == self.every(name)
         if len(self) and not keep.any():
             what = "pictures is of" if self.labels is None else f"errors is of true class {true} and"
             raise ValueError(f"none of the {len(self)} {what} predicted class {predicted}")
@@ -167,27 +168,16 @@ class Maps:
 
     @property
     def margin(self) -> Tensor:
-        return margin(self.predicted, self.rival)
+        """Why this class and not that one."""
+        return self.predicted - self.rival
 
     @property
     def chosen(self) -> Tensor:
         """Of `target`."""
-        if self.target in ("pred", "true", "margin"):
-            return {"pred": self.predicted, "true": self.rival, "margin": self.margin}[self.target]
-        return self.of(self.cases.every(self.target))
+        named = {"pred": self.predicted, "true": self.rival, "margin": self.margin}
+        return named[self.target] if self.target in named else self.of(self.cases.every(self.target))
 
     def plain(self) -> dict[str, Any]:
         """What they are, for JSON."""
         what = {"layer": self.layer, "method": self.method, "target": self.target}
         return {**what, "maps": len(self.cases), "maps_computed": self.computed}
-
-
-def class_number(name: str, classes: Sequence[str]) -> int:
-    """Place of a class among the names.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    if name not in classes:
-        raise ValueError(f"class {name!r} is unknown: it is none of the model's {len(classes)} classes")
-    return classes.index(name)

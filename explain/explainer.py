@@ -11,7 +11,7 @@ pass, over the cases alone. `python gradcam.py` does this for the test set.
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,11 @@ class Outcome:
     """(E, C, h, w) float32, raw maps of the last stage."""
     inputs: Tensor
     """(E, 3, R, R) uint8, channels_last, as the model saw them."""
+
+    def cases(self, **known: Any) -> Cases:
+        """With what else is known of them: name, classes, labels, pictures, files, disputed."""
+        total, logits, maps = len(self.logits), self.logits[self.index], self.class_maps
+        return Cases(total=total, index=self.index, logits=logits, class_maps=maps, inputs=self.inputs, **known)
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,8 +37,9 @@ def table(cases: Cases) -> bytes:
     else:
         loss = [f"{value:.6f}" for value in cases.loss]
         columns = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, cases.disputed.astype(int))
-        writer.writerow(COLUMNS)
-        writer.writerows(zip(*columns, strict=True))
+        named = bool(cases.files)
+        writer.writerow((*COLUMNS, "file") if named else COLUMNS)
+        writer.writerows(zip(*columns, *[cases.files] * named, strict=True))
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 

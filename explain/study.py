@@ -77,22 +77,19 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     with Phase("evaluation", len(split)) as phase:
         loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
         outcome = explainer.examine(loader, phase.advance)
-    cases = Cases(
+    wrong = split.take(outcome.index, split.name)
+    cases = outcome.cases(
         name=split.name,
-        total=len(split),
         classes=explainer.classes,
-        index=outcome.index,
-        labels=split.labels[outcome.index],
-        logits=outcome.logits[outcome.index],
-        class_maps=outcome.class_maps,
-        inputs=outcome.inputs,
-        pictures=split.images[outcome.index],
-        disputed=np.isin(outcome.index, split.disputed),
+        labels=wrong.labels,
+        pictures=wrong.images,
+        files=wrong.files,
+        disputed=np.isin(np.arange(len(wrong)), wrong.disputed),
     )
     predicted = outcome.logits.argmax(1).numpy()
     matrix = confusion_matrix(split.labels, predicted, len(cases.classes))
-    wrong = reported.get("test_total", 0) - reported.get("test_correct", 0)
-    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, split.labels), wrong)
+    missed = reported.get("test_total", 0) - reported.get("test_correct", 0)
+    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, split.labels), missed)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str]) -> Study:
@@ -107,15 +104,10 @@ def of_pictures(explainer: Explainer, paths: Sequence[str]) -> Study:
     with Phase("evaluation", len(pictures.names)) as phase:
         batches = ((part.to(explainer.machine.device), None) for part in pictures.inputs.split(BATCH))
         outcome = explainer.examine(batches, phase.advance)
-    cases = Cases(
+    cases = outcome.cases(
         name="own",
-        total=len(pictures.names),
         classes=explainer.classes,
-        index=outcome.index,
         labels=None,
-        logits=outcome.logits,
-        class_maps=outcome.class_maps,
-        inputs=outcome.inputs,
         pictures=pictures.tiles,
         files=pictures.names,
         disputed=np.zeros(len(pictures.names), bool),

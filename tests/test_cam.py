@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.model import STAGES, ResNet
-from explain.cam import METHODS, check_class_maps, class_maps, display, evaluating, heatmaps, margin, unwrap
+from explain.cam import METHODS, check_class_maps, class_maps, display, evaluating, heatmaps, unwrap
 from tests.trained import trained
 
 LAYERS = ("layer1", "layer2", "layer3", "layer4")
@@ -116,7 +116,7 @@ def test_layer4_maps_and_bias_sum_to_every_logit():
 
 def test_margin_is_the_map_of_the_logit_difference(exact: ResNet, images: Tensor, targets: Tensor):
     others = (targets + 3) % 10
-    maps = margin(*(heatmaps(exact, images, t, "layer2") for t in (targets, others)))
+    maps = heatmaps(exact, images, targets, "layer2") - heatmaps(exact, images, others, "layer2")
     leaf = exact.features(images, "layer2").detach().requires_grad_()
     logits = exact.from_stage(leaf, "layer2")
     rows = torch.arange(len(images))

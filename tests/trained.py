@@ -91,15 +91,6 @@ def wrong_cases() -> Cases:
     """The images of those that the net gets wrong."""
     model, test = trained()
     outcome = explainer(model).examine([(test.inputs, test.labels)])
-    return Cases(
-        name="test",
-        total=len(test.labels),
-        classes=CLASSES,
-        index=outcome.index,
-        labels=test.labels.numpy()[outcome.index],
-        logits=outcome.logits[outcome.index],
-        class_maps=outcome.class_maps,
-        inputs=outcome.inputs,
-        pictures=test.images.numpy()[outcome.index],
-        disputed=np.zeros(len(outcome.index), bool),
-    )
+    labels, pictures = test.labels.numpy()[outcome.index], test.images.numpy()[outcome.index]
+    disputed = np.zeros(len(labels), bool)
+    return outcome.cases(name="test", classes=CLASSES, labels=labels, pictures=pictures, disputed=disputed)
