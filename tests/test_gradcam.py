@@ -160,7 +160,9 @@ def test_the_page_holds_what_the_table_and_the_archive_hold(run, layer: str):
             assert np.abs(restored - stored).max() <= 1.001 * np.abs(stored).max() / 127
 
 
-def test_faithfulness_is_reported_with_standard_errors(run):
+def test_faithfulness_is_reported_with_standard_errors(run, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(faithfulness, "IMAGES", 60)
+    monkeypatch.setattr(faithfulness, "DRAWS", 3)
     _, result, _ = run("--faithfulness", "--out", "page.html")
     for other in ("true", "random"):
         lead = result["faithfulness"]["leads"][other]
