@@ -257,6 +257,35 @@ def test_a_checkpoint_of_another_width_and_depth(run, loaded):
     assert result["errors"] != result["checkpoint_errors"]
 
 
+def test_a_checkpoint_of_other_classes_and_a_set_of_larger_images_in_files(
+    run, loaded, monkeypatch: pytest.MonkeyPatch
+):
+    names, random = tuple(f"kind {i}" for i in range(12)), np.random.default_rng(0)
+    other = Split(
+        images=random.integers(0, 256, (40, 40, 40, 3), dtype=np.uint8),
+        labels=random.integers(0, 12, 40),
+        name="test",
+        classes=names,
+        files=tuple(f"photos/{i}.jpg" for i in range(40)),
+        disputed=tuple(range(0, 40, 2)),
+    )
+    monkeypatch.setattr(study, "open_dataset", open_only(other))
+    torch.manual_seed(0)
+    checkpoint.save_model("other.pt", ResNet(names, width=8, resolution=24).eval(), CONFIG, loaded[1])
+    for out in ("other.png", "other.html"):
+        code, result, err = run("--ckpt", "other.pt", "--out", out, "--target", "kind 5", "--layer", "layer3")
+        assert (code, err, result["errors"]) == (0, "", len(table()))
+    for row in table():
+        i = int(row["index"])
+        assert (row["file"], row["true"]) == (other.files[i], names[other.labels[i]])
+        assert row["label_disputed"] == str(int(i % 2 == 0))
+    with np.load("heatmaps.npz") as archive:
+        assert archive["classes"].tolist() == list(names) and archive["layer4_class_maps"].shape[1] == 12
+    data = page_data("other.html")
+    assert data["files"] == [row["file"] for row in table()] and data["side"] == 40
+    assert all(len(shown) == 10 and 5 in shown for shown in data["shown"])
+
+
 def test_a_validation_checkpoint_never_opens_the_test_set(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(study, "open_dataset", open_only(replace(split, shuffled=True), "train"))
     checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True), loaded[1])
