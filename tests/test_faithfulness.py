@@ -27,7 +27,10 @@ def maps() -> Maps:
 
 @pytest.fixture(scope="module")
 def found(maps: Maps) -> Faithfulness:
-    return measure(net(), maps)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(faithfulness, "IMAGES", 120)
+        patch.setattr(faithfulness, "DRAWS", 4)
+        return measure(net(), maps)
 
 
 class Chequered(ResNet):
