@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
-        train, reported = open_dataset(config.data).splits(config.validate)
+        train, reported = open_dataset(config.data, config.size, config.fit).splits(config.validate)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
         test = evaluation_loader(

@@ -72,7 +72,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
         OSError: the data set cannot be read.
     """
     config, reported = checkpoint.config, checkpoint.metrics
-    split = open_dataset(config.data).reported(config.validate)
+    split = open_dataset(config.data, config.size, config.fit).reported(config.validate)
     machine = explainer.machine
     with Phase("evaluation", len(split)) as phase:
         loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from pipeline import synthetic
+from pipeline import folder, synthetic
 from pipeline.cifar10 import cache
+from pipeline.pictures import Fit
 from pipeline.split import Split
 
 HELD_OUT = 10  # one image in so many
@@ -26,12 +28,17 @@ class DataSet:
     """As `--data` gives it."""
     load: Callable[[str], Split]
     """The "train" or the "test" part. Raises OSError or ValueError where it cannot be had."""
+    own_validation: bool = False
+    """There is a "validation" part too."""
 
     def splits(self, validate: bool) -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
 
-        With `validate` they are what `hold_out` makes of "train", and the test images are not opened.
+        With `validate` the second is "validation", where there is none, the two are what `hold_out` makes of "train";
+        the test images are not opened.
         """
+        if validate and self.own_validation:
+            return self.load("train"), self.load("validation")
         train = self.load("train")
         return hold_out(train) if validate else (train, self.load("test"))
 
@@ -40,11 +47,13 @@ class DataSet:
         return self.splits(validate)[1] if validate else self.load("test")
 
 
-def open_dataset(name: str) -> DataSet:
+def open_dataset(name: str, size: int = 64, fit: Fit = "crop") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
     Args:
-        name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers.
+        name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers; or
+            a folder of pictures.
+        size, fit: how such pictures become squares: see pipeline.pictures.
 
     Raises:
         ValueError: there is no data set of that name.
@@ -54,9 +63,12 @@ def open_dataset(name: str) -> DataSet:
     if generated := re.fullmatch(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?", name):
         train, test = generated.groups()
         return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
+    root = Path(name).expanduser()
+    if root.is_dir():
+        return DataSet(name, partial(folder.load, root, size, fit), own_validation=True)
     raise ValueError(
-        f"--data is {name}: it must be cifar10, generated or generated:TRAIN/TEST (numbers of images); folders of "
-        "pictures are not read yet"
+        f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), or a folder of "
+        "pictures, and there is no such folder"
     )
 
 

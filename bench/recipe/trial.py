@@ -49,7 +49,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
-        self.train, self.held_out = open_dataset(config.data).splits(config.validate)
+        self.train, self.held_out = open_dataset(config.data, config.size, config.fit).splits(config.validate)
         self._models: dict[tuple[int, ...], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:

@@ -1,0 +1,305 @@
+"""A folder of pictures of one's own as a data set: one sub-folder a class.
+
+    python -m pipeline --data holiday      # what is found, and what is left out and why
+
+Two layouts are known. `train/`, `val/` and `test/` (under these names or their usual variants) with the classes in
+each; or the classes alone, and then 8 of 10 pictures of each class are for training, 1 for validation and 1 for
+testing. Which ones, the SHA-256 of each file decides: the same pictures always come out alike, and copies of one
+picture stay together.
+
+Each file is decoded once, by itself, to S x S pixels, into a cache outside the folder; nothing is ever written into the
+folder. A file that cannot be read is left out and named, and the others go on.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import PIL
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+
+from ground.files import lock, write_whole
+from ground.terminal import bar
+from pipeline.cifar10.cache import folders
+from pipeline.pictures import Fit, decode
+from pipeline.split import Split, UInt8, sha256
+
+PART_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
+SHOWN = 3  # files left out that are named on the way; `python -m pipeline` names all
+FORM = 1  # of the cache; changes when the decoding does
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file that could be decoded."""
+
+    path: str
+    """Relative to the folder, as `shown` gives it."""
+    label: int
+    part: str
+    digest: str
+    """SHA-256 of the file."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a folder holds."""
+
+    classes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    """Those of one part after those of another."""
+    left_out: tuple[str, ...]
+    """The other files, each with the reason."""
+    copies: int
+    """Pictures that are byte for byte another one of the same class."""
+
+    def places(self, part: str) -> slice:
+        """Of the pictures of a part."""
+        places = [i for i, picture in enumerate(self.pictures) if picture.part == part]
+        return slice(places[0], places[-1] + 1) if places else slice(0)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file before it is read."""
+
+    path: Path
+    label: int
+    part: str
+    """"" where the content decides."""
+
+
+def load(root: Path, size: int, fit: Fit, part: str, progress: bool = True) -> Split:
+    """The "train", "validation" or "test" pictures of a folder; for "test", without any, those for validation.
+
+    Raises:
+        ValueError: there are none, or a class has none to train on; and as `prepare` does.
+        OSError: as `prepare` does.
+    """
+    listing, images = prepare(root, size, fit, progress)
+    counts = Counter(picture.part for picture in listing.pictures)
+    if part == "test" and not counts[part]:
+        part = "validation"
+    own = listing.pictures[listing.places(part)]
+    if not own:
+        raise ValueError(f"--data is {root}: it has no pictures for {part}")
+    missing = [name for label, name in enumerate(listing.classes) if label not in {one.label for one in own}]
+    if part == "train" and missing:
+        raise ValueError(f"--data is {root}: class {missing[0]} has no picture to train on")
+    return Split(
+        images=images[listing.places(part)],
+        labels=np.array([one.label for one in own], np.int64),
+        name=part,
+        classes=listing.classes,
+        files=tuple(str(root / one.path) for one in own),
+    )
+
+
+def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Listing, UInt8]:
+    """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
+
+    Processes that prepare the same folder at the same time take turns, and all but the first find the work done.
+
+    Raises:
+        ValueError: it has no classes, or fewer than two with pictures.
+        OSError: it cannot be read, or the cache cannot be written.
+    """
+    classes, found = find(root)
+    home = folders()[-1] / "pictures"
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / f"{key(root, found, size, fit)}.pictures"
+    cached = read(path, size)
+    if cached is None:
+        descriptor = lock(home / "lock", lambda holder: _say(f"waiting for process {holder}, which is decoding"))
+        try:
+            cached = read(path, size)
+            if cached is None:
+                cached = decode_all(root, classes, found, size, fit, progress)
+                write(path, *cached)
+        finally:
+            os.close(descriptor)
+        if progress:
+            tell(cached[0])
+    return cached
+
+
+def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
+    """The classes, in the order of their names, and the files; hidden ones apart.
+
+    Raises:
+        ValueError: there are not two classes.
+        OSError: there is no such folder.
+    """
+    inner = _folders(root)
+    parts = {part: [f for f in inner if f.name.lower() in names] for part, names in PART_NAMES.items()}
+    if not parts["train"]:
+        parts = {"": [root]}
+    of_part = {part: [f for top in tops for f in _folders(top)] for part, tops in parts.items()}
+    names = sorted({folder.name for found in of_part.values() for folder in found})
+    if len(names) < 2:
+        raise ValueError(
+            f"--data is {root}: it must have two folders or more, one for each class, or train and test with these in "
+            f"each; it has {', '.join(map(shown, names)) or 'none'}"
+        )
+    files = [
+        Found(path, names.index(folder.name), part)
+        for part, found in of_part.items()
+        for folder in found
+        for path in _files(folder)
+    ]
+    return tuple(map(shown, names)), files
+
+
+def key(root: Path, found: Sequence[Found], size: int, fit: Fit) -> str:
+    """Of the cache: changes with the files' names, lengths and times, and with how they are decoded."""
+    digest = hashlib.sha256(f"{FORM} {PIL.__version__} {size} {fit}".encode())
+    for one in found:
+        with contextlib.suppress(OSError):  # a broken link; it is named when it is read
+            status = one.path.stat()
+            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+        digest.update(f"{one.part} {one.label} ".encode())
+        digest.update(os.fsencode(one.path.relative_to(root)) + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def decode_all(
+    root: Path, classes: tuple[str, ...], found: Sequence[Found], size: int, fit: Fit, progress: bool = True
+) -> tuple[Listing, UInt8]:
+    """Every file decoded, on all cores; then sorted into parts, without copies that would straddle two of them."""
+    images = np.empty((len(found), size, size, 3), np.uint8)
+    digests: list[str] = [""] * len(found)
+    reasons: list[str] = [""] * len(found)
+
+    def one(i: int) -> None:
+        try:
+            images[i] = decode(found[i].path, size, fit)
+            with open(found[i].path, "rb") as file:
+                digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
+        except Exception as error:  # a decoder raises nearly anything on a damaged file
+            reasons[i] = _reason(error, found[i].path)
+
+    console = Console(stderr=True)
+    shown_bar = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
+    shown_bar.disable |= not progress
+    with shown_bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        task = shown_bar.add_task(f"decoding to {size} x {size}", total=len(found))
+        for count, _ in enumerate(pool.map(one, range(len(found)))):
+            if count % 50 == 0:
+                shown_bar.update(task, completed=count, refresh=True)
+    parts = _parts(found, digests, reasons)
+    kept = [i for part in PART_NAMES for i in range(len(found)) if parts[i] == part and not reasons[i]]
+    names = [shown(str(one.path.relative_to(root))) for one in found]
+    distinct = {(found[i].label, digests[i]) for i in kept}
+    listing = Listing(
+        classes,
+        tuple(Picture(names[i], found[i].label, parts[i], digests[i]) for i in kept),
+        tuple(f"{names[i]}: {reasons[i]}" for i in range(len(found)) if reasons[i]),
+        len(kept) - len(distinct),
+    )
+    return listing, images[kept]
+
+
+def _parts(found: Sequence[Found], digests: Sequence[str], reasons: list[str]) -> list[str]:
+    """The part of each file. Leaves out, by a reason, what would make the report dishonest.
+
+    That is a picture that stands in two classes, and a picture to train on that is also one to report on.
+    """
+    parts = [one.part for one in found]
+    labels: dict[str, set[int]] = defaultdict(set)
+    reported: set[str] = set()
+    for one, digest in zip(found, digests, strict=True):
+        if digest:
+            labels[digest].add(one.label)
+            if one.part not in ("", "train"):
+                reported.add(digest)
+    of_class: dict[int, set[str]] = defaultdict(set)
+    for i, (one, digest) in enumerate(zip(found, digests, strict=True)):
+        if not digest:
+            continue
+        if len(labels[digest]) > 1:
+            reasons[i] = "the same picture is in two classes"
+        elif one.part == "train" and digest in reported:
+            reasons[i] = "the same picture is among those to report on"
+        else:
+            of_class[one.label].add(digest)
+    if "" in parts:
+        place = {digest: part for own in of_class.values() for digest, part in _drawn(sorted(own))}
+        parts = [place.get(digest, "") for digest in digests]
+    return parts
+
+
+def _drawn(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A tenth of a class for testing and a tenth for validation, one picture each at least if there are three."""
+    count = len(digests)
+    some = max(1, round(count / SHARE))
+    test, validation = some if count > 1 else 0, some if count > 2 else 0
+    for i, digest in enumerate(digests):
+        yield digest, "test" if i < test else "validation" if i < test + validation else "train"
+
+
+def write(path: Path, listing: Listing, images: UInt8) -> None:
+    """The listing as a line of JSON, with the SHA-256 of the pixels, then the pixels."""
+    head = json.dumps(asdict(listing) | {"sha256": sha256(images)}).encode() + b"\n"
+    write_whole(path, head, np.ascontiguousarray(images).data, durable=True)
+
+
+def read(path: Path, size: int) -> tuple[Listing, UInt8] | None:
+    """What `write` wrote; None where it is missing or damaged."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
+        head = json.loads(file.readline())
+        pictures = tuple(Picture(**one) for one in head["pictures"])
+        images = np.fromfile(file, np.uint8).reshape(len(pictures), size, size, 3)
+        if sha256(images) == head["sha256"]:
+            images.flags.writeable = False
+            return Listing(tuple(head["classes"]), pictures, tuple(head["left_out"]), head["copies"]), images
+    return None
+
+
+def tell(listing: Listing) -> None:
+    """A line or a few on stderr: what was found and what was left out."""
+    counts = Counter(picture.part for picture in listing.pictures)
+    of_parts = ", ".join(f"{counts[part]:,} {part}" for part in PART_NAMES if counts[part])
+    _say(f"{len(listing.pictures):,} of {len(listing.classes)} classes ({of_parts})")
+    for line in listing.left_out[:SHOWN]:
+        _say(f"left out {line}")
+    if len(listing.left_out) > SHOWN:
+        _say(f"left out {len(listing.left_out) - SHOWN:,} more; python -m pipeline --data names them")
+
+
+def shown(name: str) -> str:
+    """A file's or folder's name as it can be printed anywhere, in one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """In the folder and those in it, in the order of their names; hidden ones apart."""
+    for place, inner, names in os.walk(folder):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _reason(error: Exception, path: Path) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return shown(text.removesuffix(f" {str(path)!r}"))
+
+
+def _say(text: str) -> None:
+    print(f"pictures: {text}", file=sys.stderr, flush=True)
