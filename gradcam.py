@@ -53,7 +53,10 @@ def explain_errors(options: Options) -> dict[str, Any]:
     explainer = Explainer.of(loaded, options.device, options.precision, options.threads)
     options.check_classes(explainer.classes)
 
-    found = study.of_pictures(explainer, options.images) if options.images else study.of_split(explainer, loaded)
+    if options.images:
+        found = study.of_pictures(explainer, options.images, loaded.config.fit)
+    else:
+        found = study.of_split(explainer, loaded)
     cases = found.cases
     difference = cam.check_class_maps(explainer.model, cases.inputs[:8])
     drawn = cases.select(options.order, options.true, options.pred, options.seed)[: options.n]

@@ -8,7 +8,6 @@ explains what the model says of them.
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,18 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from engine.model import resize
+from pipeline.pictures import Fit, fitted, open_picture, reason
 from pipeline.split import UInt8
 
-# Pictures alone: Pillow would start Ghostscript for an EPS.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MOST_FILES = 1_000
-MOST_PIXELS = 64_000_000  # 192 MB as RGB
 TILE = 96
-ENOUGH = 8 * TILE  # pixels of the shorter side; larger pictures are first averaged in whole blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +37,12 @@ class Pictures:
     """The other files, each with the reason."""
 
 
-def read(paths: Sequence[str], side: int, on_file: Callable[[], None] = lambda: None) -> Pictures:
-    """Every picture among the files, and in the folders and theirs, hidden ones apart; squeezed into squares.
+def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] = lambda: None) -> Pictures:
+    """Every picture among the files, and in the folders and theirs, hidden ones apart.
 
     Args:
         side: R, of the squares for the model in pixels.
+        fit: how a picture becomes a square, as in training.
         on_file: called after each file.
 
     Raises:
@@ -57,18 +52,17 @@ def read(paths: Sequence[str], side: int, on_file: Callable[[], None] = lambda: 
     names, inputs, tiles, skipped = [], [], [], []
     for path in find(paths):
         try:
-            pixels = torch.from_numpy(_pixels(path)).permute(2, 0, 1)[None]
-            inputs.append(resize(pixels, side))
-            tiles.append(resize(pixels, TILE)[0].permute(1, 2, 0).numpy())
+            picture = open_picture(path, max(side, TILE))
+            inputs.append(fitted(picture, side, fit))
+            tiles.append(fitted(picture, TILE, fit))
             names.append(str(path))
         except Exception as error:  # a decoder raises nearly anything on a damaged file
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-            skipped.append(f"{path}: {reason.removesuffix(f' {str(path)!r}')}")
+            skipped.append(f"{path}: {reason(error, path)}")
         on_file()
     if not names:
         raise ValueError(f"none of the {len(skipped)} files is a picture that can be read: " + "; ".join(skipped[:3]))
-    stacked = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
-    return Pictures(tuple(names), stacked, np.stack(tiles), tuple(skipped))
+    channels_last = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2)
+    return Pictures(tuple(names), channels_last, np.stack(tiles), tuple(skipped))
 
 
 def find(paths: Sequence[str]) -> list[Path]:
@@ -95,26 +89,3 @@ def find(paths: Sequence[str]) -> list[Path]:
         count = "no files" if not found else f"more than {MOST_FILES:,} files"
         raise ValueError(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
     return found
-
-
-def _pixels(path: Path) -> UInt8:
-    """(height, width, 3), turned as its Exif says, on white where it is transparent; its first frame."""
-    if not path.is_file():
-        raise ValueError("not a regular file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its size is checked below, before anything is decoded
-        image: Image.Image = Image.open(path, formats=FORMATS)
-    with image:
-        width, height = image.size
-        if width * height > MOST_PIXELS:
-            raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS / 1e6:.0f} million")
-        image.draft("RGB", (2 * ENOUGH, 2 * ENOUGH))
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I"):  # 16 bits a pixel
-            turned = Image.fromarray((np.asarray(turned).clip(0, 65535) // 257).astype(np.uint8))
-        if turned.has_transparency_data:
-            turned = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
-        turned = turned.convert("RGB")
-        blocks = min(turned.size) // ENOUGH
-        return np.array(turned.reduce(blocks) if blocks > 1 else turned)

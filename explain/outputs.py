@@ -23,7 +23,10 @@ def paths(out: str, own: bool) -> tuple[Path, ...]:
 
 
 def table(cases: Cases) -> bytes:
-    """One line an error, probabilities 0..1, loss in nats, label_disputed 0 or 1; or one line a file without label."""
+    """One line an error, probabilities 0..1, loss in nats, label_disputed 0 or 1, and its file if it has one.
+
+    Without labels one line a picture: its file, the two likeliest classes and their probabilities.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     names = np.array(cases.classes)

@@ -1,7 +1,7 @@
 """What is explained: the errors of the split that a checkpoint was reported on, or pictures of one's own.
 
     study = of_split(explainer, checkpoint)
-    study = of_pictures(explainer, ["holiday"])
+    study = of_pictures(explainer, ["holiday"], "crop")
 
 Both run the model over all images, with a bar for the time left.
 """
@@ -20,6 +20,7 @@ from explain.explainer import BATCH, Explainer
 from explain.phase import Phase
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import open_dataset
+from pipeline.pictures import Fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,15 +93,15 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     return Study(cases, phase.seconds, matrix, calibration(outcome.logits, split.labels), missed)
 
 
-def of_pictures(explainer: Explainer, paths: Sequence[str]) -> Study:
-    """Pictures of one's own, read and classified.
+def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:
+    """Pictures of one's own, made square as `fit` says, and classified.
 
     Raises:
         ValueError: none of them can be read, or a logit is not a finite number.
         OSError: a path does not exist.
     """
     with Phase("reading", len(images.find(paths))) as phase:
-        pictures = images.read(paths, explainer.model.resolution, phase.advance)
+        pictures = images.read(paths, explainer.model.resolution, fit, phase.advance)
     with Phase("evaluation", len(pictures.names)) as phase:
         batches = ((part.to(explainer.machine.device), None) for part in pictures.inputs.split(BATCH))
         outcome = explainer.examine(batches, phase.advance)

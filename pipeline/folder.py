@@ -30,7 +30,7 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from ground.files import lock, write_whole
 from ground.terminal import bar
 from pipeline.cifar10.cache import folders
-from pipeline.pictures import Fit, decode
+from pipeline.pictures import Fit, decode, reason
 from pipeline.split import Split, UInt8, sha256
 
 PART_NAMES = {
@@ -190,7 +190,7 @@ def decode_all(
             with open(found[i].path, "rb") as file:
                 digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
         except Exception as error:  # a decoder raises nearly anything on a damaged file
-            reasons[i] = _reason(error, found[i].path)
+            reasons[i] = shown(reason(error, found[i].path))
 
     console = Console(stderr=True)
     shown_bar = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
@@ -294,11 +294,6 @@ def _files(folder: Path) -> Iterator[Path]:
     for place, inner, names in os.walk(folder):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _reason(error: Exception, path: Path) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-    return shown(text.removesuffix(f" {str(path)!r}"))
 
 
 def _say(text: str) -> None:

@@ -71,3 +71,9 @@ def fitted(picture: Image.Image, size: int, fit: Fit) -> UInt8:
     else:
         squared = picture.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(squared)
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why a file could not be read, in one line without its name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+    return text.removesuffix(f" {str(path)!r}")

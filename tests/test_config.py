@@ -143,6 +143,13 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
     assert (end.value.code, err) == (0, "") or (end.value.code == 2 and "not finite" in err and err.count("\n") == 1)
 
 
+def test_a_folder_of_pictures_has_a_preset_of_its_own_unless_one_is_named():
+    name, config = parse(["--data", "holiday", "--epochs", "3"], "cpu")
+    assert name == "pictures" and config == replace(PRESETS["pictures"], data="holiday", epochs=3)
+    assert parse(["cpu", "--data", "holiday"], "full")[0] == "cpu"
+    assert parse(["--data", "generated"], "cpu")[0] == "cpu"
+
+
 def test_presets_differ_and_keep_what_they_are_for():
     assert differences(PRESETS["full"], PRESETS["cpu"])
     full = PRESETS["full"]

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from engine.model import resize
 from explain import images, study
 from explain.images import find, read
+from pipeline.pictures import decode, fitted
 from tests.cases import explainer
 from tests.trained import trained
 
@@ -27,20 +29,23 @@ def save(path: Path, pixels: np.ndarray, **how) -> np.ndarray:
 
 def only(path: Path, side: int = 32) -> np.ndarray:
     """What the model gets of one file, (side, side, 3)."""
-    return read([str(path)], side).inputs[0].permute(1, 2, 0).numpy()
+    return read([str(path)], side, "crop").inputs[0].permute(1, 2, 0).numpy()
 
 
 def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     net, test = trained()
     shapes = [(32, 32), (48, 64), (17, 90), (300, 200), (1, 1)]
-    pixels = [save(tmp_path / f"{i}.png", noise(*shape, seed=i)) for i, shape in enumerate(shapes)]
-    pixels += [save(tmp_path / f"{len(shapes) + i}.png", test.images[i].numpy()) for i in range(4)]
+    for i, shape in enumerate(shapes):
+        save(tmp_path / f"{i}.png", noise(*shape, seed=i))
+    for i in range(4):
+        save(tmp_path / f"{len(shapes) + i}.png", test.images[i].numpy())
     monkeypatch.setattr(study, "BATCH", 4)
-    found = study.of_pictures(explainer(net), [str(tmp_path)])
+    found = study.of_pictures(explainer(net), [str(tmp_path)], "crop")
     cases = found.cases
     assert [Path(name).stem for name in cases.files] == [str(i) for i in range(9)] and found.skipped == ()
-    for i, source in enumerate(pixels):
-        expected = net.predict(torch.from_numpy(source)[None])[0].numpy()
+    for i in range(9):
+        seen = decode(tmp_path / f"{i}.png", net.resolution, "crop")
+        expected = net.predict(torch.from_numpy(seen.copy())[None])[0].numpy()
         np.testing.assert_allclose(cases.probabilities[i], expected, atol=1e-5)
         assert [cases.predicted[i], cases.rival[i]] == np.argsort(-expected)[:2].tolist()
     assert cases.labels is None and found.matrix is None and not cases.disputed.any()
@@ -93,7 +98,7 @@ def test_what_cannot_be_used_is_named_with_the_reason_and_the_rest_goes_on(
         return load(self)
 
     monkeypatch.setattr(Image.Image, "load", watched)
-    pictures = read([str(tmp_path)], 32)
+    pictures = read([str(tmp_path)], 32, "crop")
     assert [Path(name).name for name in pictures.names] == ["good.png"]
     assert np.array_equal(pictures.inputs[0].permute(1, 2, 0).numpy(), good)
     assert max(width * height for width, height in decoded) < 10_000
@@ -110,7 +115,7 @@ def test_what_cannot_be_used_is_named_with_the_reason_and_the_rest_goes_on(
 def test_nothing_but_unreadable_files_is_an_error_that_names_them(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("no picture")
     with pytest.raises(ValueError, match=r"none of the 1 files is a picture.*notes\.txt"):
-        read([str(tmp_path)], 32)
+        read([str(tmp_path)], 32, "crop")
 
 
 # What a picture is
@@ -148,11 +153,22 @@ def test_pictures_are_turned_as_their_exif_says(tmp_path: Path):
     assert np.array_equal(only(tmp_path / "a.png"), np.rot90(pixels, -1))
 
 
-def test_large_pictures_are_averaged_first_and_look_the_same(tmp_path: Path):
+def test_large_pictures_look_the_same(tmp_path: Path):
     coarse = noise(6, 6)
     large = coarse.repeat(300, 0).repeat(300, 1)
     save(tmp_path / "a.png", large)
     save(tmp_path / "a.jpg", large, quality=95)
-    exact = images.resize(torch.from_numpy(large).permute(2, 0, 1)[None], 32)[0].permute(1, 2, 0).numpy().astype(int)
+    exact = resize(torch.from_numpy(large).permute(2, 0, 1)[None], 32)[0].permute(1, 2, 0).numpy().astype(int)
     assert np.abs(only(tmp_path / "a.png") - exact).max() <= 3
     assert np.abs(only(tmp_path / "a.jpg") - exact).mean() <= 4
+
+
+def test_crop_keeps_the_middle_squash_all_and_pad_all_in_proportion():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, :20], wide[:, 20:40], wide[:, 40:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    picture = Image.fromarray(wide)
+    assert (fitted(picture, 20, "crop") == (0, 255, 0)).all()
+    squashed = fitted(picture, 30, "squash")
+    assert [squashed[15, x].argmax() for x in (4, 15, 25)] == [0, 1, 2]
+    padded = fitted(picture, 30, "pad")
+    assert (padded[:9] == 255).all() and (padded[21:] == 255).all() and (padded[15, 15] == (0, 255, 0)).all()

@@ -1,0 +1,252 @@
+"""pipeline/folder.py: which pictures of a folder are used, for what, and that nothing is lost or written there."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import gradcam
+import train
+from explain.options import Options
+from pipeline import folder
+from pipeline.dataset import open_dataset
+from pipeline.synthetic import generated
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """An empty folder for caches."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CIFAR10_DIR", str(place))
+    return place
+
+
+def picture(path: Path, seed: int = 0, side: int = 12) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, "PNG")
+    return path
+
+
+def flat(root: Path, seed: int = 0, **counts: int) -> Path:
+    """A folder of so many different pictures of each class."""
+    seeds = count(seed)
+    for name, many in counts.items():
+        for i in range(many):
+            picture(root / name / f"{i}.png", next(seeds))
+    return root
+
+
+def listing(root: Path, size: int = 8) -> folder.Listing:
+    return folder.prepare(root, size, "crop", progress=False)[0]
+
+
+def parts_of(found: folder.Listing) -> dict[str, Counter]:
+    return {
+        name: Counter(one.part for one in found.pictures if one.label == label)
+        for label, name in enumerate(found.classes)
+    }
+
+
+# Layouts
+
+
+def test_classes_alone_are_split_by_content_whatever_the_names(tmp_path: Path):
+    found = listing(flat(tmp_path / "a", cat=40, dog=5, eel=2, fox=1))
+    counts = parts_of(found)
+    assert counts["cat"] == {"train": 32, "validation": 4, "test": 4}
+    assert counts["dog"] == {"train": 3, "validation": 1, "test": 1}
+    assert counts["eel"] == {"train": 1, "test": 1} and counts["fox"] == {"train": 1}
+    other = tmp_path / "b"
+    for one in found.pictures:
+        target = other / found.classes[one.label] / f"renamed {one.digest[:9]}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((tmp_path / "a" / one.path).read_bytes())
+    again = {one.digest: one.part for one in listing(other).pictures}
+    assert again == {one.digest: one.part for one in found.pictures}
+
+
+def test_copies_of_a_picture_are_in_one_part_and_counted(tmp_path: Path):
+    root = flat(tmp_path, cat=30, dog=30)
+    for i in range(30):
+        (root / "cat" / f"copy {i}.png").write_bytes((root / "cat" / f"{i}.png").read_bytes())
+    found = listing(root)
+    parts: dict[str, str] = {}
+    for one in found.pictures:
+        assert parts.setdefault(one.digest, one.part) == one.part
+    assert found.copies == 30 and len(found.pictures) == 90
+
+
+@pytest.mark.parametrize("names", [n.split() for n in ("train val test", "Training valid eval", "train dev testing")])
+def test_parts_may_have_their_usual_names(tmp_path: Path, names):
+    counts = dict(zip(names, (6, 2, 3), strict=True))
+    for k, (name, many) in enumerate(counts.items()):
+        for i in range(many):
+            picture(tmp_path / name / "cat" / f"{i}.png", 100 * k + i)
+            if name != names[1]:  # a part that lacks a class shifts no label
+                picture(tmp_path / name / "bee" / f"{i}.png", 1000 + 100 * k + i)
+    data = open_dataset(str(tmp_path), 8)
+    train, reported = data.splits(validate=False)
+    _, validation = data.splits(validate=True)
+    assert train.classes == ("bee", "cat") and (len(train), len(reported), len(validation)) == (12, 6, 2)
+    assert validation.labels.tolist() == [1, 1] and (reported.name, validation.name) == ("test", "validation")
+    assert all(Path(name).is_file() for name in train.files) and train.images.shape == (12, 8, 8, 3)
+
+
+def test_without_a_test_part_validation_is_reported(tmp_path: Path):
+    for seed, part in ((0, "train"), (100, "val")):
+        flat(tmp_path / part, seed, cat=4, dog=4)
+    assert open_dataset(str(tmp_path), 8).splits(validate=False)[1].name == "validation"
+
+
+def test_what_would_make_the_report_dishonest_is_left_out(tmp_path: Path):
+    root = flat(tmp_path / "flat", cat=9, dog=9)
+    (root / "dog" / "cat.png").write_bytes((root / "cat" / "3.png").read_bytes())
+    both = ("cat/3.png", "dog/cat.png")
+    assert sorted(listing(root).left_out) == [f"{name}: the same picture is in two classes" for name in both]
+    root = tmp_path / "parts"
+    flat(root / "train", cat=5, dog=5)
+    for name in ("cat", "dog"):
+        picture(root / "test" / name / "new.png", 500 + len(name) + ord(name[0]))
+    (root / "test" / "cat" / "seen.png").write_bytes((root / "train" / "cat" / "2.png").read_bytes())
+    assert listing(root).left_out == ("train/cat/2.png: the same picture is among those to report on",)
+
+
+def test_the_pictures_are_those_of_the_files(tmp_path: Path):
+    """CIFAR-10's form written out as PNG comes back as the same arrays."""
+    split = generated(60)
+    for i, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        path = tmp_path / "train" / f"{label}" / f"{i:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    found = open_dataset(str(tmp_path), 32).load("train")
+    order = np.argsort(split.labels, kind="stable")
+    assert np.array_equal(found.images, split.images[order]) and np.array_equal(found.labels, split.labels[order])
+
+
+# Mistakes and damage
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path, capfd):
+    root = flat(tmp_path, cat=9, dog=9)
+    whole = (root / "cat" / "0.png").read_bytes()
+    strange = os.fsdecode(b"\xff\n<script>alert(1)</script> 'x'.png")
+    picture(root / "cat" / strange, 77)
+    (root / "cat" / "cut.png").write_bytes(whole[:80])
+    (root / "cat" / "empty.png").touch()
+    (root / "cat" / "notes.jpg").write_text("no picture")
+    (root / "cat" / "nowhere.png").symlink_to("missing")
+    os.mkfifo(root / "cat" / "pipe.png")
+    before = sorted(root.rglob("*"))
+    found = folder.prepare(root, 8, "crop", progress=True)[0]
+    assert len(found.pictures) == 19
+    assert {line.partition(":")[0] for line in found.left_out} == {
+        f"cat/{name}" for name in ("cut.png", "empty.png", "notes.jpg", "nowhere.png", "pipe.png")
+    }
+    assert all(line.isprintable() and line.partition(": ")[2] for line in found.left_out)
+    assert all(one.path.isprintable() for one in found.pictures)
+    assert sorted(root.rglob("*")) == before, "nothing is written there"
+    said = capfd.readouterr().err
+    assert said.count("left out") == folder.SHOWN + 1 and "2 more" in said
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ({}, "it must have two folders or more, one for each class, .* it has none"),
+        ({"cat": 3}, "it must have two folders or more, one for each class, .* it has cat"),
+        ({"cat": 3, "dog": 0}, "class dog has no picture to train on"),
+    ],
+)
+def test_too_little_is_a_line_that_says_what_to_do(tmp_path: Path, counts, said):
+    flat(tmp_path, **counts)
+    for name in counts:
+        (tmp_path / name).mkdir(exist_ok=True)
+    with pytest.raises(ValueError, match=said):
+        open_dataset(str(tmp_path), 8).splits(validate=False)
+
+
+def test_no_such_folder_is_a_line(tmp_path: Path):
+    with pytest.raises(ValueError, match="there is no such folder"):
+        open_dataset(str(tmp_path / "none"))
+
+
+# The cache
+
+
+def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Path, home: Path, monkeypatch):
+    root = flat(tmp_path, cat=4, dog=4)
+    decoded = []
+    real = folder.decode
+
+    def watched(*how):
+        decoded.append(how)
+        return real(*how)
+
+    monkeypatch.setattr(folder, "decode", watched)
+
+    def work(size: int, fit: folder.Fit = "crop") -> int:
+        decoded.clear()
+        folder.prepare(root, size, fit, progress=False)
+        return len(decoded)
+
+    assert [work(8), work(8), work(9), work(8, "pad"), work(8, "pad")] == [8, 0, 8, 8, 0]
+    picture(root / "cat" / "new.png", 99)
+    assert [work(8), work(8)] == [9, 0]
+    picture(root / "cat" / "new.png", 98, side=13)
+    assert work(8) == 9
+    assert not list(home.rglob("*.tmp"))
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, home: Path):
+    root = flat(tmp_path, cat=4, dog=4)
+    first = folder.prepare(root, 8, "crop", progress=False)[1]
+    (path,) = home.rglob("*.pictures")
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"{}"):
+        path.write_bytes(damaged)
+        assert np.array_equal(folder.prepare(root, 8, "crop", progress=False)[1], first)
+        assert path.read_bytes() == whole
+
+
+# From a folder to a page
+
+
+def test_a_folder_trains_and_every_error_is_explained_with_its_file(tmp_path: Path):
+    split, root = generated(160), tmp_path / "own"
+    for i, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+        if label < 3:
+            path = root / f"class <b>{label}" / f"{i} <script>.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((40, 32)).save(path)
+    out = tmp_path / "m.pt"
+    train.main(
+        ["--data", str(root), "--size", "16", "--resolutions", "8", "16", "--epochs", "2", "--batch-size", "8",
+         "--width", "4", "--device", "cpu", "--threads", "1", "--out", str(out), "--run-dir", str(tmp_path / "run")]
+    )  # fmt: skip
+    page = tmp_path / "errors.html"
+    result = gradcam.explain_errors(Options(ckpt=str(out), out=str(page), device="cpu", threads=1))
+    assert result["split"] == "test" and result["total"] == len(open_dataset(str(root), 16).load("test"))
+    rows = (tmp_path / "errors.csv").read_text().splitlines()
+    assert rows[0].endswith(",file") and len(rows) == 1 + result["errors"]
+    assert all(Path(row.rpartition(",")[2]).is_file() for row in rows[1:])
+    assert "<script>.png" not in page.read_text()
+
+
+def test_the_command_says_what_is_there(tmp_path: Path):
+    root = flat(tmp_path, cat=10, dog=10)
+    (root / "dog" / "notes.txt").write_text("no picture")
+    command = [sys.executable, "-m", "pipeline", "--data", str(root), "--size", "8"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0 and "left out dog/notes.txt: cannot identify" in said.stdout
+    assert "20 pictures, 0 of them copies" in said.stdout
+    wrong = subprocess.run([*command[:4], "nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no such folder" in wrong.stderr
