@@ -40,14 +40,14 @@ def split() -> Split:
     return trained()[1].split()
 
 
-def open_only(split: Split, part: str = "test") -> Callable[[str], DataSet]:
+def open_only(split: Split, part: str = "test") -> Callable[..., DataSet]:
     """Stands for open_dataset: a data set of which one part alone may be opened."""
 
     def load(name: str) -> Split:
         assert name == part, f"{name} was opened"
         return split
 
-    return lambda name: DataSet(name, load)
+    return lambda name, *how: DataSet(name, load)
 
 
 @pytest.fixture(scope="module")
