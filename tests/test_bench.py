@@ -19,6 +19,7 @@ from tests.measured import last_line
         (suite.main, ["--only", "data,speed"], "'speed' is unknown"),
         (entry.main, ["data", "--device", "cpu"], "parts go by --only"),
         (sweep.main, ["fast"], "preset 'fast' is unknown"),
+        (sweep.main, ["--batch-sizes", "16", "60000", "--data", "generated"], "--batch-sizes is 60000: it must be 2 to"),
         (suite.main, ["--batch-size", "50000", "--data", "generated"], "--batch-size is 50000"),
         (sweep.main, ["--compile-modes", "default", "--data", "generated", "--device", "cpu"], "--compile on"),
         (sweep.main, ["--compile-modes", "fast", "--compile", "on", "--data", "generated"], "--compile-mode is fast"),
@@ -42,7 +43,6 @@ def test_bad_input_is_one_message(command, arguments, said, monkeypatch, capsys)
     "arguments",
     [
         ["sweep", "--batch-sizes", "0"],
-        ["sweep", "--batch-sizes", "60000"],
         ["scaling", "--processes", "0"],
         ["profile", "--steps", "0"],
         ["accuracy", "--seeds", "0"],

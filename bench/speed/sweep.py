@@ -49,7 +49,9 @@ def main(arguments: Sequence[str]) -> None:
     sizes = sorted(set(options.batch_sizes))
     if not sizes:
         low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
-        sizes = [low << i for i in range((high // low).bit_length())]
+        sizes = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
+    if sizes[-1] > len(setup.split):
+        raise ValueError(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
     tried: Sequence[Any] = options.compile_modes or (options.compile_mode,)
     setups = {
         mode: [replace(setup, config=replace(options, batch_size=size, compile_mode=mode)) for size in sizes]
