@@ -19,7 +19,7 @@ from tests.measured import last_line
         (suite.main, ["--only", "data,speed"], "'speed' is unknown"),
         (entry.main, ["data", "--device", "cpu"], "parts go by --only"),
         (sweep.main, ["fast"], "preset 'fast' is unknown"),
-        (sweep.main, ["--batch-sizes", "16", "60000", "--data", "generated"], "--batch-sizes is 60000: it must be 2 to"),
+        (sweep.main, ["--batch-sizes", "16", "60000", "--data", "generated"], "--batch-sizes is 60000: it must be"),
         (suite.main, ["--batch-size", "50000", "--data", "generated"], "--batch-size is 50000"),
         (sweep.main, ["--compile-modes", "default", "--data", "generated", "--device", "cpu"], "--compile on"),
         (sweep.main, ["--compile-modes", "fast", "--compile", "on", "--data", "generated"], "--compile-mode is fast"),
@@ -68,7 +68,7 @@ def test_help_of_each_command_lists_its_flags(command, capsys):
         return
     assert "--out" in out and ("--only" in out) == (command in ("ablate", "gpu-check"))
     assert ("--width" in out and "--resolutions" in out and "--max-lr" in out) == (command != "gpu-check")
-    assert ("a preset: full, cpu, smoke" in " ".join(out.split())) == (command != "gpu-check")
+    assert (f"a preset: {', '.join(PRESETS)}" in " ".join(out.split())) == (command != "gpu-check")
     assert "--resume" not in out and "--run-dir" not in out
 
 
