@@ -26,6 +26,7 @@ from engine.model import STAGES, ResNet
 from explain import cam, faithfulness, options, study
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import DataSet
+from pipeline.pictures import decode
 from pipeline.split import Split
 from tests.cases import CLASSES
 from tests.trained import trained
@@ -189,7 +190,8 @@ def test_own_pictures_by_confidence_with_the_unreadable_ones_named(run, split: S
     assert data["start"]["sort"] == "confidence" and data["files"] == [row["file"] for row in rows]
     net = trained()[0]
     with torch.no_grad():
-        likely = net.predict(torch.from_numpy(split.images[:12].copy())).topk(2)
+        seen = [decode(Path(row["file"]), net.resolution, "crop") for row in rows]
+        likely = net.predict(torch.from_numpy(np.stack(seen))).topk(2)
     for row, values, classes in zip(rows, likely.values.tolist(), likely.indices.tolist(), strict=True):
         assert [row["predicted"], row["second"]] == [CLASSES[k] for k in classes]
         assert [float(row["p_predicted"]), float(row["p_second"])] == pytest.approx(values, abs=1e-4)

@@ -194,6 +194,6 @@ def test_help_names_every_setting_and_prints_no_traceback(tmp_path):
     entry = Path(train.__file__)
     result = subprocess.run([sys.executable, str(entry), "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0
-    for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "full|cpu|smoke"):
+    for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "|".join(PRESETS)):
         assert flag in result.stdout
     assert result.stderr == ""
