@@ -166,7 +166,7 @@ PRESETS: dict[str, Config] = {
     # 20 epochs of the 11.17 M-parameter network: 94.81 +- 0.17% plain over four seeds, 13.6 s of training on one H200.
     # 93.6% with SGD alone, on a CPU at 16, 24 and 32 px.
     "full": Config(max_lr=0.1, muon_lr=0.1, cutout=12),
-    # Two CPU cores with bfloat16, in under six minutes. Chosen on the held-out training images: see the README.
+    # Two CPU cores with bfloat16, in under six minutes. Chosen on the held-out training images: docs/RECIPE.md.
     "cpu": Config(
         epochs=7,
         batch_size=256,
