@@ -7,7 +7,7 @@
 
 It shows where the host waits for the device, what is uploaded, where devices meet or an activation leaves
 channels_last, and how many kernels are launched. `generate` has torch.compile write the code for that GPU. Numbers,
-memory and time need a real one. tests/test_rehearsal.py says how to run it.
+memory and time need a real one. tests/rehearse.py says how to run it.
 """
 
 import ctypes
