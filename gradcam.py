@@ -44,9 +44,10 @@ def explain_errors(options: Options) -> dict[str, Any]:
     from explain import cam, faithfulness, outputs, study
     from explain.explainer import Explainer
     from explain.phase import Phase
+    from ground.files import check_writable
 
     for path in outputs.paths(options.out, bool(options.images)):
-        checkpoint.check_writable(path)
+        check_writable(path)
     if not Path(options.ckpt).exists():
         raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from engine import checkpoint, distributed, resume
+from engine import distributed, resume
 from engine.config import Config, default_preset, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
@@ -28,6 +28,7 @@ from engine.machine import Machine
 from engine.model import create
 from engine.resume import State
 from engine.stopwatch import Stopwatch
+from ground.files import check_writable
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
@@ -73,7 +74,7 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
         preset, config = parse(arguments, preset, state.config)
     preflight.check_driver(config.device)
     if world.first:
-        checkpoint.check_writable(config.out)
+        check_writable(config.out)
     return preset, replace(config, resume=""), state
 
 

@@ -34,10 +34,9 @@ import tyro
 from bench.core import record
 from bench.core.process import completed, last_json
 from bench.core.record import Result, Row
-from engine.checkpoint import check_writable
 from engine.config import PRESETS
 from engine.machine import Machine
-from ground.files import write_whole
+from ground.files import check_writable, write_whole
 
 NO_TESTS = 5  # pytest's exit code when it found none
 LOG_LINES = 20  # of a part that failed, in the summary

@@ -26,7 +26,6 @@ import math
 import os
 import pickletools
 import stat
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,22 +126,6 @@ def config_from(values: dict[str, Any], path: str | Path) -> Config:
         return Config(**values)
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f"{path}: its config does not fit this version of the program: {error}") from error
-
-
-def check_writable(path: str | Path) -> None:
-    """Try, before hours of work, whether `path` can be written later.
-
-    Raises:
-        OSError: it cannot.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
-    try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
 
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:

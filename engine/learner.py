@@ -75,23 +75,23 @@ class Learner:
     """
 
     def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
-        device, precision, world = machine.device, machine.precision, machine.world
-        if config.batch_size < 2 * world.size:
-            raise ValueError(f"--batch-size is {config.batch_size}: {world.size} processes need 2 images each")
+        if config.batch_size < 2 * machine.world.size:
+            raise ValueError(f"--batch-size is {config.batch_size}: {machine.world.size} processes need 2 images each")
         self.model, self.config, self.machine = model, config, machine
-        self.device, self.precision, self._world = device, precision, world
-        self._replica = world.replicate(model, config.sync_batch_norm)
+        self._replica = machine.world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
-        self.optimizer = create_optimizer(model, config, torch.bfloat16 if precision == "bf16" else torch.float32)
+        self.optimizer = create_optimizer(
+            model, config, torch.bfloat16 if machine.precision == "bf16" else torch.float32
+        )
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
         self._replays = False
         if machine.compiled:
             self.use_backend("inductor", config.compile_mode)
-        self._metrics = Metrics(device, world)
+        self._metrics = Metrics(machine.device, machine.world)
         self._graphs: dict[torch.Size, StepGraph] = {}
         self.notes: list[str] = []
         """What `warm_up` could not do, in lines for a person."""
@@ -101,7 +101,7 @@ class Learner:
         self._forward_and_loss = torch.compile(
             _forward_and_loss, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
-        self._replays = self.device.type == "cuda" and mode in CUDA_GRAPH_MODES
+        self._replays = self.machine.device.type == "cuda" and mode in CUDA_GRAPH_MODES
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
@@ -125,7 +125,7 @@ class Learner:
     def _update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
         """Forward, backward, optimizer and metrics."""
         loss, correct = self._loss(images, labels)
-        self.scaler.scale(self._world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
+        self.scaler.scale(self.machine.world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -134,7 +134,9 @@ class Learner:
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
-        return self._replica(self._forward_and_loss, images, labels, self.config.label_smoothing, self.precision)
+        return self._replica(
+            self._forward_and_loss, images, labels, self.config.label_smoothing, self.machine.precision
+        )
 
     def warm_up(self, batch_size: int) -> float:
         """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
@@ -153,9 +155,9 @@ class Learner:
             stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for side in sorted(set(self.config.resolutions)):
-                nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.device)
+                nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.machine.device)
                 images, labels = nhwc.permute(0, 3, 1, 2), nhwc.new_zeros(batch_size, dtype=torch.int64)
-                for _ in range(WARM_UP_PASSES if self.device.type == "cuda" else 1):
+                for _ in range(WARM_UP_PASSES if self.machine.device.type == "cuda" else 1):
                     # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no
                     # gradients after it.
                     loss, correct = self._loss(images, labels)
@@ -167,13 +169,13 @@ class Learner:
         if stream:
             torch.cuda.current_stream().wait_stream(stream)
         self._restore(before)
-        runtime.synchronise(self.device)
+        runtime.synchronise(self.machine.device)
         return time.perf_counter() - start
 
     @property
     def needs_warm_up(self) -> bool:
         """Whether `warm_up` has something to do."""
-        return self.machine.compiled or self.records or self._world.size > 1
+        return self.machine.compiled or self.records or self.machine.world.size > 1
 
     @property
     def records(self) -> bool:
@@ -181,8 +183,10 @@ class Learner:
 
         fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
         """
-        alone = self._world.size == 1 and not self._replays
-        return self.config.cuda_graph and self.device.type == "cuda" and self.precision != "fp16" and alone
+        alone = self.machine.world.size == 1 and not self._replays
+        return (
+            self.config.cuda_graph and self.machine.device.type == "cuda" and self.machine.precision != "fp16" and alone
+        )
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         try:
@@ -225,9 +229,9 @@ class Learner:
 
     def check_finite(self) -> None:
         """Wait for the device, then raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
-        bad = self._metrics.first_bad_step()
-        if bad is not None:
-            raise NonFiniteLoss(bad, self.steps_per_epoch)
+        bad = float(self._metrics.values[6])
+        if math.isfinite(bad):
+            raise NonFiniteLoss(int(bad), self.steps_per_epoch)
         norms = torch._foreach_norm([t for t in self.model.state_dict().values() if t.is_floating_point()])
         if not bool(torch.stack(norms).isfinite().all()):
             raise NonFiniteLoss(self.step - 1, self.steps_per_epoch, "weights were")
@@ -271,7 +275,7 @@ class Learner:
                 raise ValueError("the optimizer's momentum does not have the weights' shapes")
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
-            torch._foreach_copy_(self.lookahead.slow, [t.to(self.device) for t in state["lookahead"]])
+            torch._foreach_copy_(self.lookahead.slow, [t.to(self.machine.device) for t in state["lookahead"]])
         self._metrics.values.copy_(state["metrics"])
 
 
@@ -351,10 +355,6 @@ class Metrics:
             self._arrived.record()
             self._on_its_way = True
         return progress
-
-    def first_bad_step(self) -> int | None:
-        step = float(self.values[6])
-        return int(step) if math.isfinite(step) else None
 
     def reset(self) -> None:
         self.values[:6] = 0

@@ -14,7 +14,6 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
@@ -226,15 +225,6 @@ class Keeper:
         self.saved = str(path)
         self._last = perf_counter()
         self._cost = self._last - start
-
-    @contextmanager
-    def saving_if_this_fails(self) -> Iterator[None]:
-        """For the writing of the result: should it fail, the state is saved first, so that only it is left to do."""
-        try:
-            yield
-        except OSError:
-            self.save()
-            raise
 
     def __enter__(self) -> Self:
         if self._world.size == 1:

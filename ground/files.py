@@ -1,9 +1,11 @@
 """Files that are written whole, and files that lock."""
 
+import errno
 import fcntl
 import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +49,22 @@ def _synchronise(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: str | Path) -> None:
+    """Try, before hours of work, whether `path` can be written later.
+
+    Raises:
+        OSError: it cannot.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
 
 
 def lock(path: Path, taken: Callable[[str], None]) -> int:

@@ -166,6 +166,9 @@ class Run:
             "peak_memory_bytes": runtime.peak_memory(self.machine.device),
         }
         if self.world.first:
-            with self.keeper.saving_if_this_fails():
+            try:
                 checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
+            except OSError:
+                self.keeper.save()
+                raise
         self.reporter.finish(metrics | {"checkpoint": self.config.out, "environment": self.machine.card()})

@@ -14,6 +14,7 @@ import torch
 from engine import checkpoint
 from engine.config import PRESETS
 from engine.model import ResNet
+from ground.files import check_writable
 
 CONFIG = replace(PRESETS["smoke"], resolutions=(16, 24))
 
@@ -292,9 +293,9 @@ def test_the_digest_sees_names_types_shapes_and_bytes():
 
 
 def test_writability_is_tried_before_the_work(tmp_path):
-    checkpoint.check_writable(tmp_path / "model.pt")
+    check_writable(tmp_path / "model.pt")
     assert os.listdir(tmp_path) == []
     with pytest.raises(IsADirectoryError):
-        checkpoint.check_writable(tmp_path)
+        check_writable(tmp_path)
     with pytest.raises(FileNotFoundError):
-        checkpoint.check_writable(tmp_path / "missing" / "model.pt")
+        check_writable(tmp_path / "missing" / "model.pt")

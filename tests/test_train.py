@@ -175,7 +175,7 @@ def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys,
         raise OSError(28, "No space left on device", "model.pt")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.checkpoint, "save_model", full)
+        patch.setattr(checkpoint, "save_model", full)
         code, _, err = run(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
     assert (code, err) == (2, "train.py: model.pt: No space left on device\n")
     assert Path("model.pt").read_bytes() == old

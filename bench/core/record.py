@@ -19,9 +19,8 @@ from rich import box
 from rich.table import Table
 
 from bench.core.clock import Rate, Spread
-from engine.checkpoint import check_writable
 from engine.machine import Machine
-from ground.files import write_whole
+from ground.files import check_writable, write_whole
 
 FORMAT = "cifar10-resnet measurement"
 VERSION = 2
