@@ -216,12 +216,8 @@ class Summary:
     def text(self) -> str:
         """Markdown: how each part ended, then its figures."""
         card = self._card
-        lines = [
-            f"# GPU check: {card.get('gpu') or card.get('cpu', '')}",
-            "",
-            f"`{card['command']}`, {card['date']}",
-            "",
-        ]
+        lines = [f"# GPU check: {card.get('gpu') or card.get('cpu', '')}", ""]
+        lines += [f"`{card['command']}`, {card['date']}", ""]
         lines += ["| part | outcome | seconds | limit | output |", "|---|---|---|---|---|"]
         for name in self._names:
             packed = self._out / f"{name}.tar.gz"
@@ -230,7 +226,7 @@ class Summary:
                 lines.append(f"| {name} | {one.said} | {one.seconds:.0f} | {one.limit:.0f} | {size} |")
             else:
                 lines.append(f"| {name} | {record.ABSENT} yet | | | |")
-        lines += ["", "| environment | |", "|---|---|", *(f"| {key} | {value} |" for key, value in card.items())]
+        lines += ["", *record.pair_lines("environment", card)]
         for name, one in self.outcomes.items():
             if one.end_of_log:
                 lines += ["", f"## {name}: the end of its log", "", "```", one.end_of_log, "```"]
@@ -244,5 +240,4 @@ def figures(report: dict[str, Any]) -> list[str]:
     if "theme" in report:
         return record.row_lines(Result(**report | {"rows": [Row(**row) for row in report["rows"]]}))
     numbers = {k: v for k, v in report.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
-    shown = {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in numbers.items()}
-    return ["| figure | |", "|---|---|", *(f"| {key} | {value} |" for key, value in shown.items())]
+    return record.pair_lines("figure", {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in numbers.items()})

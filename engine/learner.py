@@ -81,9 +81,8 @@ class Learner:
         self._replica = machine.world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
-        self.optimizer = create_optimizer(
-            model, config, torch.bfloat16 if machine.precision == "bf16" else torch.float32
-        )
+        dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
+        self.optimizer = create_optimizer(model, config, dtype)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
@@ -134,9 +133,8 @@ class Learner:
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         if self._replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
-        return self._replica(
-            self._forward_and_loss, images, labels, self.config.label_smoothing, self.machine.precision
-        )
+        smoothing, precision = self.config.label_smoothing, self.machine.precision
+        return self._replica(self._forward_and_loss, images, labels, smoothing, precision)
 
     def warm_up(self, batch_size: int) -> float:
         """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
@@ -183,10 +181,9 @@ class Learner:
 
         fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
         """
-        alone = self.machine.world.size == 1 and not self._replays
-        return (
-            self.config.cuda_graph and self.machine.device.type == "cuda" and self.machine.precision != "fp16" and alone
-        )
+        machine = self.machine
+        alone = machine.world.size == 1 and not self._replays
+        return self.config.cuda_graph and machine.device.type == "cuda" and machine.precision != "fp16" and alone
 
     def _record(self, images: Tensor, labels: Tensor) -> None:
         try:

@@ -9,7 +9,7 @@ import math
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -208,11 +208,13 @@ def markdown(result: Result) -> str:
     lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
     lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
     lines += [f"Values: {result.meaning}.", "", *row_lines(result)]
-    lines += ["", "| environment | |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in result.card.items()]
-    lines += ["", "| setting | |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in result.settings.items()]
+    lines += ["", *pair_lines("environment", result.card), "", *pair_lines("setting", result.settings)]
     return "\n".join(lines) + "\n"
+
+
+def pair_lines(title: str, pairs: Mapping[str, Any]) -> list[str]:
+    """Names and values as a Markdown table."""
+    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in pairs.items())]
 
 
 def row_lines(result: Result) -> list[str]:
