@@ -56,7 +56,7 @@ class Config:
     width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
     max_lr: float = setting(0.5, gt=0, lt=math.inf)
-    """Peak of the OneCycle learning rate."""
+    """Peak of the OneCycle learning rate, of all but what Muon trains."""
     weight_decay: float = setting(6e-4, ge=0, lt=1)
     """Decay of convolution and linear weights; norms and biases have none."""
     momentum: float = setting(0.9, ge=0, lt=1)
@@ -212,7 +212,8 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
     """
-    if arguments and not arguments[0].startswith("-"):
+    named = bool(arguments) and not arguments[0].startswith("-")
+    if named:
         name, arguments = arguments[0], arguments[1:]
         if name not in PRESETS:
             raise ValueError(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
@@ -222,7 +223,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     config = tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
-    if config.own_pictures and name == default:
+    if config.own_pictures and not named and not resumed and name != PICTURES:
         return parse([PICTURES, *arguments], default)
     return name, config
 

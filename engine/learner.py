@@ -83,11 +83,12 @@ class Learner:
         self.step = 0
         dtype = torch.bfloat16 if machine.precision == "bf16" else torch.float32
         self.optimizer = create_optimizer(model, config, dtype)
+        # The groups' own lr is the peak only now: a step sets it, or leaves it to its CUDA graph.
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
-        self._replays = False
+        self._compiler_replays = False
         if machine.compiled:
             self.use_backend("inductor", config.compile_mode)
         self._metrics = Metrics(machine.device, machine.world)
@@ -100,7 +101,7 @@ class Learner:
         self._forward_and_loss = torch.compile(
             _forward_and_loss, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
-        self._replays = self.machine.device.type == "cuda" and mode in CUDA_GRAPH_MODES
+        self._compiler_replays = self.machine.device.type == "cuda" and mode in CUDA_GRAPH_MODES
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
@@ -131,7 +132,7 @@ class Learner:
         self._metrics.add(step, loss.detach(), correct, len(labels))
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self._replays:
+        if self._compiler_replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         smoothing, precision = self.config.label_smoothing, self.machine.precision
         return self._replica(self._forward_and_loss, images, labels, smoothing, precision)
@@ -182,7 +183,7 @@ class Learner:
         fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
         """
         machine = self.machine
-        alone = machine.world.size == 1 and not self._replays
+        alone = machine.world.size == 1 and not self._compiler_replays
         return self.config.cuda_graph and machine.device.type == "cuda" and machine.precision != "fp16" and alone
 
     def _record(self, images: Tensor, labels: Tensor) -> None:

@@ -15,7 +15,7 @@ class EpochRow(TypedDict):
     resolution: int
     """Side in pixels of the images, those trained on and those evaluated on."""
     lr: float
-    """Learning rate of the next step."""
+    """Learning rate of the next step, of all but norm biases and Muon's filters."""
     train_seconds: float
     wait_seconds: float
     """Of train_seconds, those spent waiting for data."""

@@ -65,7 +65,7 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Mixed precision for the forward pass and the loss; nothing for fp32."""
+    """Mixed precision for the forward pass; nothing for fp32."""
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
