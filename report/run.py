@@ -96,7 +96,7 @@ class Run:
             ValueError: a step's loss is not finite; names its images and the state before it.
         """
         steps, first = len(self.loader), self.learner.step - epoch * len(self.loader)
-        # From the inside: the wait for a batch is timed, between two steps the run is saved or stopped, the bar goes on.
+        # From the inside: the wait for a batch is timed, the run is saved or stopped between two steps, the bar moves.
         batches = self.keeper.steps(self.clock.waiting("wait", self.loader.epoch(epoch, first)))
         with self.reporter.epoch(epoch + 1, self.config.epochs, steps, self.loader.plan.batch_size, first) as bar:
             try:
