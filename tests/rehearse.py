@@ -103,7 +103,7 @@ def test_metrics_on_the_cpu_are_found():
 
 def test_an_upload_in_the_step_is_found():
     old = "self.optimizer.zero_grad(set_to_none=True)\n        self._metrics"
-    faulty, line = planted(learning, old, old.replace("\n", "; torch.zeros(9).to(self.device)\n"))
+    faulty, line = planted(learning, old, old.replace("\n", "; torch.zeros(9).to(self.machine.device)\n"))
     with pretend():
         seen = step(start(learner=faulty))
     assert seen.uploads == [f"_to_copy at {line}"]
@@ -145,7 +145,8 @@ def test_evaluation_and_checkpoints_run():
 
 def test_explanations_run(monkeypatch):
     monkeypatch.setattr(copy, "deepcopy", lambda model: on_gpu(ResNet(CLASSES)))  # fake tensors refuse it
-    monkeypatch.setattr(faithfulness, "DRAWS", 2)
+    monkeypatch.setattr(faithfulness, "DRAWS", 1)
+    monkeypatch.setattr(faithfulness, "STEPS", 2)
     with pretend(), HostValues(), Watch():
         explainer = Explainer(on_gpu(ResNet(CLASSES)).requires_grad_(False).eval(), Machine(GPU, "bf16"))
         images, labels = batch(100, 32)
