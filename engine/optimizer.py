@@ -103,13 +103,17 @@ def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     same_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for i, update in enumerate(updates):
         same_shape[update.shape].append(i)
-    results = list(updates)
-    for places in same_shape.values():
-        filters = torch.stack([updates[i].permute(0, 2, 3, 1) for i in places])
-        found = newton_schulz(filters.flatten(2).to(dtype))
-        filters.flatten(2).copy_(found)  # in the filters' own layout: `found` may be a transposed view
-        for i, result in zip(places, filters, strict=True):
-            results[i] = result.permute(0, 3, 1, 2)
+    matrices, results = list(updates), [torch.empty_like(update) for update in updates]
+    stacks = []
+    for (out, channels, height, width), places in same_shape.items():
+        stacks.append(updates[0].new_empty((len(places), out, height, width, channels), dtype=dtype))
+        for i, matrix in zip(places, stacks[-1], strict=True):
+            matrices[i] = matrix.permute(0, 3, 1, 2)
+    torch._foreach_copy_(matrices, updates)  # cast all in one kernel
+    for stack, places in zip(stacks, same_shape.values(), strict=True):
+        for i, found in zip(places, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
+            matrices[i] = found.permute(0, 3, 1, 2)
+    torch._foreach_copy_(results, matrices)
     return results
 
 
@@ -124,4 +128,4 @@ def newton_schulz(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
-    return x.mT if tall else x
+    return x.mT.contiguous() if tall else x

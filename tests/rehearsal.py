@@ -241,8 +241,9 @@ def launches(func: Any, args: tuple[Any, ...]) -> int:
     if not name.startswith("_foreach"):
         return 1
     lists = [arg for arg in args if isinstance(arg, list | tuple) and tensors(arg)]
+    casts = name == "_foreach_copy_"  # in the same kernel
     alike = all(
-        (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+        (a.shape, a.stride(), casts or a.dtype) == (b.shape, b.stride(), casts or b.dtype)
         for other in lists[1:]
         for a, b in zip(lists[0], other, strict=True)
     )

@@ -27,7 +27,7 @@ from tests.rehearsal import GPU, ROOT, HostValues, Watch, batch, on_gpu, pretend
 
 CLASSES = tuple("abcdefghij")
 FULL = replace(PRESETS["full"], resolutions=(32,))
-MUON = 254
+MUON = 229
 """Kernels of an update by Muon, at most: 120 are products that first copy what they add to, 30 other products."""
 METRICS = 16
 """Kernels of the metrics and of lookahead in a step, at most."""
