@@ -220,7 +220,7 @@ def caller(frame: FrameType | None) -> tuple[str, str]:
     line = part = ""
     while frame and not part:
         path = Path(frame.f_code.co_filename)
-        if not line and path.is_relative_to(ROOT) and path.parent != TESTS:
+        if not line and path.parent.parent == ROOT and path.parent != TESTS:
             line = f"{path.relative_to(ROOT)}:{frame.f_lineno}"
         part = PARTS.get(frame.f_code.co_qualname.split(".")[0], "")
         frame = frame.f_back

@@ -1,5 +1,6 @@
 """Stopping and going on: states that check themselves, stop signals, one writer, and what is refused."""
 
+import gc
 import json
 import os
 import resource
@@ -554,6 +555,7 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
     config = Config(epochs=1000, width=4, resolutions=(8,), batch_size=16, cutout=4)
     loader, own = small_loop(config)
     seen: list[tuple[int, int, int]] = []
+    gc.collect()  # pipelines of tests before this one, with their threads
     for epoch in range(5):
         own.train_epoch(loader.epoch(epoch))
     while len(seen) < steps // 4:
@@ -563,7 +565,7 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
     first, last = seen[len(seen) // 10], seen[-1]
     print(f"{4 * len(seen)} steps: RSS {first[0]} -> {last[0]} kB, {first[1]} descriptors, {first[2]} threads")
     assert last[0] < first[0] * 1.02
-    assert last[1:] == first[1:]
+    assert last[1] <= first[1] and last[2] <= first[2]
 
 
 def small_loop(config):
