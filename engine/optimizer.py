@@ -109,7 +109,7 @@ def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         stacks.append(updates[0].new_empty((len(places), out, height, width, channels), dtype=dtype))
         for i, matrix in zip(places, stacks[-1], strict=True):
             matrices[i] = matrix.permute(0, 3, 1, 2)
-    torch._foreach_copy_(matrices, updates)  # cast all in one kernel
+    torch._foreach_copy_(matrices, updates)  # casts all at once
     for stack, places in zip(stacks, same_shape.values(), strict=True):
         for i, found in zip(places, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
             matrices[i] = found.permute(0, 3, 1, 2)
