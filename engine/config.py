@@ -1,9 +1,9 @@
 """One frozen dataclass holds a run's every setting; PRESETS are values of it.
 
-    python train.py [full|cpu|smoke] --epochs 5 --max-lr 0.8
+    python train.py [full|cpu|pictures|smoke] --epochs 5 --max-lr 0.8
 
 Every field is a flag. Beside its default stand its bounds, which are checked before any work starts, and its role:
-what it decides.
+what it decides. Where none is named it decides the weights, and so may not change on resume.
 """
 
 import math
@@ -211,6 +211,9 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
     the command that started a run may be given again to go on with it.
 
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
+
+    Raises:
+        ValueError: there is no such preset.
     """
     named = bool(arguments) and not arguments[0].startswith("-")
     if named:

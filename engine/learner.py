@@ -25,7 +25,7 @@ from engine.schedule import one_cycle
 Batch = tuple[Tensor, Tensor]
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
-WARM_UP_PASSES = 3  # CUDA graphs are recorded in the second pass and replayed in the third
+WARM_UP_PASSES = 3  # torch.compile's own CUDA graphs are recorded in the second pass and replayed in the third
 LOOKAHEAD_EVERY = 5  # steps; with the decay below as in airbench94 (Keller Jordan, arXiv 2404.00498)
 LOOKAHEAD_DECAY = 0.95**5
 
@@ -138,7 +138,9 @@ class Learner:
         return self._replica(self._forward_and_loss, images, labels, smoothing, precision)
 
     def warm_up(self, batch_size: int) -> float:
-        """Compile forward, loss and backward for every resolution; returns the seconds it took. Trains nothing.
+        """Compile, and on a GPU record, the step of every resolution; returns the seconds it took.
+
+        Recording takes steps; all that they changed is put back, so nothing is trained.
 
         With several ranks it also makes DistributedDataParallel settle the groups in which gradients are sent, which it
         would otherwise change after the first step of a process. The groups decide in what order numbers are added, so
