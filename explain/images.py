@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.pictures import Fit, fitted, open_picture, reason
+from pipeline.pictures import Fit, files_in, fitted, open_picture, reason
 from pipeline.split import UInt8
 
 MOST_FILES = 1_000
@@ -77,12 +77,7 @@ def find(paths: Sequence[str]) -> list[Path]:
         for path in map(Path, paths):
             if not path.exists():
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            if not path.is_dir():
-                yield path
-                continue
-            for folder, inner, names in os.walk(path):
-                inner[:] = sorted(name for name in inner if not name.startswith("."))
-                yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+            yield from files_in(path) if path.is_dir() else [path]
 
     found = list(dict.fromkeys(islice(files(), MOST_FILES + 1)))
     if not 1 <= len(found) <= MOST_FILES:

@@ -65,7 +65,7 @@ def open_dataset(name: str, size: int = 64, fit: Fit = "crop") -> DataSet:
         return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
     root = Path(name).expanduser()
     if name and root.is_dir():
-        return DataSet(name, partial(folder.load, root, size, fit), own_validation=True)
+        return DataSet(name, folder.loader(root, size, fit), own_validation=True)
     raise ValueError(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), or a folder of "
         "pictures, and there is no such folder"

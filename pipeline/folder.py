@@ -17,9 +17,10 @@ import json
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from ground.files import lock, write_whole
 from ground.terminal import bar
 from pipeline.cifar10.cache import folders
-from pipeline.pictures import Fit, decode, reason
+from pipeline.pictures import Fit, decode, files_in, reason
 from pipeline.split import Split, UInt8, sha256
 
 PART_NAMES = {
@@ -83,21 +84,26 @@ class Found:
     """"" where the content decides."""
 
 
-def load(root: Path, size: int, fit: Fit, part: str, progress: bool = True) -> Split:
+def loader(root: Path, size: int, fit: Fit) -> Callable[[str], Split]:
+    """What loads a part of a folder (see `part_of`); all parts are of one reading of the cache. Raises as `prepare`."""
+    prepared = cache(partial(prepare, root, size, fit))
+    return lambda part: part_of(root, *prepared(), part)
+
+
+def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
     """The "train", "validation" or "test" pictures of a folder; for "test", without any, those for validation.
 
     Raises:
-        ValueError: there are none, or a class has none to train on; and as `prepare` does.
-        OSError: as `prepare` does.
+        ValueError: there are none, or a class has none to train on.
     """
-    listing, images = prepare(root, size, fit, progress)
     counts = Counter(picture.part for picture in listing.pictures)
     if part == "test" and not counts[part]:
         part = "validation"
     own = listing.pictures[listing.places(part)]
     if not own:
         raise ValueError(f"--data is {root}: it has no pictures for {part}")
-    missing = [name for label, name in enumerate(listing.classes) if label not in {one.label for one in own}]
+    labels = {one.label for one in own}
+    missing = [name for label, name in enumerate(listing.classes) if label not in labels]
     if part == "train" and missing:
         raise ValueError(f"--data is {root}: class {missing[0]} has no picture to train on")
     return Split(
@@ -159,7 +165,7 @@ def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
         Found(path, names.index(folder.name), part)
         for part, found in of_part.items()
         for folder in found
-        for path in _files(folder)
+        for path in files_in(folder)
     ]
     return tuple(map(shown, names)), files
 
@@ -287,13 +293,6 @@ def shown(name: str) -> str:
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """In the folder and those in it, in the order of their names; hidden ones apart."""
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
 def _say(text: str) -> None:
