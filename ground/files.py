@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
     So a reader, or a crash, meets the old file or the new one.
 
     Args:
-        parts: bytes, or anything else that gives its bytes as a buffer.
+        parts: bytes, or anything else that gives its bytes as a buffer; or an iterator of such.
         durable: force the bytes to the disk before the renaming, so that a power cut too leaves one of the two.
 
     Raises:
@@ -28,7 +28,7 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
     try:
         with open(temporary, "xb") as file:
             for part in parts:
-                file.write(part)
+                file.writelines(part if isinstance(part, Iterator) else [part])
             if durable:
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,6 +14,7 @@ import torch
 from nvidia.dali import fn, pipeline_def
 from torch import Tensor
 
+from pipeline.memory import zeros
 from pipeline.plan import Draws, Plan
 from pipeline.split import Split
 
@@ -200,7 +201,7 @@ def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> 
     around = np.pad(np.arange(stored), pad, mode="reflect")
     border = [*range(pad), *range(pad + stored, side)]
     rows = -(-count * (1 + both) // CHUNKS)
-    tall = np.zeros((CHUNKS * rows, side, side, 3), np.uint8)
+    tall = zeros(CHUNKS * rows, side, side, 3)
     upright = tall[:count]
     inner = slice(pad, pad + stored)
     upright[:, inner, inner] = images  # slices: 0.8 s for 50,000 images against 2 to 3 by index

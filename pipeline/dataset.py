@@ -1,6 +1,6 @@
 """Data sets by name, each as the images to train on and the images to report on.
 
-    train, reported = open_dataset("cifar10").splits(validate=False)
+train, reported = open_dataset("cifar10").splits(validate=False)
 """
 
 import hashlib
@@ -47,13 +47,13 @@ class DataSet:
         return self.splits(validate)[1] if validate else self.load("test")
 
 
-def open_dataset(name: str, size: int = 64, fit: Fit = "crop") -> DataSet:
+def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
     Args:
         name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers; or
-            a folder of pictures.
-        size, fit: how such pictures become squares: see pipeline.pictures.
+            a folder of pictures, or a CSV file that names some: see pipeline.folder.
+        size, fit: how such pictures become squares: see pipeline.folder.prepare and pipeline.pictures.
 
     Raises:
         ValueError: there is no data set of that name.
@@ -64,11 +64,11 @@ def open_dataset(name: str, size: int = 64, fit: Fit = "crop") -> DataSet:
         train, test = generated.groups()
         return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
     root = Path(name).expanduser()
-    if name and root.is_dir():
+    if name and (root.is_dir() or (root.is_file() and root.suffix.lower() == ".csv")):
         return DataSet(name, folder.loader(root, size, fit), own_validation=True)
     raise ValueError(
-        f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), or a folder of "
-        "pictures, and there is no such folder"
+        f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
+        "pictures, or a CSV file, and there is no such folder or file"
     )
 
 

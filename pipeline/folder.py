@@ -1,19 +1,22 @@
-"""A folder of pictures of one's own as a data set: one sub-folder a class.
+"""Pictures of one's own as a data set: a folder with one sub-folder a class, or a table of files.
 
     python -m pipeline --data holiday      # what is found, and what is left out and why
 
-Two layouts are known. `train/`, `val/` and `test/` (under these names or their usual variants) with the classes in
-each; or the classes alone, and then 8 of 10 pictures of each class are for training, 1 for validation and 1 for
-testing. Which ones, the SHA-256 of each file decides: the same pictures always come out alike, and copies of one
-picture stay together.
+Three layouts are known. `train/`, `val/` and `test/` (under these names or their usual variants) with the classes in
+each; the classes alone; or a CSV file with the columns path, label and, if one likes, split. Without parts, 8 of 10
+pictures of each class are for training, 1 for validation and 1 for testing. Which ones, the SHA-256 of each file
+decides: the same pictures always come out alike, and copies of one picture stay together.
 
 Each file is decoded once, by itself, to S x S pixels, into a cache outside the folder; nothing is ever written into the
 folder. A file that cannot be read is left out and named, and the others go on.
 """
 
 import contextlib
+import csv
+import errno
 import hashlib
 import json
+import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -31,7 +34,8 @@ from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 from ground.files import lock, write_whole
 from ground.terminal import bar
 from pipeline.cifar10.cache import folders
-from pipeline.pictures import Fit, decode, files_in, reason
+from pipeline.memory import fits, zeros
+from pipeline.pictures import Fit, decode, dimensions, files_in, reason
 from pipeline.split import Split, UInt8, sha256
 
 PART_NAMES = {
@@ -41,7 +45,10 @@ PART_NAMES = {
 }
 SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
 SHOWN = 3  # files left out that are named on the way; `python -m pipeline` names all
-FORM = 1  # of the cache; changes when the decoding does
+FORM = 2  # of the cache; changes when the decoding does
+USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
+LOOKED_AT = 200  # pictures, for their sizes
+BLOCK = 256  # pictures that are decoded, or written, one after the other
 
 
 @dataclass(frozen=True)
@@ -49,11 +56,14 @@ class Picture:
     """A file that could be decoded."""
 
     path: str
-    """Relative to the folder, as `shown` gives it."""
+    """Relative to the folder, or the CSV file's, as `shown` gives it."""
     label: int
     part: str
     digest: str
     """SHA-256 of the file."""
+    width: int
+    """In pixels, as stored; and the height."""
+    height: int
 
 
 @dataclass(frozen=True)
@@ -101,7 +111,7 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         part = "validation"
     own = listing.pictures[listing.places(part)]
     if not own:
-        raise ValueError(f"--data is {root}: it has no pictures for {part}")
+        raise ValueError(f"--data is {root}: it has no pictures for {part}; a class of two or more gives one")
     labels = {one.label for one in own}
     missing = [name for label, name in enumerate(listing.classes) if label not in labels]
     if part == "train" and missing:
@@ -111,12 +121,14 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         labels=np.array([one.label for one in own], np.int64),
         name=part,
         classes=listing.classes,
-        files=tuple(str(root / one.path) for one in own),
+        files=tuple(str(base(root) / one.path) for one in own),
     )
 
 
 def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Listing, UInt8]:
     """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
+
+    A size of 0 stands for the usual one: see `usual_size`.
 
     Processes that prepare the same folder at the same time take turns, and all but the first find the work done.
 
@@ -124,7 +136,8 @@ def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Lis
         ValueError: it has no classes, or fewer than two with pictures.
         OSError: it cannot be read, or the cache cannot be written.
     """
-    classes, found = find(root)
+    classes, found = listed(root) if root.is_file() else find(root)
+    size = size or usual_size(found)
     home = folders()[-1] / "pictures"
     home.mkdir(parents=True, exist_ok=True)
     path = home / f"{key(root, found, size, fit)}.pictures"
@@ -134,8 +147,10 @@ def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Lis
         try:
             cached = read(path, size)
             if cached is None:
-                cached = decode_all(root, classes, found, size, fit, progress)
-                write(path, *cached)
+                write(path, *decode_all(root, classes, found, size, fit, progress))
+                cached = read(path, size)
+                if cached is None:
+                    raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
         finally:
             os.close(descriptor)
         if progress:
@@ -170,6 +185,52 @@ def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
     return tuple(map(shown, names)), files
 
 
+def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
+    """The classes, in the order of their names, and the files that a CSV file names, relative to where it is.
+
+    Raises:
+        ValueError: a column is missing, there are not two classes, or a line lacks something; says which.
+        OSError: it cannot be read.
+    """
+    rows: list[tuple[Path, str, str]] = []
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := {"path", "label"} - set(reader.fieldnames or ()):
+                raise ValueError(f"its first line must name the columns path and label; {min(missing)} is missing")
+            for row in reader:
+                name, label, split = (row.get(column) for column in ("path", "label", "split"))
+                parts = [part for part, names in PART_NAMES.items() if (split or "").lower() in names]
+                if not name or not label or "\0" in name or ("split" in row and not parts):
+                    allowed = ", ".join(PART_NAMES)
+                    raise ValueError(
+                        f"line {reader.line_num}: it needs a path, a label and, if any does, a split: {allowed}"
+                    )
+                rows.append((table.parent / name, label, parts[0] if parts else ""))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"--data is {table}: {error}") from None
+    names = sorted({label for _, label, _ in rows})
+    if len(names) < 2:
+        raise ValueError(f"--data is {table}: it must have two labels or more")
+    order = {name: place for place, name in enumerate(names)}
+    return tuple(map(shown, names)), [Found(path, order[label], part) for path, label, part in rows]
+
+
+def base(root: Path) -> Path:
+    """What the names of pictures are relative to."""
+    return root.parent if root.is_file() else root
+
+
+def usual_size(found: Sequence[Found]) -> int:
+    """Side in pixels for these pictures: 64, or 32 where half of them, of some looked at, are smaller than 48."""
+    shorter = []
+    for one in found[:: max(1, len(found) // LOOKED_AT)]:
+        with contextlib.suppress(Exception):  # it is named when it is decoded
+            shorter.append(min(dimensions(one.path)))
+    small, usual = USUAL_SIZES
+    return small if shorter and np.median(shorter) < (small + usual) / 2 else usual
+
+
 def key(root: Path, found: Sequence[Found], size: int, fit: Fit) -> str:
     """Of the cache: changes with the files' names, lengths and times, and with how they are decoded."""
     digest = hashlib.sha256(f"{FORM} {PIL.__version__} {size} {fit}".encode())
@@ -178,45 +239,56 @@ def key(root: Path, found: Sequence[Found], size: int, fit: Fit) -> str:
             status = one.path.stat()
             digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
         digest.update(f"{one.part} {one.label} ".encode())
-        digest.update(os.fsencode(one.path.relative_to(root)) + b"\0")
+        digest.update(os.fsencode(os.path.relpath(one.path, base(root))) + b"\0")
     return digest.hexdigest()[:32]
 
 
 def decode_all(
     root: Path, classes: tuple[str, ...], found: Sequence[Found], size: int, fit: Fit, progress: bool = True
-) -> tuple[Listing, UInt8]:
-    """Every file decoded, on all cores; then sorted into parts, without copies that would straddle two of them."""
-    images = np.empty((len(found), size, size, 3), np.uint8)
+) -> tuple[Listing, UInt8, list[int]]:
+    """Every file decoded, on all cores; then sorted into parts, without copies that would straddle two of them.
+
+    Returns:
+        What there is; the pictures (n, size, size, 3) of all files; and the place among them of each of the listing's.
+    """
+    images = zeros(len(found), size, size, 3)
     digests: list[str] = [""] * len(found)
     reasons: list[str] = [""] * len(found)
+    sides = [(0, 0)] * len(found)
 
     def one(i: int) -> None:
         try:
             images[i] = decode(found[i].path, size, fit)
+            sides[i] = dimensions(found[i].path)
             with open(found[i].path, "rb") as file:
                 digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
         except Exception as error:  # a decoder raises nearly anything on a damaged file
             reasons[i] = shown(reason(error, found[i].path))
+
+    def some(start: int) -> int:
+        places = range(start, min(start + BLOCK, len(found)))
+        for i in places:
+            one(i)
+        return len(places)
 
     console = Console(stderr=True)
     shown_bar = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
     shown_bar.disable |= not progress
     with shown_bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         task = shown_bar.add_task(f"decoding to {size} x {size}", total=len(found))
-        for count, _ in enumerate(pool.map(one, range(len(found)))):
-            if count % 50 == 0:
-                shown_bar.update(task, completed=count, refresh=True)
+        for count in pool.map(some, range(0, len(found), BLOCK)):
+            shown_bar.update(task, advance=count, refresh=True)
     parts = _parts(found, digests, reasons)
     kept = [i for part in PART_NAMES for i in range(len(found)) if parts[i] == part and not reasons[i]]
-    names = [shown(str(one.path.relative_to(root))) for one in found]
+    names = [shown(os.path.relpath(one.path, base(root))) for one in found]
     distinct = {(found[i].label, digests[i]) for i in kept}
     listing = Listing(
         classes,
-        tuple(Picture(names[i], found[i].label, parts[i], digests[i]) for i in kept),
+        tuple(Picture(names[i], found[i].label, parts[i], digests[i], *sides[i]) for i in kept),
         tuple(f"{names[i]}: {reasons[i]}" for i in range(len(found)) if reasons[i]),
         len(kept) - len(distinct),
     )
-    return listing, images[kept]
+    return listing, images, kept
 
 
 def _parts(found: Sequence[Found], digests: Sequence[str], reasons: list[str]) -> list[str]:
@@ -257,20 +329,32 @@ def _drawn(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield digest, "test" if i < test else "validation" if i < test + validation else "train"
 
 
-def write(path: Path, listing: Listing, images: UInt8) -> None:
-    """The listing as a line of JSON, with the SHA-256 of the pixels, then the pixels."""
-    head = json.dumps(asdict(listing) | {"sha256": sha256(images)}).encode() + b"\n"
-    write_whole(path, head, np.ascontiguousarray(images).data, durable=True)
+def write(path: Path, listing: Listing, images: UInt8, kept: Sequence[int]) -> None:
+    """The listing as a line of JSON, with the SHA-256 of the pixels, then the pixels at the places `kept`."""
+    digest = hashlib.sha256()
+    for block in _blocks(images, kept):
+        digest.update(block)
+    head = json.dumps(asdict(listing) | {"sha256": digest.hexdigest()}).encode() + b"\n"
+    write_whole(path, head, _blocks(images, kept), durable=True)
+
+
+def _blocks(images: UInt8, kept: Sequence[int]) -> Iterator[UInt8]:
+    return (images[kept[start : start + BLOCK]] for start in range(0, len(kept), BLOCK))
 
 
 def read(path: Path, size: int) -> tuple[Listing, UInt8] | None:
-    """What `write` wrote; None where it is missing or damaged."""
+    """What `write` wrote; None where it is missing or damaged. What memory has no room for stays in the file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
         head = json.loads(file.readline())
         pictures = tuple(Picture(**one) for one in head["pictures"])
-        images = np.fromfile(file, np.uint8).reshape(len(pictures), size, size, 3)
-        if sha256(images) == head["sha256"]:
+        shape = (len(pictures), size, size, 3)
+        images: UInt8
+        if fits(math.prod(shape)):
+            images = np.fromfile(file, np.uint8).reshape(shape)
             images.flags.writeable = False
+        else:
+            images = np.memmap(file, np.uint8, "r", file.tell(), shape)
+        if sha256(images) == head["sha256"]:
             return Listing(tuple(head["classes"]), pictures, tuple(head["left_out"]), head["copies"]), images
     return None
 

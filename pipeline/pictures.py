@@ -10,6 +10,7 @@ A large JPEG is decoded at a fraction of its size: 80 to 108 photographs of 12 m
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -40,23 +41,34 @@ def open_picture(path: Path, least: int) -> Image.Image:
         ValueError: it is no regular file, or has more than MOST_PIXELS.
         OSError, and nearly anything else that a decoder raises on a damaged file: it cannot be read.
     """
+    with _opened(path) as image:
+        image.draft("RGB", (2 * least, 2 * least))
+        turned = ImageOps.exif_transpose(image)
+        if turned.mode.startswith("I"):  # 16 bits a pixel
+            turned = Image.fromarray((np.asarray(turned).clip(0, 65535) // 257).astype(np.uint8))
+        if turned.has_transparency_data:
+            turned = turned.convert("RGBA")
+            turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+        return turned.convert("RGB")
+
+
+def dimensions(path: Path) -> tuple[int, int]:
+    """Width and height in pixels, as stored, from the file's header alone. Raises as `open_picture` does."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         raise ValueError("not a regular file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its size is checked below, before anything is decoded
-        image: Image.Image = Image.open(path, formats=FORMATS)
-        with image:
+        warnings.simplefilter("ignore")  # its size is checked before anything is decoded
+        with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
                 raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS / 1e6:.0f} million")
-            image.draft("RGB", (2 * least, 2 * least))
-            turned = ImageOps.exif_transpose(image)
-            if turned.mode.startswith("I"):  # 16 bits a pixel
-                turned = Image.fromarray((np.asarray(turned).clip(0, 65535) // 257).astype(np.uint8))
-            if turned.has_transparency_data:
-                turned = turned.convert("RGBA")
-                turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
-            return turned.convert("RGB")
+            yield image
 
 
 def fitted(picture: Image.Image, size: int, fit: Fit) -> UInt8:

@@ -9,13 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import gradcam
 import train
 from explain.options import Options
-from pipeline import folder
+from pipeline import folder, memory
+from pipeline.dali import DaliLoader
 from pipeline.dataset import open_dataset
+from pipeline.plan import Plan
 from pipeline.synthetic import generated
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,6 +135,60 @@ def test_the_pictures_are_those_of_the_files(tmp_path: Path):
     assert np.array_equal(found.images, split.images[order]) and np.array_equal(found.labels, split.labels[order])
 
 
+def test_a_table_names_the_files_their_labels_and_parts(tmp_path: Path):
+    root = flat(tmp_path / "somewhere", x=12)
+    table = root / "pictures.csv"
+    lines = [f"x/{i}.png,{'bee' if i % 2 else 'ant'},{'train' if i < 8 else 'Val'}" for i in range(12)]
+    table.write_text("\n".join(["path,label,split", *lines]))
+    found = listing(table)
+    assert found.classes == ("ant", "bee") and parts_of(found)["bee"] == {"train": 4, "validation": 2}
+    train = open_dataset(str(table), 8).load("train")
+    assert Path(train.files[0]) == root / "x" / "0.png" and len(train) == 8
+    table.write_text("\n".join(["label,path", *(f"{i % 2},../somewhere/x/{i}.png" for i in range(12))]))
+    assert parts_of(listing(table))["0"] == {"train": 4, "validation": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,label\nx/0.png,a\n", "columns path and label; path is missing"),
+        ("path,label,split\nx/0.png,a,train\nx/1.png,b,\n", "line 3: it needs a path, a label and"),
+        ("path,label\nx/0.png,a\nx/1.png\n", "line 3: it needs"),
+        ("path,label\nx/0.png,a\nx/1.png,a\n", "it must have two labels or more"),
+        ("", "columns path and label"),
+        ("path,label\n\udcff,a", "codec can't decode"),
+    ],
+)
+def test_a_table_with_a_mistake_is_a_line(tmp_path: Path, text, said):
+    table = tmp_path / "pictures.csv"
+    table.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=f"--data is {table}: .*{said}"):
+        open_dataset(str(table), 8).load("train")
+
+
+@pytest.mark.parametrize(("side", "size"), [(28, 32), (47, 32), (48, 64), (300, 64)])
+def test_the_size_follows_the_pictures(tmp_path: Path, side, size):
+    for i in range(6):
+        picture(tmp_path / "ab"[i % 2] / f"{i}.png", i, side if i < 4 else 20)
+    assert open_dataset(str(tmp_path)).load("train").side == size
+
+
+def test_what_memory_has_no_room_for_stays_in_files(tmp_path: Path, home: Path, monkeypatch):
+    root = flat(tmp_path, cat=600, dog=5)
+    usual = open_dataset(str(root), 8).load("train")
+    monkeypatch.setattr(memory, "SHARE", 10**12)
+    next(home.rglob("*.pictures")).unlink()
+    split = open_dataset(str(root), 8).load("train")
+    assert isinstance(split.images, np.memmap) and split.digest == usual.digest
+    plan = Plan(count=len(split), side=8, batch_size=16, translate=2, flip="random")
+    batches = [
+        [images.clone() for images, _ in DaliLoader(each, plan, torch.device("cpu"), 1, lambda epoch: 8).epoch(0)]
+        for each in (usual, split)
+    ]
+    assert all(map(torch.equal, *batches))
+    assert [one.suffix for one in (home / "pictures").iterdir() if one.name != "lock"] == [".pictures"]
+
+
 # Mistakes and damage
 
 
@@ -204,6 +261,22 @@ def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Pat
     picture(root / "cat" / "new.png", 98, side=13)
     assert work(8) == 9
     assert not list(home.rglob("*.tmp"))
+
+
+def test_killed_while_decoding_it_begins_anew(tmp_path: Path, home: Path):
+    root = flat(tmp_path, cat=300, dog=300)
+    code = f"""
+import time
+from pathlib import Path
+from pipeline import folder
+real = folder.decode
+folder.decode = lambda path, *how: time.sleep(60 * (path.stem == "299")) or real(path, *how)
+folder.prepare(Path({str(root)!r}), 64, "crop")
+"""
+    with pytest.raises(subprocess.TimeoutExpired):
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=4, capture_output=True)
+    assert not list(home.rglob("*.pictures"))
+    assert len(listing(root, 64).pictures) == 600
 
 
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, home: Path):
