@@ -21,7 +21,8 @@ from dataclasses import replace
 import torch
 
 from engine import distributed, resume
-from engine.config import Config, default_preset, parse
+from engine.budget import fit
+from engine.config import Config, default_preset, parse, typed
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     with clock.on("data"):
         train, reported = open_dataset(config.data, config.size, config.fit).splits(config.validate)
+        config = fit(config, typed(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
         test = evaluation_loader(

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from engine.config import Config
-from engine.model import ResNet
+from engine.model import ResNet, network
 from ground.files import write_whole
 
 VERSION = 2
@@ -93,11 +93,11 @@ def load(path: str | Path) -> Checkpoint:
         raise ValueError(f"{path} is no model checkpoint of this version of the program")
     config = config_from(content["config"], path)
     with torch.device("meta"):  # a file that only claims to be wide takes no memory
-        expected = ResNet(classes, config.depth, config.width, config.resolutions[-1]).state_dict()
+        expected = network(config, classes).state_dict()
     if _forms(content["weights"]) != _forms(expected):
-        network = f"ResNet-{config.depth} of width {config.width} with {len(classes)} classes"
-        raise ValueError(f"{path}: the weights do not fit a {network}")
-    model = ResNet(classes, config.depth, config.width, config.resolutions[-1])
+        needed = f"ResNet-{config.depth} of width {config.width} with {len(classes)} classes"
+        raise ValueError(f"{path}: the weights do not fit a {needed}")
+    model = network(config, classes)
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, content["metrics"])

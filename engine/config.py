@@ -55,6 +55,8 @@ class Config:
     """Layers of the ResNet."""
     width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
+    stem_stride: Literal[1, 2] = setting(1, "network")
+    """2 halves the sides before the first stage, for images of 96 pixels and more."""
     max_lr: float = setting(0.5, gt=0, lt=math.inf)
     """Peak of the OneCycle learning rate, of all but what Muon trains."""
     weight_decay: float = setting(6e-4, ge=0, lt=1)
@@ -86,12 +88,17 @@ class Config:
     cutout: int = setting(8, "batches", ge=0)
     """Side in pixels, of the stored image, of a square filled with the mean colour (0: none)."""
     data: str = "cifar10"
-    """cifar10; or a folder of pictures, one sub-folder a class; or generated, small images to try the machinery
-    (generated:TRAIN/TEST: so many of them)."""
-    size: int = setting(64, ge=8, le=256)
-    """Side in pixels to which the pictures of a folder are brought, once."""
+    """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
+    images to try the machinery (generated:TRAIN/TEST: so many of them)."""
+    size: int = setting(0, ge=0, le=256)
+    """Side in pixels to which one's own pictures are brought, once (0: 64, or 32 for small ones). Resolutions, shift,
+    stem stride and batch size follow the pictures unless they are given."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture becomes a square: its middle, all of it out of proportion, or all of it on white."""
+    minutes: float = setting(0.0, ge=0, le=100_000)
+    """Choose the epochs, and a smaller width where it must be, so that training takes so long here (0: do not)."""
+    balance: bool = False
+    """Weigh each image's loss so that all classes count the same, however many images they have."""
     seed: int = setting(0, "batches", ge=0, lt=2**31)
     """Seeds the weights and everything that is drawn."""
     device: Literal["auto", "cuda", "cpu"] = setting("auto", "machine")
@@ -134,6 +141,7 @@ class Config:
             for number in value if isinstance(value, tuple) else (value,):
                 within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
                 need(within, own.name, _words(bounds))
+        need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         need(bool(self.out), "out", "a file name")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
@@ -148,7 +156,7 @@ class Config:
 
     @property
     def own_pictures(self) -> bool:
-        """Whether `data` is a folder."""
+        """Whether `data` is a folder or a CSV file."""
         return self.data != "cifar10" and not self.data.startswith("generated")
 
     def compiles(self, cuda: bool) -> bool:
@@ -181,7 +189,7 @@ PRESETS: dict[str, Config] = {
     ),
     # A folder of some thousand pictures in minutes on two CPU cores: python train.py --data FOLDER
     PICTURES: Config(
-        epochs=20,
+        minutes=5,
         batch_size=64,
         resolutions=(32, 32, 48, 48, 64),
         width=32,
@@ -226,9 +234,18 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     config = tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
+    if "epochs" in typed(arguments):
+        if "minutes" in typed(arguments):
+            raise ValueError("--epochs and --minutes: give one of them, the other follows")
+        config = replace(config, minutes=0.0)
     if config.own_pictures and not named and not resumed and name != PICTURES:
         return parse([PICTURES, *arguments], default)
     return name, config
+
+
+def typed(arguments: Sequence[str]) -> set[str]:
+    """Names of the settings that a command line gives."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
 def differences(old: Config, new: Config) -> list[str]:

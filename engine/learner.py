@@ -46,6 +46,8 @@ class Evaluation:
     loss: float
     correct: int
     total: int
+    class_accuracy: float
+    """Mean of the classes' own accuracies, of those that there are images of."""
 
     @property
     def accuracy(self) -> float:
@@ -288,12 +290,17 @@ def _host_copy(value: Any) -> Any:
 
 
 def _forward_and_loss(
-    model: nn.Module, images: Tensor, labels: Tensor, smoothing: float, precision: str
+    model: ResNet, images: Tensor, labels: Tensor, smoothing: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     # Not around the call: torch.compile would then trace the backward pass in mixed precision too, also the head's.
     with runtime.autocast(images.device, precision):
         logits = model(images)
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing), (logits.argmax(1) == labels).sum()
+    correct = (logits.argmax(1) == labels).sum()
+    if (weights := model.loss_weights) is None:
+        return F.cross_entropy(logits, labels, label_smoothing=smoothing), correct
+    # The sum over the batch's size: torch's own mean would weigh all batches alike, whatever classes they hold.
+    loss = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
+    return loss / len(labels), correct
 
 
 class Lookahead:
@@ -378,15 +385,21 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], machine: Machine, flip:
     machine.world.share_buffers(model)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(3, dtype=torch.float64, device=machine.device)
+    classes = model.get_submodule("fc").get_parameter("bias").numel()
+    sums = torch.zeros(1 + 2 * classes, dtype=torch.float64, device=machine.device)
+    loss_sum, rights, counts = sums[0], sums[1 : 1 + classes], sums[1 + classes :]
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision, flip)
-        counted = labels >= 0
-        loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-        sums += torch.stack([loss.double(), (logits.argmax(1) == labels).sum().double(), counted.sum().double()])
+        loss_sum += F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum").double()
+        own = labels.clamp(min=0)
+        rights.index_add_(0, own, (logits.argmax(1) == labels).double())
+        counts.index_add_(0, own, (labels >= 0).double())
     model.train(was_training)
-    loss, correct, total = machine.world.sum_(sums).tolist()
-    return Evaluation(loss / total, int(correct), int(total))
+    machine.world.sum_(sums)
+    right, count = rights.cpu(), counts.cpu()
+    total = int(count.sum())
+    mean = float((right / count)[count > 0].mean())
+    return Evaluation(float(loss_sum) / total, int(right.sum()), total, mean)
 
 
 def predict_logits(

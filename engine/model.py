@@ -32,6 +32,9 @@ class TrainingImages(Protocol):
     @property
     def statistics(self) -> tuple[Channels, Channels]: ...
 
+    @property
+    def labels(self) -> np.ndarray: ...
+
     def sample(self, count: int) -> np.ndarray: ...
 
 
@@ -74,6 +77,7 @@ class ResNet(nn.Module):
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
         mean, std: of each channel of the training images, in units of 0..1; kept among the weights, as buffers.
+        stem_stride: 2 makes the activations of all stages half as wide and high.
 
     Raises:
         ValueError: depth is neither 18 nor 34, width is not positive, or there are no classes.
@@ -81,6 +85,8 @@ class ResNet(nn.Module):
 
     mean: Tensor
     std: Tensor
+    loss_weights: Tensor | None
+    """(C,) float32: how much an image of each class counts in training, 1 on average; None: all the same. Not kept."""
 
     def __init__(
         self,
@@ -90,6 +96,7 @@ class ResNet(nn.Module):
         resolution: int = 32,
         mean: Channels = (0.5, 0.5, 0.5),
         std: Channels = (0.25, 0.25, 0.25),
+        stem_stride: int = 1,
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
@@ -99,7 +106,10 @@ class ResNet(nn.Module):
         self.classes, self.depth, self.width, self.resolution = tuple(classes), depth, width, resolution
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
-        self.stem = nn.Sequential(Conv2d(3, width, 3, padding=1), BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.register_buffer("loss_weights", None, persistent=False)
+        self.stem = nn.Sequential(
+            Conv2d(3, width, 3, stem_stride, padding=1), BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
             channels = width << i
@@ -174,13 +184,22 @@ def resize(images: Tensor, resolution: int) -> Tensor:
     return resized.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def network(config: Config, classes: Sequence[str], *statistics: Channels) -> ResNet:
+    """The config's network for these classes, with random weights; mean and deviation as in ResNet."""
+    mean, std = statistics or ((0.5,) * 3, (0.25,) * 3)
+    return ResNet(classes, config.depth, config.width, config.resolutions[-1], mean, std, config.stem_stride)
+
+
 def create(config: Config, train: TrainingImages) -> ResNet:
     """The model for the images that it will be trained on, with its starting weights.
 
     The weights are a function of `config.seed` and, if the stem whitens, of a sample of the images.
     """
     torch.manual_seed(config.seed)
-    model = ResNet(train.classes, config.depth, config.width, config.resolutions[-1], *train.statistics)
+    model = network(config, train.classes, *train.statistics)
+    if config.balance:
+        counts = np.bincount(train.labels, minlength=len(train.classes)).clip(1)
+        model.loss_weights = torch.tensor(len(train.labels) / (len(counts) * counts), dtype=torch.float32)
     if config.dirac:
         dirac_(model)
     if config.whiten:

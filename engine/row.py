@@ -38,3 +38,5 @@ class EpochRow(TypedDict):
     test_correct: int
     test_total: int
     test_accuracy: float
+    test_class_accuracy: float
+    """Mean of the classes' own accuracies."""

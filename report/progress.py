@@ -101,9 +101,10 @@ class Reporter:
         self._costs = [float(r * r) for r in resolutions]
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
+        why = f" for {config.minutes:g} minutes" if config.minutes else ""
         self._block(
             {
-                "preset": f"{preset}: {_count(config.epochs, 'epoch')}, batch {config.batch_size}, {pixels}, "
+                "preset": f"{preset}: {_count(config.epochs, 'epoch')}{why}, batch {config.batch_size}, {pixels}, "
                 f"ResNet-{config.depth} width {config.width}",
                 "device": ", ".join(f"{name} {value}" for name, value in machine.card().items()),
                 "precision": machine.precision + (", compiled" if machine.compiled else ", not compiled"),
@@ -174,7 +175,8 @@ class Reporter:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The last table, then `summary` whole as one line of JSON: the last line of the output, whatever its width.
 
-        Keys shown, absent ones as not measured: test_accuracy, test_accuracy_tta (0..1), test_correct, test_total,
+        Keys shown, absent ones as not measured: test_accuracy, test_class_accuracy, test_accuracy_tta (0..1),
+        test_correct, test_total,
         split, data_seconds, compile_seconds, train_seconds, wait_seconds (of them, for data), eval_seconds,
         images_per_second (median over epochs), images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes,
         checkpoint (a path).
@@ -187,7 +189,8 @@ class Reporter:
         line = json_line(summary)
         name = str(summary.get("split", "test"))
         accuracy = _show("{test_accuracy:.2%}", summary)
-        counts = _show("  ({test_correct} of {test_total})", summary, absent="")
+        counts = _show("  ({test_correct} of {test_total}{interval})", {"interval": _interval(summary), **summary}, "")
+        by_class = _show("{test_class_accuracy:.2%}", summary)
         rate = _show("{images_per_second:,.0f}", summary)
         quartiles = "  (median epoch; quartiles {images_per_second_q1:,.0f} to {images_per_second_q3:,.0f})"
         spread = _show(quartiles, summary, absent="")
@@ -196,6 +199,7 @@ class Reporter:
         self._block(
             {
                 f"{name} accuracy": accuracy + counts,
+                **({f"{name} accuracy, mean of the classes": by_class} if by_class not in (accuracy, ABSENT) else {}),
                 f"{name} accuracy, flip TTA": _show("{test_accuracy_tta:.2%}", summary),
                 "data": duration(summary.get("data_seconds")),
                 "compile": duration(summary.get("compile_seconds")),
@@ -225,6 +229,18 @@ def throughput(images_per_s: Sequence[float]) -> dict[str, float]:
     values = list(images_per_s) * 2 if len(images_per_s) == 1 else images_per_s
     q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return {"images_per_second": median, "images_per_second_q1": q1, "images_per_second_q3": q3}
+
+
+def wilson(correct: int, total: int) -> tuple[float, float]:
+    """The accuracies between which the true one lies in 95 of 100 cases (E. B. Wilson 1927, JASA 22)."""
+    z, share = 1.96, correct / total
+    middle, spread = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
+    return (middle - spread) / (1 + z * z / total), (middle + spread) / (1 + z * z / total)
+
+
+def _interval(summary: Mapping[str, Any]) -> str:
+    correct, total = summary.get("test_correct"), summary.get("test_total")
+    return "" if correct is None or not total else "; 95% interval {:.1%} to {:.1%}".format(*wilson(correct, total))
 
 
 def json_line(values: Mapping[str, Any]) -> str:

@@ -137,6 +137,7 @@ class Run:
             test_correct=result.correct,
             test_total=result.total,
             test_accuracy=result.accuracy,
+            test_class_accuracy=result.class_accuracy,
         )
         self.folder.add(row)
         self.reporter.row(row)
@@ -159,6 +160,7 @@ class Run:
             "test_correct": last["test_correct"],
             "test_total": last["test_total"],
             "test_accuracy": last["test_accuracy"],
+            "test_class_accuracy": last["test_class_accuracy"],
             "test_accuracy_tta": flipped.accuracy,
             "split": self.split,
             "precision": self.machine.precision,

@@ -117,7 +117,7 @@ def test_another_layout_is_found():
 
 
 def test_a_graph_break_is_found():
-    old = "logits = model(images)\n    return F"
+    old = "logits = model(images)\n    correct"
     faulty, line = planted(learning, old, old.replace("\n", "; print(logits)\n"))
     with pretend(), pytest.raises(torch._dynamo.exc.Unsupported) as caught:
         learner = start(learner=faulty)

@@ -145,7 +145,7 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
 
 def test_a_folder_of_pictures_has_a_preset_of_its_own_unless_one_is_named():
     name, config = parse(["--data", "holiday", "--epochs", "3"], "cpu")
-    assert name == "pictures" and config == replace(PRESETS["pictures"], data="holiday", epochs=3)
+    assert name == "pictures" and config == replace(PRESETS["pictures"], data="holiday", epochs=3, minutes=0)
     for default in ("full", "cpu"):
         assert parse(["cpu", "--data", "holiday"], default) == ("cpu", replace(PRESETS["cpu"], data="holiday"))
     assert parse([], "cpu", resumed=config) == ("the resumed run's", config)

@@ -52,3 +52,18 @@ def test_under_autocast() -> None:
     ours, theirs = (torch.autograd.grad(z, convolution.weight, g)[0] for z in (y, reference))
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize("size", [48, 64, 128])
+def test_where_torch_s_own_gradient_ends_the_process(size: int) -> None:
+    """oneDNN's weight gradient of few channels, 1x1 with stride 2, in float32 writes past its memory."""
+    torch.manual_seed(0)
+    convolution = Conv2d(8, 16, 1, 2)
+    x = torch.randn(8, 8, size, size).contiguous(memory_format=torch.channels_last)
+    for _ in range(5):
+        y = convolution(x)
+        (ours,) = torch.autograd.grad(y.square().sum(), convolution.weight)
+    exact = (2 * y.detach().double().permute(1, 0, 2, 3).flatten(1)) @ x[:, :, ::2, ::2].double().permute(
+        1, 0, 2, 3
+    ).flatten(1).T
+    torch.testing.assert_close(ours[..., 0, 0].double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))

@@ -258,7 +258,7 @@ def test_a_rank_that_raises_ends_all_and_says_why_once(launched):
 def recorded(monkeypatch, tmp_path):
     """train.main in the place of one rank, without its others: the batches that it would train on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1))
+    monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1, 1.0))
     for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first"):
         ours = getattr(World, name)
         monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -245,6 +246,22 @@ def test_lookahead_pulls_every_five_steps_and_ends_on_the_slow_weights():
     assert all(torch.equal(learner.model.state_dict()[name], tensor) for name, tensor in slow.items())
 
 
+def test_balanced_classes_count_the_same_however_many_images_they_have():
+    """The loss over a whole set is then the mean of the classes' own mean losses."""
+    split = generated(200)
+    split = split.take(np.flatnonzero((split.labels > 3) | (np.arange(200) < 60)), "few of some classes")
+    images, labels = torch.from_numpy(split.images).permute(0, 3, 1, 2), torch.from_numpy(split.labels)
+    losses = []
+    for balance in (True, False):
+        config = replace(SMALL, balance=balance, label_smoothing=0.0)
+        learner = Learner(create(config, split), config, 1, Machine(CPU))
+        losses.append(float(learner._loss(images, labels)[0].detach()))
+        each = F.cross_entropy(learner.model(images), labels, reduction="none").detach()
+    by_class = np.mean([float(each[labels == c].mean()) for c in range(10)])
+    assert losses == pytest.approx([by_class, float(each.mean())], rel=1e-5) and losses[0] != pytest.approx(losses[1])
+    assert "loss_weights" not in learner.model.state_dict()
+
+
 def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
     model = ResNet("abcdefghij", width=8, resolution=32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -259,7 +276,11 @@ def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
         model.eval()
         logits, mirrored = model(images), model(images.flip(3))
     assert result.total == 70
-    assert result.correct == int((logits.argmax(1) == labels).sum())
+    right = logits.argmax(1) == labels
+    assert result.correct == int(right.sum())
+    assert result.class_accuracy == pytest.approx(
+        np.mean([right[labels == c].double().mean() for c in labels.unique()])
+    )
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert flipped.correct == int(((logits + mirrored).argmax(1) == labels).sum())
     assert flipped.loss == pytest.approx(F.cross_entropy((logits + mirrored) / 2, labels).item(), rel=1e-5)

@@ -27,7 +27,7 @@ def here(monkeypatch, tmp_path):
 
 
 def made_up(percent, seconds=1.0):
-    result = Evaluation(0.5, round(100 * percent), 10_000)
+    result = Evaluation(0.5, round(100 * percent), 10_000, percent / 100)
     return trial.Trial(result, result, seconds, 50_000)
 
 

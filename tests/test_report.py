@@ -126,6 +126,15 @@ def test_the_last_line_is_the_summary_as_json_at_any_width(terminal, width):
     assert f"{SUMMARY['checkpoint']}\n" in text, "a path must be copied from one line"
 
 
+def test_the_interval_is_where_the_true_accuracy_may_lie():
+    for correct, total in ((303, 341), (0, 5), (5, 5), (9481, 10_000)):
+        for bound in progress.wilson(correct, total):  # 1.96 deviations of that accuracy away, by its definition
+            spread = 1.96 * math.sqrt(max(bound * (1 - bound), 0) / total)
+            assert abs(correct / total - bound) == pytest.approx(spread, abs=1e-7)
+        low, high = progress.wilson(correct, total)
+        assert -1e-9 <= low <= correct / total <= high <= 1 + 1e-9
+
+
 def test_plain_and_mirrored_accuracy_are_on_lines_of_their_own():
     said, file = reporter(terminal=False)
     said.finish(SUMMARY)

@@ -1,0 +1,114 @@
+"""The recipe that fits the data set and this machine: what the person left open.
+
+    config = fit(config, typed(arguments), state, train, len(reported), machine)
+
+A run that goes on keeps what was chosen when it began.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+
+from engine import runtime
+from engine.config import Config
+from engine.distributed import ALONE
+from engine.learner import Learner
+from engine.machine import Machine
+from engine.model import TrainingImages, network
+from engine.resume import State
+
+MOST_EPOCHS = 200
+FEWEST_EPOCHS = 3  # before the network is made narrower: see docs/RESULTS.md, accuracy against time
+NARROWEST = 8
+STRIDED_FROM = 96  # pixels: from here on the stem halves the sides, or a step would take too long
+STEPS = 8  # of an epoch at least, where the batch size is left open
+TRIED_SECONDS = 0.7  # of each resolution
+EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
+
+
+class Images(TrainingImages, Protocol):
+    """What must be known of the images to train on; pipeline.split.Split knows it."""
+
+    @property
+    def side(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
+def fit(config: Config, typed: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> Config:
+    """The config with all settings decided.
+
+    With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
+    `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, the width, from the speed of this machine, which is
+    measured in some seconds.
+
+    Args:
+        typed: the settings that are not open.
+        state: of the run to go on with.
+        train: the images to train on.
+        reported: number of the images that are evaluated after each epoch.
+    """
+    chosen: dict[str, Any] = {}
+    if config.own_pictures:
+        chosen = {
+            "size": train.side,
+            "resolutions": tuple(
+                max(8, round(r * train.side / config.resolutions[-1] / 8) * 8) for r in config.resolutions
+            ),
+            "translate": round(config.translate * train.side / config.resolutions[-1]),
+            "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
+            "batch_size": max(2, machine.world.size * 2, min(config.batch_size, len(train) // STEPS)),
+        }
+    if state.path:
+        names = [*chosen, *(("epochs", "width") if config.minutes else ())]
+        chosen = {name: getattr(state.config, name) for name in names}
+    config = replace(config, **{name: value for name, value in chosen.items() if name not in typed})
+    if state.path or not config.minutes:
+        return config
+    work = len(train) + EVALUATION * reported
+    while True:
+        seconds = image_seconds(config, train, machine)
+        spent, epochs = 0.0, 0
+        while epochs < MOST_EPOCHS and spent <= 60 * config.minutes:
+            epochs += 1
+            longer = replace(config, epochs=epochs)
+            spent = work * sum(seconds[longer.resolution(epoch)] for epoch in range(epochs))
+        if spent > 60 * config.minutes:
+            epochs -= 1
+        config = replace(config, epochs=max(1, epochs))
+        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in typed:
+            return config
+        config = replace(config, width=config.width // 2)
+
+
+def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, float]:
+    """Seconds that training takes for each image, by resolution; the slowest of the ranks'.
+
+    The median of some steps on random images by a network that is thrown away; data and exchange between ranks are not
+    in it.
+    """
+    share = -(-config.batch_size // machine.world.size)
+    alone = replace(machine, world=ALONE)
+    model = network(config, train.classes).to(machine.device).to(memory_format=torch.channels_last)
+    learner = Learner(model, replace(config, batch_size=share), 1 << 20, alone)
+    if learner.needs_warm_up:
+        learner.warm_up(share)
+    learner.model.train()
+    found = {}
+    for side in sorted(set(config.resolutions)):
+        images = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device).permute(
+            0, 3, 1, 2
+        )
+        labels = torch.randint(len(train.classes), (share,), device=machine.device)
+        times: list[float] = []
+        while len(times) < 4 or sum(times) < TRIED_SECONDS:
+            start = perf_counter()
+            learner.train_step(images, labels)
+            runtime.synchronise(machine.device)
+            times.append(perf_counter() - start)
+        found[side] = machine.world.largest(median(times[1:])) / share
+    return found

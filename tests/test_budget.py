@@ -1,0 +1,119 @@
+"""engine/budget.py: what the pictures and the minutes decide, and what a person has typed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from engine import budget, checkpoint
+from engine.budget import MOST_EPOCHS, fit, image_seconds
+from engine.config import PRESETS, Config, parse
+from engine.machine import Machine
+from engine.resume import State
+from pipeline.split import Split
+from pipeline.synthetic import generated
+
+CPU = Machine(torch.device("cpu"))
+OWN = replace(PRESETS["pictures"], data="holiday")
+
+
+def split(count: int, side: int) -> Split:
+    return Split(
+        images=np.zeros((count, side, side, 3), np.uint8), labels=np.arange(count) % 2, name="train", classes=("a", "b")
+    )
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    """A machine that trains 1,000 images a second at width 32 and 16 px, and goes by FLOPs."""
+
+    def rates(config, *_):
+        return {side: 1e-3 * (config.width / 32) ** 2 * (side / 16) ** 2 for side in config.resolutions}
+
+    monkeypatch.setattr(budget, "image_seconds", rates)
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "resolutions", "stride", "batch", "translate"),
+    [
+        (3000, 64, (32, 32, 48, 48, 64), 1, 64, 6),
+        (3000, 128, (64, 64, 96, 96, 128), 2, 64, 12),
+        (200, 32, (16, 16, 24, 24, 32), 1, 25, 3),
+        (2, 64, (32, 32, 48, 48, 64), 1, 2, 6),
+    ],
+)
+def test_a_recipe_follows_the_pictures(count, side, resolutions, stride, batch, translate):
+    config = fit(replace(OWN, minutes=0.0), (), State(), split(count, side), 10, CPU)
+    assert config == replace(
+        OWN, minutes=0.0, size=side, resolutions=resolutions, stem_stride=stride, batch_size=batch, translate=translate
+    )
+
+
+def test_what_is_typed_stays(speed):
+    typed: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem_stride": 1, "translate": 1, "width": 64}
+    config = fit(replace(OWN, minutes=0.01, **typed), typed, State(), split(200, 128), 10, CPU)
+    assert config == replace(OWN, minutes=0.01, **typed, size=128, epochs=1)
+    assert fit(PRESETS["cpu"], (), State(), split(200, 32), 10, CPU) == PRESETS["cpu"]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "epochs", "width"),
+    [
+        (1, 6, 32),  # 10,000 images take 10 s an epoch; 300 more to evaluate cost as 100
+        (0.5, 3, 32),
+        (0.25, 6, 16),
+        (0.05, 4, 8),
+        (0.001, 1, 8),
+        (1000, MOST_EPOCHS, 32),
+    ],
+)
+def test_minutes_choose_the_epochs_and_then_the_width(speed, minutes, epochs, width):
+    config = Config(minutes=minutes, width=32, resolutions=(16,))
+    found = fit(config, (), State(), split(9900, 32), 300, CPU)
+    assert (found.epochs, found.width) == (epochs, width)
+
+
+def test_small_pictures_first_are_counted_as_what_they_cost(speed):
+    found = fit(Config(minutes=2.5, width=32, resolutions=(16, 32)), (), State(), split(9000, 32), 3000, CPU)
+    assert found.epochs == 6  # three epochs of 10 s and three of 40 s
+
+
+def test_a_run_that_goes_on_keeps_the_choice(speed):
+    begun = fit(replace(OWN, minutes=1.0), (), State(), split(3000, 64), 10, CPU)
+    again = fit(replace(OWN, minutes=1.0), (), State(Path("state"), begun), split(3000, 64), 10, CPU)
+    assert again == begun and begun.epochs != OWN.epochs
+
+
+def test_epochs_and_minutes_are_either_or():
+    assert parse(["cpu", "--minutes", "3"], "cpu")[1].minutes == 3
+    assert parse(["--data", "holiday", "--epochs=3"], "cpu")[1].minutes == 0
+    with pytest.raises(ValueError, match="--epochs and --minutes: give one of them"):
+        parse(["cpu", "--epochs", "3", "--minutes", "3"], "cpu")
+
+
+def test_larger_images_take_longer():
+    found = image_seconds(Config(width=8, batch_size=32, resolutions=(8, 64, 8)), generated(40), CPU)
+    assert found.keys() == {8, 64} and 0 < found[8] < found[64]
+
+
+def test_measuring_changes_no_weight(tmp_path: Path, monkeypatch):
+    """And what is chosen is said, and stands in the checkpoint."""
+    flags = "smoke --data generated:128/32 --width 4 --resolutions 8 --device cpu --threads 1".split()
+    real, weights = budget.image_seconds, []
+
+    def rates(*arguments):
+        return dict.fromkeys(real(*arguments), 0.1)
+
+    monkeypatch.setattr(budget, "image_seconds", rates)
+    for name, length in (("a", ["--epochs", "3"]), ("b", ["--minutes", str(3.5 * (128 + 32 / 3) * 0.1 / 60)])):
+        out = tmp_path / f"{name}.pt"
+        train.main([*flags, *length, "--out", str(out), "--run-dir", str(tmp_path / name)])
+        weights.append(checkpoint.load(out).model.state_dict())
+    assert all(map(torch.equal, weights[0].values(), weights[1].values()))
+    assert checkpoint.load(out).config.epochs == 3
+    assert json.loads((tmp_path / "b" / "config.json").read_text())["epochs"] == 3
