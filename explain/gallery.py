@@ -93,8 +93,10 @@ def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable
 
 
 def enlarged(tile: UInt8) -> Image.Image:
-    """A picture of at most TILE pixels a side by the largest whole factor that keeps it so."""
+    """A picture of at most TILE pixels a side by the largest whole factor that keeps it so; to TILE where that is 1."""
     zoom = TILE // len(tile)
+    if zoom < 2:
+        return Image.fromarray(tile).resize((TILE, TILE), Image.Resampling.BICUBIC)
     return Image.fromarray(tile.repeat(zoom, 0).repeat(zoom, 1))
 
 

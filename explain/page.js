@@ -404,7 +404,7 @@ function build() {
     element("figure", {}, picture("input"), element("figcaption", {}, "input")),
     element("figure", {}, picture("map"), element("figcaption", { className: "caption" })),
   );
-  const rows = [...shown(i), "margin"].map((which) => row(i, which));
+  const rows = [...shown(i), "margin"].map((which, place) => row(i, which, place));
   const facts = data.loss
     ? `true class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`
     : `${count(place + 1)} of ${count(order.length)}`;
@@ -419,14 +419,14 @@ function build() {
   detail();
 }
 
-function row(i, which) {
+function row(i, which, place) {
   const marks = [];
   if (which === data.predicted[i]) marks.push("predicted");
   if (which === data.true[i]) marks.push(data.rival);
   const margin = which === "margin";
   const node = element("button", { type: "button", className: "row" });
   node.dataset.which = which;
-  const key = element("kbd", {}, margin ? "m" : which < 10 ? String(which) : "");
+  const key = element("kbd", {}, margin ? "m" : place < 10 ? String(place) : "");
   const name = element("span", { className: "name", title: margin ? "" : classes[which] }, margin ? `margin: predicted \u2212 ${data.rival}` : classes[which]);
   node.append(key, name);
   if (!margin) {
@@ -543,7 +543,12 @@ const KEYS = {
   "?": () => byId("help").showModal(),
   Escape: close,
 };
-every.slice(0, 10).forEach((number) => (KEYS[number] = () => setMap(String(number))));
+for (const place of every.slice(0, 10)) {
+  KEYS[place] = () => {
+    const which = shown(chosen ?? order[0] ?? 0)?.[place];
+    if (which !== undefined) setMap(String(which));
+  };
+}
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;

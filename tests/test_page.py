@@ -600,6 +600,10 @@ def test_pages_of_other_numbers_of_classes_and_other_sides(window: Browser, tmp_
     rows = window.run("return [...document.querySelectorAll('#detail .row .name')].map((name) => name.title)")
     kept = cases.likeliest(few, np.stack([cases.predicted, cases.rival], 1))[i].tolist()
     assert rows == [names[k] for k in (range(2) if count == 2 else kept)] + [""]
+    badges = window.run("return [...document.querySelectorAll('#detail .row kbd')].map((key) => key.innerText)")
+    assert badges == [str(k) for k in range(len(rows) - 1)] + ["m"]
+    window.keys("1")
+    assert window.text("#detail .row.now .name") == rows[1]
     last = int(cases.order[i, -1])
     window.put("map", str(last))
     known = last in kept
