@@ -2,6 +2,7 @@
 
     make crash-test
     python tests/crash.py --kills 30 --terms 12 --seed 1
+    python tests/crash.py --own-pictures        # on a folder, which each run decodes first
 
 Each run is started by one and the same command, with --resume auto, in a process of its own. SIGKILLs come at a random
 moment of the whole run, every third one when the temporary file of a save appears; SIGTERMs come at random moments too.
@@ -28,11 +29,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch._dynamo
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import train
 from engine import checkpoint, resume, runtime
 from engine.learner import Learner
+from pipeline.synthetic import generated
 
 EPOCHS, STEPS = 3, 8
 COMMAND = ["smoke", "--epochs", f"{EPOCHS}", "--batch-size", "16", "--resolutions", "16", "--device", "cpu"]
@@ -70,6 +73,7 @@ class Run:
         Learner.train_step = counted  # type: ignore[method-assign,assignment]
         resume.SHARE = 1.0  # saves as often as told to, not 1% of the time
         here = str(self.folder)
+        os.environ["CIFAR10_DIR"] = f"{here}-cache"
         sys.argv = ["train.py", *COMMAND, "--run-dir", here, "--out", f"{here}/model.pt"]
         sys.argv += ["--checkpoint-every", str(self.every)]
         code = 1
@@ -177,9 +181,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="runs that are killed")
     parser.add_argument("--terms", type=int, default=12, help="runs that are told to stop")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--own-pictures", action="store_true", help="train on a folder of pictures")
     options = parser.parse_args()
     rng, began = random.Random(options.seed), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="crash-"))
+    if options.own_pictures:
+        COMMAND[-1] = str(root / "pictures")
+        draw(root / "pictures")
 
     def fresh(name: str) -> Run:
         (root / name).mkdir()
@@ -219,8 +227,19 @@ def main() -> None:
             raise SystemExit(f"{run.folder}: other {', '.join(wrong)} than the run that nothing stopped")
         done["equal"] += 1
         shutil.rmtree(run.folder)
+        shutil.rmtree(f"{run.folder}-cache", ignore_errors=True)
     shutil.rmtree(root)
     print(json.dumps(done | {"seconds": round(time.monotonic() - began, 1)}))
+
+
+def draw(folder: Path) -> None:
+    """As many pictures as the generated data set has, large ones, so that decoding takes a while."""
+    for part, count in (("train", STEPS * 16), ("test", 64)):
+        split = generated(count)
+        for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            path = folder / part / f"{label}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).resize((800, 800)).save(path)
 
 
 def threads() -> int:

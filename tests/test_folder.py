@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from PIL import Image
 
 import gradcam
 import train
+from engine import checkpoint
 from explain.options import Options
 from pipeline import folder, memory
 from pipeline.dali import DaliLoader
-from pipeline.dataset import open_dataset
+from pipeline.dataset import DataSet, open_dataset
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
 
@@ -229,6 +231,60 @@ def test_too_little_is_a_line_that_says_what_to_do(tmp_path: Path, counts, said)
         (tmp_path / name).mkdir(exist_ok=True)
     with pytest.raises(ValueError, match=said):
         open_dataset(str(tmp_path), 8).splits(validate=False)
+
+
+def trained(root: Path, place: Path, *flags: str) -> checkpoint.Checkpoint:
+    out = place / "m.pt"
+    usual = "pictures --epochs 2 --width 4 --size 16 --resolutions 16 --device cpu --precision fp32 --threads 1".split()
+    train.main([*usual, "--data", str(root), "--out", str(out), "--run-dir", str(place / "run"), *flags])
+    return checkpoint.load(out)
+
+
+def test_the_same_arrays_give_the_same_weights(tmp_path: Path, monkeypatch):
+    """A part of CIFAR-10's form as PNG, against the arrays themselves."""
+    split = generated(120)
+    split = split.take(np.argsort(split.labels, kind="stable"), "train")
+    for part in ("train", "test"):
+        for i, (image, label) in enumerate(zip(split.images, split.labels.tolist(), strict=True)):
+            path = tmp_path / "own" / part / split.classes[label] / f"{part} {i:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image if part == "train" else image[:, ::-1]).save(path)
+    ours = trained(tmp_path / "own", tmp_path, "--size", "32")
+    order = tuple(np.argsort(split.classes))  # a folder's classes are in the order of their names
+    labels = np.argsort(order)[split.labels]
+    arrays = replace(split, classes=tuple(split.classes[i] for i in order), labels=labels, shuffled=False)
+    arrays = replace(arrays, known_statistics=None).take(np.argsort(labels, kind="stable"), "train")
+    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet("arrays", lambda part: arrays))
+    (tmp_path / "b").mkdir()
+    theirs = trained(tmp_path / "own", tmp_path / "b", "--size", "32")
+    state = theirs.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in ours.model.state_dict().items())
+
+
+def test_three_hundred_classes_and_a_class_of_one_picture(tmp_path: Path):
+    root = flat(tmp_path / "own", **{f"kind {i}": 2 for i in range(299)}, **{"only one": 1})
+    found = trained(root, tmp_path)
+    assert len(found.model.classes) == 300 and found.metrics["test_total"] == 299
+
+
+def test_two_pictures_are_too_few(tmp_path: Path):
+    with pytest.raises(ValueError, match="it has no pictures for validation; a class of two or more gives one"):
+        trained(flat(tmp_path / "own", cat=1, dog=1), tmp_path)
+    assert trained(flat(tmp_path / "more", cat=2, dog=2), tmp_path).metrics["test_total"] == 2
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch):
+    root = flat(tmp_path, cat=3, dog=3)
+    (root / "cat" / "1.png").chmod(0)
+    real = open
+
+    def refused(path, *how, **named):
+        if str(path).endswith("cat/1.png"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *how, **named)
+
+    monkeypatch.setattr("builtins.open", refused)  # root may read what nobody may
+    assert listing(root).left_out == ("cat/1.png: Permission denied",)
 
 
 def test_no_such_folder_is_a_line(tmp_path: Path):

@@ -534,10 +534,11 @@ def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
 # Processes
 
 
-def test_killed_anywhere_and_resumed_equals_undisturbed(tmp_path):
+@pytest.mark.parametrize("data", [[], pytest.param(["--own-pictures"], marks=pytest.mark.slow)])
+def test_killed_anywhere_and_resumed_equals_undisturbed(tmp_path, data):
     """Six SIGKILLs, two of them in a save, and a SIGTERM; `make crash-test` has more."""
     script = Path(__file__).with_name("crash.py")
-    command = [sys.executable, str(script), "--kills", "3", "--terms", "1"]
+    command = [sys.executable, str(script), "--kills", "3", "--terms", "1", *data]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     done = json.loads(result.stdout.splitlines()[-1])
