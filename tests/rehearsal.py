@@ -23,12 +23,18 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import triton  # type: ignore[import-untyped]
 from torch import Tensor, nn
+from torch._dynamo.device_interface import CudaInterface
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.runtime import triton_helpers
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -248,6 +254,70 @@ def launches(func: Any, args: tuple[Any, ...]) -> int:
         for a, b in zip(lists[0], other, strict=True)
     )
     return (2 if "norm" in name else -(-len(lists[0]) // 64)) if alike else len(lists[0])
+
+
+class Driver:
+    """Triton's, for an H100."""
+
+    def get_current_target(self) -> Any:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return GPU
+
+    def get_device_interface(self) -> Any:
+        return torch.cuda
+
+
+def generate(function: Callable[..., tuple[Tensor, ...]], *arguments: Any) -> dict[str, Counter[str]]:
+    """The calls in the code that torch.compile writes for `function` and for its backward pass, by name.
+
+    Inductor writes it, Triton and ptxas compile each kernel for an H100, and instead of the code, which cannot run
+    here, the graph that it was written from runs. Inside `pretend`. 45 s.
+    """
+    graphs: list[Any] = []
+    kernels: list[Any] = []
+
+    def keep(graph: Any, examples: Any, **named: Any) -> Any:
+        graphs.append(compile_fx_inner(graph, examples, **named))
+
+        def run(given: list[Any]) -> Any:
+            values = list(given)
+            given.clear()
+            return graph(*values)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def loaded(tuner: Any) -> None:
+        kernels.append(tuner)
+        tuner.launchers = [object()] * len(tuner.compile_results)
+
+    # What would compute or measure on the device is off.
+    off = {"joint_graph_constant_folding": False, "shape_padding": False, "fx_graph_cache": False, "compile_threads": 1}
+    triton.runtime.driver.set_active(Driver())
+    torch._dynamo.reset()
+    with ExitStack() as stack:
+        for name in ("exchange_device", "maybe_exchange_device", *ANSWERS):
+            answer: Any = ANSWERS.get(f"_{name}", ANSWERS.get(name))
+            if hasattr(CudaInterface, name):
+                stack.enter_context(patch.object(CudaInterface, name, staticmethod(answer)))
+        stack.enter_context(patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        stack.enter_context(patch.object(CachingAutotuner, "_make_launchers", loaded))
+        stack.enter_context(patch.object(CachingAutotuner, "_dynamic_scale_rblock", lambda self: None))
+        stack.enter_context(torch._inductor.config.patch(off))
+        backend: Any = lambda graph, examples: compile_fx(graph, examples, inner_compile=keep)  # noqa: E731
+        torch.compile(function, fullgraph=True, dynamic=False, backend=backend)(*arguments)[0].backward()
+    assert len(graphs) == 2 and kernels
+    calls = r"^\s+(triton_\w+)\.run\(|^[^#\n]*?((?:extern_kernels|torch\.ops\.aten)\.[\w.]+)\("
+    found = []
+    for graph in graphs:
+        body = re.sub(r"'''.*?'''", "", graph.source_code, flags=re.S)  # without the kernels' own code
+        found.append(Counter(ours or other for ours, other in re.findall(calls, body, re.M)))
+    return dict(zip(("forward", "backward"), found, strict=True))
 
 
 class HostValues(TorchFunctionMode):

@@ -23,12 +23,14 @@ from explain import faithfulness
 from explain.cam import METHODS, check_class_maps, heatmaps
 from explain.cases import Cases
 from explain.explainer import Explainer
-from tests.rehearsal import GPU, ROOT, HostValues, Watch, batch, on_gpu, pretend
+from tests.rehearsal import GPU, ROOT, HostValues, Watch, batch, generate, on_gpu, pretend
 
 CLASSES = tuple("abcdefghij")
 FULL = replace(PRESETS["full"], resolutions=(32,))
 MUON = 229
 """Kernels of an update by Muon, at most: 120 are products that first copy what they add to, 30 other products."""
+COMPILED = 240
+"""Kernels of the compiled forward and backward pass, at most."""
 METRICS = 16
 """Kernels of the metrics and of lookahead in a step, at most."""
 
@@ -68,6 +70,20 @@ def test_a_step_never_waits_and_uploads_nothing(precision, muon):
     assert 0 < recorded.kernels["optimizer"] <= (MUON if muon else 3)
     assert recorded.kernels["metrics"] + launched.kernels["lookahead"] <= METRICS
     assert sum(replayed.kernels.values()) <= 14, "the batch, its number, the learning rates, lookahead and the look"
+
+
+@pytest.mark.slow
+def test_the_compiled_passes_launch_few_kernels():
+    """The code that torch.compile writes for an H100, down to machine code: 116 and 122 (torch 2.11 and 2.15)."""
+    with pretend():
+        model = on_gpu(ResNet(CLASSES)).train()
+        calls = generate(learning._forward_and_loss, model, *batch(512, 32), 0.1, "bf16")
+    kernels = {name: sum(n for call, n in of.items() if "assert" not in call) for name, of in calls.items()}
+    assert 0 < sum(kernels.values()) <= COMPILED, kernels
+    assert all(sum(n for call, n in of.items() if "convolution" in call) for of in calls.values()), calls
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad.stride(), parameter.grad.dtype) == (parameter.stride(), torch.float32)
 
 
 def test_in_fp16_muon_reads_the_scaler_once_a_step():

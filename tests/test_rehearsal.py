@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU to try it on")
-def test_the_cuda_path_rehearsed_without_a_gpu():
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_the_cuda_path_rehearsed_without_a_gpu(which: str):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "tests/rehearse.py"]
+    command += ["-m", which]
     rehearsed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert rehearsed.returncode == 0, rehearsed.stdout
