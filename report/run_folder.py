@@ -71,7 +71,6 @@ class RunFolder:
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with _writing(self.path):
             self._lock = lock(self.path / "run.lock", self._taken)
         try:
             with _writing(self.path):

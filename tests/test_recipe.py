@@ -110,9 +110,8 @@ def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_
         ingredients = [one for one in ablate.ingredients(config) if one.with_it != one.without]
         assert len(ingredients) >= 8
         for one in ingredients:
-            with_it, without = replace(config, **one.with_it), replace(config, **one.without)
-            assert config in (with_it, without), one.name
-            assert len(ablate.difference(with_it, without).split("; ")) == 1
+            assert config in (one.with_it, one.without), one.name
+            assert len(ablate.difference(one.with_it, one.without).split("; ")) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 def draw_bench(result: Result, path: Path) -> None:
     """All rates of a result as bars: the ladder, and everything else that counts images or maps a second."""
-    rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s") and not _free(row)]
+    rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s")]
+    # The synthetic batch without a model costs nothing, and would take the scale from all others.
+    rates = [row for row in rates if not (row.part == "data" and row.name.startswith("synthetic"))]
     groups = [
         ("From the first version's style to ours", [row for row in rates if row.part == "ladder"], False),
         ("Rates (logarithmic)", [row for row in rates if row.part != "ladder"], True),
@@ -86,11 +88,6 @@ def draw_ablation(result: Result, path: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("gain in validation accuracy, percentage points; line: one standard error either side")
     figure.savefig(path, format="png")
-
-
-def _free(row: Row) -> bool:
-    """The synthetic batch without a model: it costs nothing, and would take the scale from all others."""
-    return row.part == "data" and row.name.startswith("synthetic")
 
 
 def _bars(axes: Axes, rows: Sequence[Row], colours: Sequence[str]) -> None:

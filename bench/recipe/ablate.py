@@ -35,13 +35,6 @@ class Options(TrialOptions):
 
 
 @dataclass(frozen=True)
-class Ingredient:
-    name: str
-    with_it: Mapping[str, Any]
-    without: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Pair:
     """Two recipes of one seed that differ by one ingredient."""
 
@@ -50,11 +43,11 @@ class Pair:
     without: Config
 
 
-def ingredients(config: Config) -> list[Ingredient]:
-    """The ingredients of the recipe, and those it could have."""
+def ingredients(config: Config) -> list[Pair]:
+    """The recipe with and without each of its ingredients, and of those it could have."""
 
-    def switch(name: str, field: str, on: Any, off: Any) -> Ingredient:
-        return Ingredient(name, {field: on}, {field: off})
+    def switch(name: str, field: str, on: Any, off: Any) -> Pair:
+        return Pair(name, replace(config, **{field: on}), replace(config, **{field: off}))
 
     def own(field: str, otherwise: Any, nothing: Any) -> tuple[Any, Any]:
         """The recipe's value, or one to try where it has none."""
@@ -80,14 +73,9 @@ def ingredients(config: Config) -> list[Ingredient]:
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, "ablate", __doc__, "cpu")
     options = replace(options, validate=True)
-    chosen = chosen_ingredients(options, options.only)
-    trainer = Trainer(options)
     bases = options.each()
-    pairs = [
-        Pair(ingredient.name, *(replace(one, **side) for side in (ingredient.with_it, ingredient.without)))
-        for one in bases
-        for ingredient in chosen
-    ]
+    pairs = [pair for one in bases for pair in chosen_ingredients(one, options.only)]
+    trainer = Trainer(options)
     recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
     trials: dict[Config, Trial] = {}
     command, data = ["ablate", *arguments], trainer.held_out.name
@@ -97,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             shown.rows = rows_of(bases, pairs, trials)
 
 
-def chosen_ingredients(config: Config, only: str) -> list[Ingredient]:
+def chosen_ingredients(config: Config, only: str) -> list[Pair]:
     """Those named, or all.
 
     Raises:

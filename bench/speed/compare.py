@@ -34,11 +34,11 @@ class Difference:
 
 
 def main(arguments: Sequence[str]) -> None:
-    if {"-h", "--help"} & set(arguments) or len(arguments) != 2:
-        if len(arguments) != 2 and not {"-h", "--help"} & set(arguments):
-            raise ValueError(f"compare takes two results, not {len(arguments)}: python -m bench compare A.json B.json")
+    if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return
+    if len(arguments) != 2:
+        raise ValueError(f"compare takes two results, not {len(arguments)}: python -m bench compare A.json B.json")
     a, b = map(record.load, arguments)
     if a.theme != b.theme:
         raise ValueError(f"{arguments[0]} is a {a.theme} and {arguments[1]} a {b.theme}: compare two of a kind")

@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -46,21 +47,6 @@ class Options(SpeedOptions):
     """Folder for traces: TensorBoard's --logdir."""
 
 
-class Ranges:
-    """One named range after another in the trace."""
-
-    def __init__(self) -> None:
-        self._open: list[record_function] = []
-
-    def enter(self, *names: str) -> None:
-        """End the ranges that are open and begin these, each inside the one before; "" begins none."""
-        while self._open:
-            self._open.pop().__exit__(None, None, None)
-        for name in filter(None, names):
-            self._open.append(record_function(name))
-            self._open[-1].__enter__()
-
-
 def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "profile", __doc__)
     setup = prepare(options)
@@ -88,8 +74,15 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
         learner.warm_up(setup.batch_size)
     loader = setup.dali(setup.batch_size, setup.side)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
-    ranges = Ranges()
-    phases = Phases(learner, ranges.enter)
+    open_ranges = ExitStack()
+
+    def enter(*names: str) -> None:
+        """End the ranges that are open and begin these, each inside the one before; "" begins none."""
+        open_ranges.close()
+        for name in filter(None, names):
+            open_ranges.enter_context(record_function(name))
+
+    phases = Phases(learner, enter)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setup.cuda else [])
     with profile(
         activities=activities,
@@ -99,9 +92,9 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
         profile_memory=True,
     ) as profiler:
         for step in range(WARM_UP + steps):
-            ranges.enter("data", LOADER_RANGE)
+            enter("data", LOADER_RANGE)
             images, labels = next(loader)
-            ranges.enter()
+            enter("")
             phases.train_step(images, labels)
             if step == WARM_UP + steps - 1:
                 runtime.synchronise(setup.device)
