@@ -118,7 +118,7 @@ def test_generated_sets_have_the_sizes_that_are_asked_for(name, sizes):
 
 @pytest.mark.parametrize("name", ["", "CIFAR10", "generated:", "generated:0/5", "generated:5", "holiday", "/data/x"])
 def test_an_unknown_name_is_refused_in_a_line(name):
-    with pytest.raises(ValueError, match=r"^--data is .*it must be cifar10, generated, .* there is no such folder or file$"):
+    with pytest.raises(ValueError, match=r"^--data is .*it must be cifar10, generated, .* there is no such folder"):
         open_dataset(name)
 
 
