@@ -100,9 +100,8 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
     learner.model.train()
     found = {}
     for side in sorted(set(config.resolutions)):
-        images = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device).permute(
-            0, 3, 1, 2
-        )
+        nhwc = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device)
+        images = nhwc.permute(0, 3, 1, 2)
         labels = torch.randint(len(train.classes), (share,), device=machine.device)
         times: list[float] = []
         while len(times) < 4 or sum(times) < TRIED_SECONDS:

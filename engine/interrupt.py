@@ -1,6 +1,6 @@
 """Stop signals: the first asks a run to stop between two steps, the second ends the process at once.
 
-kill -TERM PID              # or Ctrl-C, or closing the terminal: exit code 128 + the signal's number
+    kill -TERM PID              # or Ctrl-C, or closing the terminal: exit code 128 + the signal's number
 """
 
 import os

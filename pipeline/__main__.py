@@ -1,7 +1,7 @@
 """Prepares the cache of a data set and reports what is in it.
 
-python -m pipeline                   # CIFAR-10
-python -m pipeline --data holiday    # a folder of pictures, or a CSV file that names some
+    python -m pipeline                   # CIFAR-10
+    python -m pipeline --data holiday    # a folder of pictures, or a CSV file that names some
 """
 
 import preflight

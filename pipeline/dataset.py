@@ -1,6 +1,6 @@
 """Data sets by name, each as the images to train on and the images to report on.
 
-train, reported = open_dataset("cifar10").splits(validate=False)
+    train, reported = open_dataset("cifar10").splits(validate=False)
 """
 
 import hashlib
