@@ -392,7 +392,7 @@ function build() {
   }
   const i = chosen;
   const place = order.indexOf(i);
-  const heading = element("h2", {}, title(i));
+  const heading = element("h2", {}, data.links ? element("a", { href: `file://${data.links[i]}` }, title(i)) : title(i));
   const move = [
     button("\u2039", "previous", () => step(-1)),
     button("\u203a", "next", () => step(1)),

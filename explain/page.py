@@ -10,8 +10,10 @@ Pictures are one sprite sheet, lossless if small; maps are 8 bits a cell with a 
 import base64
 import io
 import math
+import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import matplotlib
@@ -155,6 +157,7 @@ def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
         "split": cases.name,
         "rival": cases.rival_is,
         "files": cases.files or None,
+        "links": [quote(os.path.abspath(name), errors="surrogateescape") for name in cases.files] or None,
         "index": cases.index.tolist(),
         "true": cases.rival.tolist(),
         "predicted": cases.predicted.tolist(),

@@ -235,13 +235,8 @@ def test_lookahead_pulls_every_five_steps_and_ends_on_the_slow_weights():
             assert same(weights(learner), weights(plain))
         if step == 5:
             assert not same(weights(learner), weights(plain))
-    slow = dict(
-        zip(
-            [n for n, t in learner.model.state_dict().items() if t.is_floating_point()],
-            learner.lookahead.slow,
-            strict=True,
-        )
-    )
+    floating = [n for n, t in learner.model.state_dict().items() if t.is_floating_point()]
+    slow = dict(zip(floating, learner.lookahead.slow, strict=True))
     assert step == learner.total_steps == 12
     assert all(torch.equal(learner.model.state_dict()[name], tensor) for name, tensor in slow.items())
 

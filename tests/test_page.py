@@ -6,6 +6,7 @@ The browser is driven through chromedriver's W3C WebDriver interface, with nothi
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -564,6 +566,8 @@ def test_names_of_own_pictures_are_words_not_markup(window: Browser, tmp_path: P
         in names
     )
     assert "second" in window.text("#detail")
+    link = window.run("return document.querySelector('#detail h2 a').href")
+    assert unquote(link) == "file://" + os.path.abspath(window.text("#detail h2")) and "<" not in link
     assert window.complaints() == []
 
 
