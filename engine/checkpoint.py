@@ -103,9 +103,13 @@ def load(path: str | Path) -> Checkpoint:
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, content["metrics"])
 
 
-def load_model(path: str | Path) -> ResNet:
-    """The model of a checkpoint, ready to use: `load_model("model.pt").predict(images)`. Raises as `load` does."""
-    return load(path).model
+def load_model(path: str | Path, trainable: bool = False) -> ResNet:
+    """The model of a checkpoint, ready to use: `load_model("model.pt").predict(images)`. Raises as `load` does.
+
+    It is in eval mode. Its parameters are frozen unless it is to be `trainable`: trained further, or given to a library
+    that reads gradients.
+    """
+    return load(path).model.requires_grad_(trainable)
 
 
 def config_dict(config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Class-activation heatmaps of our ResNet, without hooks: the mathematics, no plotting.
+"""Class-activation heatmaps of our ResNet, and of any other network of images: the mathematics, no plotting.
 
     maps = heatmaps(model, images, targets, layer="layer3")      # raw and signed, (N, h, w)
     shown, empty = display(maps, 32)                             # (N, 32, 32) in [0, 1], and which show nothing
@@ -12,6 +12,7 @@ forward pass, without a backward pass, and each map plus its bias sums to the lo
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
@@ -37,29 +38,37 @@ def heatmaps(
     they are; frozen, compiled or wrapped models and an outer `no_grad` or `inference_mode` are fine.
 
     Args:
-        model: ResNet, or torch.compile's or DistributedDataParallel's wrapper of one.
-        images: (N, 3, R, R) uint8.
+        model: ResNet, or any module that makes logits (N, C) of images; or torch.compile's or
+            DistributedDataParallel's wrapper of one.
+        images: (N, 3, R, R) uint8; for another module what it takes, normalised as it was trained.
         targets: (N,) integers, the class whose logit is explained; or (N, T), which gives maps (N, T, h, w) for little
             more than the cost of one: the forward pass is shared.
-        layer: one of STAGES.
+        layer: one of STAGES; for another module the name of one of its modules, as `get_submodule` takes it, that runs
+            once and gives (N, K, h, w): "layer4" or "layer4.1.conv2" of torchvision's ResNets.
         method: one of METHODS; they agree at layer4.
         batch_size: images at a time.
 
     Raises:
-        ValueError: unknown layer or method, a target for too few or too many images, or a class out of range.
+        ValueError: unknown layer or method, a layer that gives no maps, a target for too few or too many images, or a
+            class out of range.
     """
-    net = unwrap(model)
-    if layer not in STAGES:
-        raise ValueError(f"layer {layer!r} is unknown: it must be one of {', '.join(STAGES)}")
+    net = _inner(model)
+    known = STAGES if isinstance(net, ResNet) else [name for name, _ in net.named_modules() if name]
+    if layer not in known:
+        near = known if known is STAGES else get_close_matches(layer, known) or dict(net.named_children())
+        raise ValueError(f"layer {layer!r} is unknown: it must be one of {', '.join(near)}")
     if method not in METHODS:
         raise ValueError(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
-    device = net.mean.device
+    device = next(net.parameters()).device
+    parts = []
     with evaluating(net), torch.inference_mode(False):
-        classes = _checked(targets, len(images), net.fc.out_features).to(device)
-        parts = [
-            _batch(net, some.to(device), wanted, layer, method)
-            for some, wanted in zip(images.split(batch_size), classes.split(batch_size), strict=True)
-        ]
+        classes = _checked(targets, len(images))
+        low, high = (int(classes.min()), int(classes.max())) if classes.numel() else (0, 0)
+        for some, wanted in zip(images.split(batch_size), classes.to(device).split(batch_size), strict=True):
+            activations, logits = _cut(net, some.to(device), layer)
+            if not 0 <= low <= high < logits.shape[1]:
+                raise ValueError(f"targets run from {low} to {high}: they must be 0 to {logits.shape[1] - 1}")
+            parts.append(_maps(activations, logits, wanted, method))
     maps = torch.cat(parts)
     return maps if targets.ndim == 2 else maps[:, 0]
 
@@ -120,12 +129,10 @@ def unwrap(model: nn.Module) -> ResNet:
     Raises:
         ValueError: there is none.
     """
-    inner: object = model
-    while not isinstance(inner, ResNet):
-        if not isinstance(inner, nn.Module):
-            raise ValueError(f"heatmaps need a ResNet of engine/model.py: {type(model).__name__} is none")
-        inner = getattr(inner, "_orig_mod", None) or getattr(inner, "module", None)
-    return inner
+    net = _inner(model)
+    if not isinstance(net, ResNet):
+        raise ValueError(f"this needs a ResNet of engine/model.py: {type(net).__name__} is none")
+    return net
 
 
 @contextmanager
@@ -141,15 +148,46 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _batch(net: ResNet, images: Tensor, classes: Tensor, layer: str, method: str) -> Tensor:
-    with torch.no_grad():
-        activations = net.features(images, layer)
-    leaf = activations.detach().requires_grad_()
+def _inner(model: nn.Module) -> nn.Module:
+    """What torch.compile's or a data-parallel wrapper holds; else the model itself."""
+    children = dict(model.named_children())
+    return _inner(*children.values()) if children.keys() in ({"_orig_mod"}, {"module"}) else model
+
+
+def _cut(net: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+    """Activations of `layer`, (N, K, h, w), as a leaf, and the logits (N, C) that follow from them."""
+    if isinstance(net, ResNet):
+        with torch.no_grad():
+            leaf = net.features(images, layer).detach().requires_grad_()
+        with torch.enable_grad():
+            return leaf, net.from_stage(leaf, layer)
+    leaves: list[Tensor] = []
+
+    def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        if not isinstance(output, Tensor) or output.ndim != 4 or leaves:
+            raise ValueError(f"layer {layer!r} gives no maps: it must run once and give (N, K, h, w)")
+        leaves.append(output.detach().requires_grad_())
+        torch.set_grad_enabled(True)  # from here on, until no_grad's block ends
+        return leaves[-1].clone()  # which the network may overwrite
+
+    hook = net.get_submodule(layer).register_forward_hook(cut)
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled does not see a new hook
+            logits = net(images)
+    finally:
+        hook.remove()
+    if not leaves:
+        raise ValueError(f"layer {layer!r} gives no maps: the network does not run it")
+    return leaves[0], logits
+
+
+def _maps(activations: Tensor, logits: Tensor, classes: Tensor, method: str) -> Tensor:
+    """Maps (N, T, h, w) of classes (N, T)."""
     with torch.enable_grad():
-        chosen = net.from_stage(leaf, layer).gather(1, classes)
-        gradients = [torch.autograd.grad(logit.sum(), leaf, retain_graph=True)[0] for logit in chosen.unbind(1)]
-    exact = torch.promote_types(leaf.dtype, torch.float32)
-    values = activations.to(exact)
+        chosen = logits.gather(1, classes)
+    gradients = [torch.autograd.grad(logit.sum(), activations, retain_graph=True)[0] for logit in chosen.unbind(1)]
+    exact = torch.promote_types(activations.dtype, torch.float32)
+    values = activations.detach().to(exact)
     return torch.stack([_weighted(values, gradient.to(exact), method) for gradient in gradients], 1)
 
 
@@ -158,7 +196,7 @@ def _weighted(values: Tensor, gradient: Tensor, method: str) -> Tensor:
     return (weights * values).sum(1)
 
 
-def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
+def _checked(targets: Tensor, count: int) -> Tensor:
     """Targets as a new tensor (N, T) int64: one that was made under inference_mode could not take part in autograd."""
     if targets.ndim not in (1, 2) or len(targets) != count:
         raise ValueError(
@@ -166,10 +204,6 @@ def _checked(targets: Tensor, count: int, classes: int) -> Tensor:
         )
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise ValueError(f"targets are {targets.dtype}: they must be integers")
-    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < classes:
-        raise ValueError(
-            f"targets run from {int(targets.min())} to {int(targets.max())}: they must be 0 to {classes - 1}"
-        )
     columns = targets.to(torch.int64, copy=True)
     return columns if targets.ndim == 2 else columns[:, None]
 

@@ -186,7 +186,7 @@ def test_wrapped_compiled_frozen_and_training_models_give_the_same_maps(net: Res
         assert torch.equal(heatmaps(net, images, targets, "layer3"), expected)
     with torch.inference_mode():
         assert torch.equal(heatmaps(net, images.clone(), targets.clone(), "layer3"), expected)
-    with pytest.raises(ValueError, match="need a ResNet"):
+    with pytest.raises(ValueError, match="needs a ResNet"):
         unwrap(nn.DataParallel(nn.Linear(2, 2)))
 
 
@@ -262,6 +262,84 @@ def test_evaluating_restores_flags_that_differ(net: ResNet):
 def test_bad_arguments_are_named(net: ResNet, images: Tensor, targets: Tensor, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         heatmaps(net, images, **{"targets": targets} | arguments)
+
+
+# Other people's networks
+
+
+@pytest.fixture(scope="module")
+def foreign() -> nn.Module:
+    """torchvision's ResNet-18, with running statistics that are not those of its start."""
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = resnet18(num_classes=10)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                nn.init.uniform_(module.running_mean, -0.5, 0.5)
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+    return model.train()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed (requirements-dev.txt)")
+@pytest.mark.parametrize("layer", ["bn1", "layer1", "layer2.1.conv2", "layer3", "layer4", "layer4.1.bn2"])
+def test_a_torchvision_resnet_has_the_maps_that_captum_finds(foreign: nn.Module, layer: str):
+    from captum.attr import LayerGradCam
+
+    photos, targets = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([7, 1, 4])
+    before = state(foreign)
+    maps = heatmaps(foreign, photos, targets, layer, batch_size=2)
+    assert_same_state(state(foreign), before)
+    with evaluating(foreign):
+        method: Any = LayerGradCam(foreign, foreign.get_submodule(layer))
+        expected = method.attribute(photos, targets, relu_attributions=False)[:, 0].detach()
+    assert relative(maps, expected) <= 1e-5
+
+
+def test_another_network_may_be_compiled_in_place_frozen_and_wrapped():
+    class Small(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean((2, 3))
+
+    model, x, targets = Small(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)).eval(), torch.rand(2, 3, 8, 8), torch.arange(2)
+    expected = heatmaps(model, x, targets, "0")
+    assert torch.equal(heatmaps(nn.DataParallel(copy.deepcopy(model)), x, targets, "0"), expected)
+    model.requires_grad_(False).compile(backend="eager")
+    with torch.no_grad():
+        model(x)  # whose graph would not see a hook
+    assert torch.equal(heatmaps(model, x, targets, "0"), expected)
+
+
+def test_hooks_and_stages_give_the_same_maps(net: ResNet, images: Tensor, targets: Tensor):
+    class Wrapped(nn.Module):  # no wrapper that is known, and so no ResNet
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.other = net, nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    for layer in STAGES:
+        assert torch.equal(heatmaps(Wrapped(), images, targets, f"net.{layer}"), heatmaps(net, images, targets, layer))
+
+
+@pytest.mark.parametrize(
+    ("layer", "targets", "message"),
+    [
+        ("layer5", [0], "layer 'layer5' is unknown: it must be one of layer4, layer3, layer2"),
+        ("", [0], "layer '' is unknown: it must be one of conv1, bn1, relu, maxpool, layer1"),
+        ("fc", [0], "layer 'fc' gives no maps: it must run once"),
+        ("layer1.0.relu", [0], "layer 'layer1.0.relu' gives no maps: it must run once"),
+        ("layer4", [10], "targets run from 10 to 10: they must be 0 to 9"),
+        ("layer4", [-1], "targets run from -1 to -1: they must be 0 to 9"),
+    ],
+)
+def test_what_gives_no_maps_of_another_network_is_named(foreign: nn.Module, layer: str, targets: list, message: str):
+    with pytest.raises(ValueError, match=message):
+        heatmaps(foreign, torch.zeros(1, 3, 32, 32), torch.tensor(targets), layer)
+    assert not any(module._forward_hooks for module in foreign.modules())
 
 
 # Where the evidence is

@@ -299,3 +299,11 @@ def test_writability_is_tried_before_the_work(tmp_path):
         check_writable(tmp_path)
     with pytest.raises(FileNotFoundError):
         check_writable(tmp_path / "missing" / "model.pt")
+
+
+def test_a_trainable_model_has_gradients_and_a_plain_one_is_frozen(saved):
+    assert not any(p.requires_grad for p in checkpoint.load_model(saved[0]).parameters())
+    model = checkpoint.load_model(saved[0], trainable=True)
+    assert not model.training
+    model(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
