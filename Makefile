@@ -11,10 +11,12 @@ SHELL := bash
 ifeq ($(VENV),)
 PY := .venv/bin/python
 TO_RUN := .venv/requirements.stamp
+TO_EXPORT := .venv/requirements-export.stamp
 TO_TEST := .venv/requirements-dev.stamp
 else
 PY := $(VENV)/bin/python
 TO_RUN := given-environment
+TO_EXPORT := given-environment
 TO_TEST := given-environment
 endif
 
@@ -25,7 +27,7 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery bench profile gpu-check test test-all crash-test check clean given-environment
+.PHONY: help train gallery export bench profile gpu-check test test-all crash-test check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
@@ -39,6 +41,9 @@ train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train 
 
 gallery: $(TO_RUN)  ## draw what model.pt gets wrong into gallery.png: make gallery ARGS="--n 20"
 	@$(PY) gradcam.py --ckpt model.pt --out gallery.png $(ARGS)
+
+export: $(TO_EXPORT)  ## write model.pt as one file that runs without this folder: make export ARGS="--int8"
+	@$(PY) export.py $(ARGS)
 
 bench: $(TO_RUN)  ## where every image per second goes: make bench ARGS="--only data,ladder --quick"
 	@$(PY) -m bench $(ARGS)
@@ -60,7 +65,7 @@ crash-test: $(TO_TEST)  ## kill 30 small trainings at random moments, resume the
 
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy $(wildcard train.py gradcam.py preflight.py ground engine pipeline report explain bench tests)
+	@$(PY) -m mypy $(wildcard *.py ground engine pipeline report explain bench deploy examples tests)
 	@$(PY) -m pytest $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.png) and the data set stay
@@ -73,9 +78,11 @@ clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.
 	echo "Setting up .venv, once: 3 GB to download, 6.4 GB on disk, two to three minutes on a fast connection"; \
 	$(PYTHON) -m venv .venv; $(PIP) -r $< | $(SHORT); touch $@
 
-.venv/requirements-dev.stamp: requirements-dev.txt | .venv/requirements.stamp
+.venv/requirements-dev.stamp: | .venv/requirements-export.stamp
+
+.venv/requirements-%.stamp: requirements-%.txt | .venv/requirements.stamp
 	@$(FRESH_UNDER_LOCK); \
-	echo "Adding the test tools to .venv"; $(PIP) -r $< -c requirements.txt | $(SHORT); touch $@
+	echo "Adding what $< lists to .venv"; $(PIP) -r $< -c requirements.txt | $(SHORT); touch $@
 
 given-environment:
 	@[ -x $(PY) ] || { echo "VENV=$(VENV) is not an environment: there is no $(PY)" >&2; exit 2; }

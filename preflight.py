@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "rich", "tensorboard", "tyro", "PIL", "jinja2")
+EXPORT = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 FREE_GB = 10  # the environment takes 6.4 GB, and pip holds downloads beside it
 DALI = (
     "DALI is the package nvidia-dali-cuda130 (nvidia-dali-cuda120 for drivers below r580; plain nvidia-dali is only a "
@@ -41,6 +42,14 @@ def require_dali() -> None:
     """Exit unless DALI itself can be imported: a bare `nvidia` or `nvidia.dali` namespace is not it."""
     if not _origin("nvidia.dali"):
         _stop(f"NVIDIA DALI is not installed in {sys.executable}: {DALI}")
+
+
+def require_export(kind: str) -> None:
+    """Exit unless this Python has what a file of that kind, ".onnx" for one, is written and checked with."""
+    missing = [name for name in EXPORT.get(kind, ()) if not _origin(name)]
+    if missing:
+        remedy = "`make export` installs what it needs, or `pip install -r requirements-export.txt`"
+        _stop(f"export.py: {sys.executable} has no {', '.join(missing)}: {remedy}")
 
 
 def check_driver(device: str = "auto", version_file: str = "/proc/driver/nvidia/version") -> None:

@@ -30,7 +30,7 @@ class Project:
     def __init__(self, folder):
         self.folder = folder
         self.log = folder / "calls"
-        for name in ("Makefile", "requirements.txt", "requirements-dev.txt"):
+        for name in ("Makefile", "requirements.txt", "requirements-export.txt", "requirements-dev.txt"):
             shutil.copy(ROOT / name, folder)
             os.utime(folder / name, (1, 1))
         self.python = folder / "system" / "bin" / "python"
@@ -90,17 +90,26 @@ def test_test_installs_the_test_tools_too_each_with_its_own_stamp(project):
     project.make("train")
     code, _, _, calls = project.make("test")
     assert code == 0
-    assert installs(calls) == ["requirements-dev.txt"]
+    assert installs(calls) == ["requirements-export.txt", "requirements-dev.txt"]
     assert calls[-1] == ".venv -m pytest"
     assert project.make("test")[3] == [".venv -m pytest"]
 
-    project.outdate("requirements-dev.txt")
-    assert installs(project.make("train")[3]) == []
-    assert installs(project.make("test")[3]) == ["requirements-dev.txt"]
+    for name in ("requirements-export.txt", "requirements-dev.txt"):
+        project.outdate(name)
+        assert installs(project.make("train")[3]) == []
+        assert installs(project.make("test")[3]) == [name]
 
     project.outdate("requirements.txt")
     assert installs(project.make("test")[3]) == ["requirements.txt"]
     assert project.make("test")[3] == [".venv -m pytest"]
+
+
+def test_export_installs_what_it_needs_and_no_test_tools(project):
+    code, _, _, calls = project.make("export")
+    assert code == 0
+    assert installs(calls) == ["requirements.txt", "requirements-export.txt"]
+    assert calls[-1] == ".venv export.py"
+    assert project.make("export")[3] == [".venv export.py"]
 
 
 def test_a_failed_pip_leaves_no_stamp_and_starts_nothing(project):
@@ -128,7 +137,7 @@ def test_two_makes_at_once_install_once(project):
     assert installs(project.log.read_text().splitlines()) == ["requirements.txt"]
 
 
-@pytest.mark.parametrize("target", ["train", "gallery", "bench", "test", "test-all", "check"])
+@pytest.mark.parametrize("target", ["train", "gallery", "export", "bench", "test", "test-all", "check"])
 def test_a_given_environment_is_used_and_nothing_is_installed(project, target):
     code, _, _, calls = project.make(target, f"VENV={project.folder / 'system'}")
     assert code == 0
@@ -149,6 +158,7 @@ def test_a_given_environment_without_python_is_named(project):
     [
         ("train", "train.py --epochs 5 --name two words"),
         ("gallery", "gradcam.py --ckpt model.pt --out gallery.png --epochs 5 --name two words"),
+        ("export", "export.py --epochs 5 --name two words"),
         ("bench", "-m bench --epochs 5 --name two words"),
         ("test", "-m pytest --epochs 5 --name two words"),
         ("test-all", "-m pytest -m  --epochs 5 --name two words"),
@@ -184,5 +194,6 @@ def test_the_default_lists_every_target(project):
     code, out, _, calls = project.make()
     assert code == 0 and not calls
     listed = [line.split()[0] for line in out.splitlines()[1:]]
-    assert sorted(listed) == "bench check clean crash-test gallery gpu-check help profile test test-all train".split()
+    known = "bench check clean crash-test export gallery gpu-check help profile test test-all train"
+    assert sorted(listed) == known.split()
     assert all(len(line.split()) >= 3 for line in out.splitlines()[1:])

@@ -1,18 +1,10 @@
-"""explain/page.py: its bytes here, and the page itself in headless Chromium, against NumPy and the gallery.
-
-The browser is driven through chromedriver's W3C WebDriver interface, with nothing but the standard library.
-"""
+"""explain/page.py: its bytes here, and the page itself in headless Chromium, against NumPy and the gallery."""
 
 import base64
 import io
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +22,7 @@ from explain.cases import Cases
 from explain.faithfulness import Faithfulness, Score
 from explain.options import Options
 from explain.study import Calibration, Study, confusion_matrix, top_confusions
+from tests.browser import Browser, browsers
 from tests.cases import CLASSES, layer4_maps, made_up
 
 COUNT = 600
@@ -166,130 +159,11 @@ def test_a_sheet_that_would_be_too_large_has_smaller_pictures(monkeypatch: pytes
 # The browser
 
 
-class Browser:
-    """One page in one window, through chromedriver at `address`."""
-
-    def __init__(self, address: str, profile: Path, arguments: list[str], phone: bool) -> None:
-        flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
-        flags += " disable-component-update disable-sync disable-dev-shm-usage"
-        options: dict[str, Any] = {"args": [f"--{flag}" for flag in flags.split()] + [f"--user-data-dir={profile}"]}
-        options["args"] += ["--host-resolver-rules=MAP * ~NOTFOUND", *arguments]
-        if phone:
-            metrics = {"width": 390, "height": 844, "pixelRatio": 2, "touch": True}
-            options["mobileEmulation"] = {"deviceMetrics": metrics}
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        self._address = address
-        self._path = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
-
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"}, method=method
-        )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as reply:
-            return json.load(reply)["value"]
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.call("POST", f"{self._path}/execute/sync", {"script": script, "args": list(arguments)})
-
-    def open(self, path: Path, fragment: str = "") -> None:
-        self.call("POST", f"{self._path}/url", {"url": "about:blank"})
-        self.call("POST", f"{self._path}/url", {"url": path.as_uri() + fragment})
-        self.until(
-            "return document.readyState === 'complete' && (!document.getElementById('sheet') ||"
-            " document.documentElement.dataset.ready === 'yes')"
-        )
-
-    def until(self, script: str) -> None:
-        end = time.monotonic() + 60
-        while not self.run(script):
-            assert time.monotonic() < end, script
-            time.sleep(0.02)
-
-    def keys(self, *keys: str) -> None:
-        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.call("POST", f"{self._path}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
-
-    def point(self, selector: str, click: bool = False) -> None:
-        element = self.run("return document.querySelector(arguments[0])", selector)
-        actions: list[dict[str, Any]] = [{"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0}]
-        actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp") if click]
-        pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
-        self.call("POST", f"{self._path}/actions", {"actions": [pointer]})
-
-    def put(self, name: str, value: str | bool) -> None:
-        script = """const input = document.getElementById(arguments[0]);
-            if (typeof arguments[1] === 'boolean') input.checked = arguments[1]; else input.value = arguments[1];
-            input.dispatchEvent(new Event('input', {bubbles: true}));"""
-        self.run(script, name, value)
-
-    def text(self, selector: str) -> str:
-        return self.run("return document.querySelector(arguments[0]).innerText", selector)
-
-    def pixels(self, selector: str) -> np.ndarray:
-        script = """const canvas = document.querySelector(arguments[0]);
-            return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"""
-        side = self.run("return side")
-        return np.array(self.run(script, selector)).reshape(side, side, 4)[..., :3]
-
-    def shown(self) -> list[int]:
-        """Errors of the cards that exist, in the order of their places."""
-        script = """const place = (card) => Number(card.getAttribute('aria-posinset'));
-            const cards = [...document.querySelectorAll('.card')].sort((a, b) => place(a) - place(b));
-            return cards.map((card) => Number(card.dataset.error))"""
-        return self.run(script)
-
-    def cards(self, expression: str) -> list[Any]:
-        """A JavaScript expression of `card`, for every card, with the number of its error before it."""
-        script = f"(card) => [Number(card.dataset.error), {expression}]"
-        return self.run(f"return [...document.querySelectorAll('.card')].map({script})")
-
-    def complaints(self) -> list[str]:
-        """What the console says, but for the advice about reading canvases back, which only these tests do."""
-        entries = self.call("POST", f"{self._path}/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if "willReadFrequently" not in entry["message"]]
-
-    def dark(self, dark: bool) -> None:
-        feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": [feature]}}
-        self.call("POST", f"{self._path}/goog/cdp/execute", command)
-
-    def quit(self) -> None:
-        self.call("DELETE", self._path)
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A function that starts a browser."""
-    for name in ("chromedriver", "chromium"):
-        if shutil.which(name) is None:
-            pytest.skip(f"needs Debian's chromium and chromium-driver: there is no {name}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = subprocess.DEVNULL
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=quiet, stderr=quiet)
-    browsers: list[Browser] = []
-    try:
-        end = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < end and driver.poll() is None, "chromedriver does not start"
-            time.sleep(0.05)
-
-        def start_one(*arguments: str, phone: bool = False) -> Browser:
-            folder = tmp_path_factory.mktemp("profile")
-            browsers.append(Browser(f"http://127.0.0.1:{port}", folder, list(arguments), phone))
-            return browsers[-1]
-
+    with browsers(lambda: tmp_path_factory.mktemp("profile")) as start_one:
         yield start_one
-        for browser in browsers:
-            browser.quit()
-    finally:
-        driver.terminate()
-        driver.wait()
 
 
 @pytest.fixture(scope="module")

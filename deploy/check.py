@@ -1,0 +1,50 @@
+"""Whether an exported file gives what the checkpoint gives, and what it is worth."""
+
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from deploy.formats import BATCH, Run
+from engine.model import ResNet, resize
+from explain.cam import class_maps
+from pipeline.split import Split, UInt8
+
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Measured:
+    size: int
+    """Bytes of the file."""
+    accuracy: float
+    images_per_second: float
+
+
+def difference(run: Run, net: ResNet, images: UInt8) -> float:
+    """The largest between a file's outputs and the network's own; of maps in units of their largest value.
+
+    Raises:
+        ValueError: it is above TOLERANCE.
+    """
+    inputs, outputs = torch.tensor(images), run(images)
+    expected = [net.predict(inputs)]
+    if len(outputs) > 1:
+        with torch.no_grad():
+            expected.append(class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc))
+    pairs = zip(outputs, (own.numpy() for own in expected), strict=True)
+    largest = max(float(np.abs(found - own).max() / max(1, np.abs(own).max())) for found, own in pairs)
+    if not largest <= TOLERANCE:
+        raise ValueError(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
+    return largest
+
+
+def measure(size: int, run: Run, split: Split) -> Measured:
+    """Accuracy on all images of a split, and images a second after a first batch."""
+    parts = [split.images[i : i + BATCH] for i in range(0, len(split), BATCH)]
+    run(parts[0])
+    start = perf_counter()
+    predicted = np.concatenate([run(part)[0].argmax(1) for part in parts])
+    seconds = perf_counter() - start
+    return Measured(size, float((predicted == split.labels).mean()), len(split) / seconds)

@@ -1,0 +1,67 @@
+"""What is exported: the network with all that is done to a picture before it and to its logits after it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from engine.checkpoint import Checkpoint
+from engine.model import ResNet
+from explain.cam import class_maps
+
+LICENCE = "The code that trained it: MIT. The weights: as who trained them decides, within the licence of the images."
+
+
+class Classifier(nn.Module):
+    """uint8 images (N, S, S, 3) -> probabilities (N, C) float32, as `ResNet.predict` gives them.
+
+    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed: see explain.cam.class_maps.
+
+    Resizing to the network's R pixels is two products with constants. They give torch's own result to the last level;
+    onnxruntime's antialiased Resize differs by one in 0.5% of the values (CIFAR-10's test images, 32 to 28 pixels).
+    """
+
+    rows: Tensor
+
+    def __init__(self, net: ResNet, side: int, maps: bool = False) -> None:
+        super().__init__()
+        self.net, self.side, self.maps = net, side, maps
+        wanted = (net.resolution, side)
+        rows = F.interpolate(torch.eye(side)[None, None], wanted, mode="bilinear", antialias=True)[0, 0]
+        self.register_buffer("rows", rows)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        pixels = images.permute(0, 3, 1, 2).to(self.rows.dtype)
+        if self.side != self.net.resolution:
+            pixels = torch.matmul(self.rows, torch.matmul(pixels, self.rows.T)).round()
+        features = self.net.features(pixels)
+        probabilities = self.net.head(features).softmax(1)
+        return (probabilities, class_maps(features, self.net.fc)) if self.maps else (probabilities,)
+
+    @property
+    def outputs(self) -> list[str]:
+        """Name of each output."""
+        return ["probabilities", "maps"] if self.maps else ["probabilities"]
+
+
+def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
+    """What a file must carry to be used and believed: text under names, `classes` a JSON list."""
+    net, config, metrics = checkpoint.model, checkpoint.config, checkpoint.metrics
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "classes": json.dumps(net.classes),
+        "size": str(side),
+        "fit": config.fit,
+        "network": f"ResNet-{net.depth} of width {net.width} at {net.resolution} px",
+        "accuracy": str(metrics.get("test_accuracy", "unknown")),
+        "accuracy_on": (
+            f"{metrics.get('test_total', '?')} {metrics.get('split', '?')} images of {Path(config.data).name}, by the "
+            f"checkpoint in {metrics.get('precision', '?')}"
+        ),
+        "checkpoint_sha256": digest,
+        "licence": LICENCE,
+    }

@@ -1,0 +1,168 @@
+"""The kinds of file: each is made of a Classifier as bytes, and opened again as a function of images.
+
+onnx, onnxruntime and safetensors are imported only where they are needed: see requirements-export.txt.
+"""
+
+import copy
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deploy.classifier import Classifier
+from pipeline.split import UInt8
+
+KINDS = (".onnx", ".pt2", ".safetensors")
+OPSET = 20  # of ONNX: runtimes know it since 2024
+BATCH = 250
+CALIBRATED = ["Conv", "Gemm", "Add"]
+MOST_BYTES = 2_100_000_000  # of weights in an ONNX file: a protobuf ends at 2**31
+TORCHVISION = {"stem.0.": "conv1.", "stem.1.": "bn1.", ".shortcut.": ".downsample."}
+Floats = npt.NDArray[np.float32]
+Run = Callable[[UInt8], list[Floats]]
+"""uint8 images (N, S, S, 3) -> the outputs of Classifier."""
+
+
+def of_torch(classifier: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> Run:
+    """A Classifier, or one that was read back, as a Run."""
+
+    def run(images: UInt8) -> list[Floats]:
+        with torch.no_grad():
+            return [output.numpy() for output in classifier(torch.tensor(images))]
+
+    return run
+
+
+def made(suffix: str, classifier: Classifier, facts: dict[str, str], threads: int) -> tuple[bytes, Run]:
+    """The file of that kind, one of KINDS, and the same file opened again.
+
+    Raises:
+        ValueError: the network is too large for it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters', about themselves
+        if suffix == ".onnx":
+            content = to_onnx(classifier, facts)
+            return content, of_onnx(content, threads)
+        if suffix == ".pt2":
+            content = to_pt2(classifier, facts)
+            return content, of_torch(torch.export.load(io.BytesIO(content)).module())
+        content = to_safetensors(classifier, facts)
+        return content, of_safetensors(content, classifier)
+
+
+def traced(classifier: Classifier) -> torch.export.ExportedProgram:
+    """The graph, for any number of images."""
+    example = torch.zeros(2, classifier.side, classifier.side, 3, dtype=torch.uint8)
+    with torch.no_grad():  # with gradients, convolutions on a CPU ask how many images there are
+        return torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
+
+
+def to_onnx(classifier: Classifier, facts: dict[str, str]) -> bytes:
+    """The facts are its metadata."""
+    if sum(parameter.nbytes for parameter in classifier.parameters()) > MOST_BYTES:
+        raise ValueError("an ONNX file holds 2 GB at most, and this network has more: use --out model.pt2")
+    program = torch.onnx.export(
+        traced(classifier),
+        input_names=["images"],
+        output_names=classifier.outputs,
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    return with_facts(program.model_proto.SerializeToString(), facts)
+
+
+def with_facts(content: bytes, facts: dict[str, str]) -> bytes:
+    """An ONNX file with these facts in place of those that it has."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    onnx.helper.set_model_props(model, facts)
+    return model.SerializeToString()
+
+
+def of_onnx(content: bytes, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})
+
+
+def quantised(content: bytes, images: UInt8) -> bytes:
+    """An ONNX file with int8 weights, one scale a channel, and uint8 activations, whose ranges `images` decide."""
+    import onnx
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.parts = iter(np.array_split(images, -(-len(images) // BATCH)))
+
+        def get_next(self) -> dict[str, UInt8] | None:
+            return next(({"images": part} for part in self.parts), None)
+
+    logging.disable(logging.WARNING)  # advice to fold batch norms, which are folded
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "int8.onnx")
+            quantization.quantize_static(
+                onnx.load_from_string(content),
+                path,
+                Reader(),
+                op_types_to_quantize=CALIBRATED,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+            return path.read_bytes()
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def to_pt2(classifier: Classifier, facts: dict[str, str]) -> bytes:
+    """The facts are its extra file facts.json."""
+    buffer = io.BytesIO()
+    torch.export.save(traced(classifier), buffer, extra_files={"facts.json": json.dumps(facts)})
+    return buffer.getvalue()
+
+
+def to_safetensors(classifier: Classifier, facts: dict[str, str]) -> bytes:
+    """The weights under torchvision's names; `mean` and `std` of normalising, in 0..255, are among the facts."""
+    from safetensors.torch import save
+
+    weights = classifier.net.state_dict()
+    channels = {name: json.dumps(weights.pop(name).flatten().tolist()) for name in ("mean", "std")}
+    return save({_renamed(name): t.contiguous() for name, t in weights.items()}, facts | channels)
+
+
+def of_safetensors(content: bytes, classifier: Classifier) -> Run:
+    """The weights of the file in a network of that form."""
+    from safetensors.torch import load
+
+    weights = load(content)
+    twin = copy.deepcopy(classifier)
+    own: dict[str, Any] = {name: weights.pop(_renamed(name), None) for name in twin.net.state_dict()}
+    assert not weights
+    twin.net.load_state_dict({name: t for name, t in own.items() if t is not None} | _channels(content))
+    return of_torch(twin)
+
+
+def _channels(content: bytes) -> dict[str, torch.Tensor]:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return {name: torch.tensor(json.loads(header[name])).view(1, 3, 1, 1) for name in ("mean", "std")}
+
+
+def _renamed(name: str) -> str:
+    for ours, theirs in TORCHVISION.items():
+        name = name.replace(ours, theirs)
+    return name

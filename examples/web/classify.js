@@ -1,0 +1,156 @@
+// Classifies a picture with model.onnx in the browser, and paints which parts of it spoke for a class.
+
+import * as ort from "./ort.wasm.bundle.min.mjs";
+
+const $ = (id) => document.getElementById(id);
+const SHOWN = 320; // pixels of the heatmap's side
+
+// The facts that export.py put into the file: ONNX is a protobuf, whose field 14 holds pairs of texts.
+function factsOf(bytes) {
+  const facts = {}, text = new TextDecoder();
+  function* fields(from, to) {
+    const varint = () => {
+      for (let value = 0, scale = 1; ; scale *= 128) {
+        const byte = bytes[from++];
+        value += (byte & 127) * scale;
+        if (byte < 128) return value;
+      }
+    };
+    while (from < to) {
+      const tag = varint(), kind = tag & 7;
+      const length = kind === 2 ? varint() : kind === 1 ? 8 : kind === 5 ? 4 : (varint(), 0);
+      yield [tag >>> 3, from, (from += length)];
+    }
+  }
+  for (const [field, from, to] of fields(0, bytes.length)) {
+    if (field !== 14) continue;
+    const [key, value] = [...fields(from, to)].map(([, a, b]) => text.decode(bytes.subarray(a, b)));
+    facts[key] = value;
+  }
+  return facts;
+}
+
+// One axis of Pillow's bilinear resizing with antialiasing: rows of `count` RGB pixels become `size` columns. The result
+// is turned, so that twice makes both axes. `from` and `to` bound what is taken of a row.
+function resized(pixels, count, rows, from, to, size) {
+  const out = new Uint8ClampedArray(size * rows * 3), scale = (to - from) / size, reach = Math.max(scale, 1);
+  for (let x = 0; x < size; x++) {
+    const centre = from + (x + 0.5) * scale;
+    const first = Math.max(0, Math.trunc(centre - reach + 0.5)), end = Math.min(count, Math.trunc(centre + reach + 0.5));
+    const weights = [];
+    for (let i = first; i < end; i++) weights.push(Math.max(0, 1 - Math.abs((i - centre + 0.5) / reach)));
+    const total = weights.reduce((a, b) => a + b, 0);
+    for (let y = 0; y < rows; y++)
+      for (let c = 0; c < 3; c++) {
+        let sum = 0;
+        weights.forEach((weight, i) => (sum += weight * pixels[(y * count + first + i) * 3 + c]));
+        out[(x * rows + y) * 3 + c] = Math.floor(sum / total + 0.5);
+      }
+  }
+  return out;
+}
+
+// A picture as size x size x RGB, as the training pictures were made: see `fitted` in pipeline/pictures.py.
+function squared({ pixels, width, height }, size, fit) {
+  const even = (x) => (x % 1 === 0.5 ? 2 * Math.round(x / 2) : Math.round(x)); // as Python rounds
+  const short = Math.min(width, height);
+  const [left, top] = fit === "crop" ? [(width - short) / 2, (height - short) / 2] : [0, 0];
+  let [w, h] = [size, size];
+  if (fit === "pad") [w, h] = width > height ? [size, even((height / width) * size)] : [even((width / height) * size), size];
+  const turned = resized(pixels, width, height, left, width - left, w);
+  const small = resized(turned, height, w, top, height - top, h);
+  if (fit !== "pad") return small;
+  const padded = new Uint8ClampedArray(size * size * 3).fill(255);
+  const [x, y] = [even((size - w) / 2), even((size - h) / 2)];
+  for (let row = 0; row < h; row++) padded.set(small.subarray(row * w * 3, (row + 1) * w * 3), ((y + row) * size + x) * 3);
+  return padded;
+}
+
+async function pixelsOf(file) {
+  const image = await createImageBitmap(file, { colorSpaceConversion: "none" });
+  const { width, height } = image, canvas = new OffscreenCanvas(width, height);
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, width, height);
+  pen.drawImage(image, 0, 0);
+  const rgba = pen.getImageData(0, 0, width, height).data;
+  return { pixels: rgba.filter((_, i) => i % 4 < 3), width, height };
+}
+
+// What is positive of a raw map, enlarged (bilinear) and over its own maximum: see `display` in explain/cam.py.
+function enlarged(map, cells, size) {
+  const out = new Float32Array(size * size);
+  const place = (x) => Math.min(cells - 1, Math.max(0, ((x + 0.5) * cells) / size - 0.5));
+  const at = (y, x) => Math.max(0, map[Math.min(y, cells - 1) * cells + Math.min(x, cells - 1)]);
+  for (let i = 0; i < out.length; i++) {
+    const y = place(Math.floor(i / size)), x = place(i % size), top = Math.floor(y), left = Math.floor(x);
+    const [down, right] = [y - top, x - left];
+    out[i] = (1 - down) * ((1 - right) * at(top, left) + right * at(top, left + 1))
+      + down * ((1 - right) * at(top + 1, left) + right * at(top + 1, left + 1));
+  }
+  const peak = out.reduce((a, b) => Math.max(a, b), 0) || 1;
+  return out.map((value) => value / peak);
+}
+
+function draw(canvas, side, colour) {
+  canvas.width = canvas.height = side;
+  const image = new ImageData(side, side);
+  for (let i = 0; i < side * side; i++) image.data.set(colour(i), 4 * i);
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+function show(pixels, size, classes, probabilities, maps) {
+  draw($("picture"), size, (i) => [...pixels.subarray(3 * i, 3 * i + 3), 255]);
+  const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
+  const rows = order.slice(0, 5).map((index) => {
+    const row = document.createElement("button");
+    const bar = row.appendChild(document.createElement("i"));
+    bar.style.width = `${100 * probabilities[index]}%`;
+    row.append(classes[index], ` ${(100 * probabilities[index]).toFixed(2)}%`);
+    row.onclick = () => choose(row, index);
+    return row;
+  });
+  function choose(chosen, index) {
+    for (const row of rows) row.setAttribute("aria-pressed", row === chosen);
+    if (!maps) return;
+    const cells = maps.dims[2], map = maps.data.subarray(index * cells * cells, (index + 1) * cells * cells);
+    const heat = enlarged(map, cells, SHOWN);
+    draw($("map"), SHOWN, (i) => [255, 96, 0, Math.round(178.5 * heat[i])]);
+  }
+  $("answer").replaceChildren(...rows);
+  $("result").hidden = false;
+  choose(rows[0], order[0]);
+}
+
+async function start() {
+  ort.env.wasm.numThreads = 1;
+  const reply = await fetch("model.onnx");
+  if (!reply.ok) throw new Error(`model.onnx cannot be read: ${reply.status}`);
+  const bytes = new Uint8Array(await reply.arrayBuffer()), facts = factsOf(bytes);
+  const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  const size = Number(facts.size), classes = JSON.parse(facts.classes), ready = "Drop a picture here, or choose one";
+  async function classify(file) {
+    if (!file) return;
+    try {
+      const pixels = squared(await pixelsOf(file), size, facts.fit);
+      const images = new ort.Tensor("uint8", new Uint8Array(pixels), [1, size, size, 3]);
+      const { probabilities, maps } = await session.run({ images });
+      show(pixels, size, classes, probabilities.data, maps);
+      $("state").textContent = ready;
+    } catch (error) {
+      $("state").textContent = `${file.name} cannot be read as a picture: ${error.message}`;
+    }
+  }
+  $("file").onchange = (event) => classify(event.target.files[0]);
+  const drop = $("drop");
+  for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]])
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", over);
+      if (name === "drop") classify(event.dataTransfer.files[0]);
+    });
+  $("state").textContent = ready;
+  $("file").disabled = false;
+}
+
+start().catch((error) => ($("state").textContent = error.message));
