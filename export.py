@@ -85,7 +85,7 @@ def export(options: Options) -> dict[str, Any]:
         runs = {"checkpoint": (ckpt.stat().st_size, formats.of_torch(model)), "float32": (len(content), run)}
         runs["int8"] = len(small), formats.of_onnx(small, threads)
         measured = {name: check.measure(size, one, split) for name, (size, one) in runs.items()}
-        on = f"{len(split)} {split.name} images of {Path(config.data).name}, in int8"
+        on = classifier.accuracy_on(loaded, "this file")
         facts |= {"accuracy": str(measured["int8"].accuracy), "accuracy_on": on}
         content = formats.with_facts(small, facts)
     write_whole(out, content)

@@ -58,10 +58,14 @@ def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
         "fit": config.fit,
         "network": f"ResNet-{net.depth} of width {net.width} at {net.resolution} px",
         "accuracy": str(metrics.get("test_accuracy", "unknown")),
-        "accuracy_on": (
-            f"{metrics.get('test_total', '?')} {metrics.get('split', '?')} images of {Path(config.data).name}, by the "
-            f"checkpoint in {metrics.get('precision', '?')}"
-        ),
+        "accuracy_on": accuracy_on(checkpoint, f"the checkpoint in {metrics.get('precision', '?')}"),
         "checkpoint_sha256": digest,
         "licence": LICENCE,
     }
+
+
+def accuracy_on(checkpoint: Checkpoint, by: str) -> str:
+    """On which images an accuracy was measured, and by what."""
+    config, metrics = checkpoint.config, checkpoint.metrics
+    data = Path(config.data).name if config.own_pictures else config.data
+    return f"{metrics.get('test_total', '?')} {metrics.get('split', '?')} images of {data}, by {by}"

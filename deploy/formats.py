@@ -20,8 +20,8 @@ import torch
 from deploy.classifier import Classifier
 from pipeline.split import UInt8
 
-KINDS = (".onnx", ".pt2", ".safetensors")
 OPSET = 20  # of ONNX: runtimes know it since 2024
+ANY = ({0: torch.export.Dim("N")},)
 BATCH = 250
 CALIBRATED = ["Conv", "Gemm", "Add"]
 MOST_BYTES = 2_100_000_000  # of weights in an ONNX file: a protobuf ends at 2**31
@@ -42,7 +42,7 @@ def of_torch(classifier: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> 
 
 
 def made(suffix: str, classifier: Classifier, facts: dict[str, str], threads: int) -> tuple[bytes, Run]:
-    """The file of that kind, one of KINDS, and the same file opened again.
+    """The file of that kind (.onnx, .pt2 or .safetensors), and the same file opened again.
 
     Raises:
         ValueError: the network is too large for it.
@@ -59,24 +59,25 @@ def made(suffix: str, classifier: Classifier, facts: dict[str, str], threads: in
         return content, of_safetensors(content, classifier)
 
 
-def traced(classifier: Classifier) -> torch.export.ExportedProgram:
-    """The graph, for any number of images."""
-    example = torch.zeros(2, classifier.side, classifier.side, 3, dtype=torch.uint8)
-    with torch.no_grad():  # with gradients, convolutions on a CPU ask how many images there are
-        return torch.export.export(classifier, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
+def example(classifier: Classifier) -> tuple[torch.Tensor]:
+    """Images to trace the graph with; ANY says that there may be other numbers of them."""
+    return (torch.zeros(2, classifier.side, classifier.side, 3, dtype=torch.uint8),)
 
 
 def to_onnx(classifier: Classifier, facts: dict[str, str]) -> bytes:
     """The facts are its metadata."""
     if sum(parameter.nbytes for parameter in classifier.parameters()) > MOST_BYTES:
         raise ValueError("an ONNX file holds 2 GB at most, and this network has more: use --out model.pt2")
-    program = torch.onnx.export(
-        traced(classifier),
-        input_names=["images"],
-        output_names=classifier.outputs,
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with torch.no_grad():
+        program = torch.onnx.export(
+            classifier,
+            example(classifier),
+            dynamic_shapes=ANY,
+            input_names=["images"],
+            output_names=classifier.outputs,
+            opset_version=OPSET,
+            verbose=False,
+        )
     assert program is not None
     return with_facts(program.model_proto.SerializeToString(), facts)
 
@@ -132,7 +133,9 @@ def quantised(content: bytes, images: UInt8) -> bytes:
 def to_pt2(classifier: Classifier, facts: dict[str, str]) -> bytes:
     """The facts are its extra file facts.json."""
     buffer = io.BytesIO()
-    torch.export.save(traced(classifier), buffer, extra_files={"facts.json": json.dumps(facts)})
+    with torch.no_grad():  # with gradients, our convolutions ask how many images there are
+        program = torch.export.export(classifier, example(classifier), dynamic_shapes=ANY)
+    torch.export.save(program, buffer, extra_files={"facts.json": json.dumps(facts)})
     return buffer.getvalue()
 
 

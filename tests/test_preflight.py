@@ -112,6 +112,15 @@ def test_the_systems_python_gets_a_line_not_a_traceback(tmp_path, program):
     assert ended.stderr.count("\n") == 1 and "/bin/activate" in ended.stderr
 
 
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_what_an_export_needs_is_named_for_its_kind_alone(refusal, modules, package):
+    modules[package] = None
+    line = refusal(preflight.require_export, ".onnx")
+    assert line.startswith(f"export.py: {sys.executable} has no {package}: ")
+    assert "`make export`" in line and "pip install -r requirements-export.txt" in line
+    assert refusal(preflight.require_export, ".pt2") == refusal(preflight.require_export, ".safetensors") == ""
+
+
 @pytest.mark.parametrize("found", [{"nvidia": None}, {"nvidia.dali": None}, {"nvidia.dali": ""}])
 def test_dali_absent_or_a_placeholder(refusal, modules, found):
     modules.update(found)

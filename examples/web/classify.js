@@ -4,6 +4,7 @@ import * as ort from "./ort.wasm.bundle.min.mjs";
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 320; // pixels of the heatmap's side
+const ONE = 2 ** 22; // Pillow's fixed point
 
 // The facts that export.py put into the file: ONNX is a protobuf, whose field 14 holds pairs of texts.
 function factsOf(bytes) {
@@ -31,20 +32,21 @@ function factsOf(bytes) {
 }
 
 // One axis of Pillow's bilinear resizing with antialiasing: rows of `count` RGB pixels become `size` columns. The result
-// is turned, so that twice makes both axes. `from` and `to` bound what is taken of a row.
+// is turned, so that twice makes both axes. `from` and `to` bound what is taken of a row. The same to the last bit but
+// for high pictures, where Pillow 13 begins with the other axis: one level.
 function resized(pixels, count, rows, from, to, size) {
   const out = new Uint8ClampedArray(size * rows * 3), scale = (to - from) / size, reach = Math.max(scale, 1);
   for (let x = 0; x < size; x++) {
     const centre = from + (x + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - reach + 0.5)), end = Math.min(count, Math.trunc(centre + reach + 0.5));
-    const weights = [];
-    for (let i = first; i < end; i++) weights.push(Math.max(0, 1 - Math.abs((i - centre + 0.5) / reach)));
-    const total = weights.reduce((a, b) => a + b, 0);
+    const shares = [];
+    for (let i = first; i < end; i++) shares.push(Math.max(0, 1 - Math.abs((i - centre + 0.5) / reach)));
+    const total = shares.reduce((a, b) => a + b, 0), weights = shares.map((share) => Math.round((share / total) * ONE));
     for (let y = 0; y < rows; y++)
       for (let c = 0; c < 3; c++) {
-        let sum = 0;
+        let sum = ONE / 2;
         weights.forEach((weight, i) => (sum += weight * pixels[(y * count + first + i) * 3 + c]));
-        out[(x * rows + y) * 3 + c] = Math.floor(sum / total + 0.5);
+        out[(x * rows + y) * 3 + c] = Math.floor(sum / ONE);
       }
   }
   return out;

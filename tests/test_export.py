@@ -1,0 +1,370 @@
+"""export.py: each kind of file opened again without this project's code, what is refused, and the examples."""
+
+import base64
+import copy
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+import torch
+from PIL import Image
+from torch import nn
+
+import export
+import train
+from deploy import check, formats
+from deploy.classifier import Classifier
+from engine import checkpoint
+from engine.model import ResNet, resize
+from explain.cam import class_maps, display
+from pipeline.dataset import open_dataset
+from pipeline.pictures import decode
+from tests.browser import Browser, browsers
+from tests.cases import CLASSES
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = "generated:512/300"
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of few epochs: pictures of 32 pixels, a network at 16."""
+    folder, threads = tmp_path_factory.mktemp("trained"), torch.get_num_threads()
+    flags = "smoke --epochs 2 --resolutions 16 --batch-size 32 --device cpu --precision fp32 --threads 1"
+    train.main([*flags.split(), "--data", DATA, "--out", f"{folder}/model.pt", "--run-dir", f"{folder}/run"])
+    torch.set_num_threads(threads)
+    return folder / "model.pt"
+
+
+@pytest.fixture(scope="module")
+def net(ckpt: Path) -> ResNet:
+    return checkpoint.load_model(ckpt)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return open_dataset(DATA).load("test").images
+
+
+@pytest.fixture(scope="module")
+def model(ckpt: Path) -> Path:
+    """The checkpoint as ONNX with maps."""
+    export.export(export.Options(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
+    return ckpt.with_suffix(".onnx")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ckpt: Path, tmp_path: Path) -> Any:
+    """export.py in an empty folder: the exit code, what the last line says, and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
+        monkeypatch.setattr(sys, "argv", ["export.py", "--ckpt", str(ckpt), "--threads", "1", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            export.main()
+        out, err = capsys.readouterr()
+        code = int(stopped.value.code or 0)
+        return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
+
+    return command
+
+
+def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities and class maps of layer4, by the checkpoint."""
+    inputs = torch.tensor(images)
+    with torch.no_grad():
+        maps = class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc)
+    return net.predict(inputs).numpy(), maps.numpy()
+
+
+# ONNX
+
+
+@pytest.mark.parametrize("count", [1, 7, 300])
+def test_onnxruntime_gives_what_the_checkpoint_gives_for_any_number_of_images(model, net, images, count):
+    session = onnxruntime.InferenceSession(str(model))
+    assert [one.shape for one in session.get_inputs()] == [["N", 32, 32, 3]]
+    probabilities, maps = session.run(["probabilities", "maps"], {"images": images[:count]})
+    assert probabilities.shape == (count, 10) and maps.shape == (count, 10, 2, 2)
+    own = expected(net, images[:count])
+    assert np.abs(probabilities - own[0]).max() <= 1e-5
+    assert np.abs(maps - own[1]).max() <= 1e-4
+
+
+def test_the_file_says_what_it_is(model: Path, ckpt: Path):
+    session = onnxruntime.InferenceSession(str(model))
+    facts = session.get_modelmeta().custom_metadata_map
+    metrics = checkpoint.load(ckpt).metrics
+    assert json.loads(facts["classes"]) == list(CLASSES)
+    assert (facts["size"], facts["fit"], float(facts["accuracy"])) == ("32", "crop", metrics["test_accuracy"])
+    assert facts["accuracy_on"] == f"300 test images of {DATA}, by the checkpoint in fp32"
+    sha256 = subprocess.run(["sha256sum", ckpt], capture_output=True, text=True, check=True).stdout.split()[0]
+    assert facts["checkpoint_sha256"] == sha256
+    assert "MIT" in facts["licence"]
+    content = onnx.load(model)
+    assert [one.version for one in content.opset_import if one.domain == ""] == [formats.OPSET]
+    assert {node.domain for node in content.graph.node} == {""}  # no operator but ONNX's own
+
+
+@pytest.mark.parametrize(("side", "resolution"), [(32, 28), (32, 16), (64, 48), (24, 32), (32, 32)])
+def test_resizing_by_products_is_torchs_to_the_last_bit(side: int, resolution: int):
+    images = torch.randint(0, 256, (20, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = ResNet("ab", width=1, resolution=resolution).eval()
+    with torch.no_grad():
+        assert torch.equal(Classifier(model, side)(images)[0], model.predict(images))
+
+
+def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Path, images, tmp_path: Path):
+    code, result, err = run("--out", "small.onnx", "--int8")
+    assert (code, err) == (0, "")
+    rows = result["measured"]
+    labels = open_dataset(DATA).load("test").labels
+    session = onnxruntime.InferenceSession("small.onnx")
+    accuracy = float((session.run(None, {"images": images})[0].argmax(1) == labels).mean())
+    assert session.get_modelmeta().custom_metadata_map["accuracy"] == str(rows["int8"]["accuracy"]) == str(accuracy)
+    assert abs(accuracy - rows["float32"]["accuracy"]) <= 0.02 and rows["float32"]["accuracy"] > 0.5
+    assert rows["float32"]["accuracy"] == rows["checkpoint"]["accuracy"]
+    weights = onnx.load("small.onnx").graph.initializer
+    kinds = {one.name: one.data_type for one in weights if len(one.dims) == 4 and len(one.name) > 9}
+    assert len(kinds) == 20 and set(kinds.values()) == {onnx.TensorProto.INT8}
+    assert Path("small.onnx").stat().st_size < 0.6 * model.stat().st_size
+
+
+# The other kinds
+
+
+def test_a_torch_export_file_runs_without_this_projects_code(run, net: ResNet, images: np.ndarray):
+    assert run("--out", "model.pt2", "--maps")[0] == 0
+    extra = {"facts.json": ""}
+    program = torch.export.load("model.pt2", extra_files=extra)
+    assert json.loads(json.loads(extra["facts.json"])["classes"]) == list(CLASSES)
+    for count in (1, 7):
+        found = program.module()(torch.tensor(images[:count]))
+        for one, own in zip(found, expected(net, images[:count]), strict=True):
+            assert np.abs(one.detach().numpy() - own).max() <= 1e-5
+    code = "import torch, sys; torch.export.load('model.pt2'); assert not {'engine', 'deploy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_torchvisions_resnet18_takes_the_weights():
+    from safetensors.torch import load
+    from torchvision.models import resnet18
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        own = ResNet(CLASSES, mean=(0.1, 0.2, 0.3)).eval()
+    content = formats.to_safetensors(Classifier(own, 32), {"size": "32"})
+    theirs = resnet18(num_classes=10)
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    theirs.load_state_dict(load(content))  # every name, and no other
+    facts = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    assert facts["size"] == "32"
+    mean, std = (torch.tensor(json.loads(facts[name])) for name in ("mean", "std"))
+    images = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = theirs.eval()(((images - mean) / std).permute(0, 3, 1, 2))
+    assert float((logits.softmax(1) - own.predict(images)).abs().max()) <= 1e-6
+
+
+def test_weights_alone_are_checked_too_and_nothing_wrong_is_written(run, net: ResNet, monkeypatch: pytest.MonkeyPatch):
+    code, result, _ = run("--out", "model.safetensors")
+    assert code == 0 and result["largest_difference"] == 0
+    with safetensors.safe_open("model.safetensors", "numpy") as file:
+        assert json.loads(file.metadata()["classes"]) == list(CLASSES)
+        assert np.array_equal(file.get_tensor("conv1.weight"), net.get_parameter("stem.0.weight").numpy())
+    before = Path("model.safetensors").read_bytes()
+    real = formats.to_safetensors
+
+    def spoilt(model: Classifier, facts: dict[str, str]) -> bytes:
+        other = copy.deepcopy(model)
+        other.net.get_parameter("layer4.1.conv2.weight").mul_(1.01)
+        return real(other, facts)
+
+    monkeypatch.setattr(formats, "to_safetensors", spoilt)
+    code, _, err = run("--out", "model.safetensors")
+    assert code == 2 and err.startswith("export.py: the file differs from the checkpoint by ") and err.count("\n") == 1
+    assert Path("model.safetensors").read_bytes() == before
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(("output", "change"), [(0, 1.1e-4), (1, 2e-3), (0, float("nan"))])
+def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, change: float):
+    own = expected(net, images[:20])
+    assert check.difference(lambda images: list(own), net, images[:20]) == 0
+    other = [one.copy() for one in own]
+    other[output][3, 2] += change
+    with pytest.raises(ValueError, match="differs from the checkpoint"):
+        check.difference(lambda images: other, net, images[:20])
+
+
+def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(formats, "MOST_BYTES", 100_000)
+    with pytest.raises(ValueError, match="use --out model"):
+        formats.to_onnx(Classifier(net, 32), {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "model.tflite"], "its name must end in .onnx, .pt2 or .safetensors"),
+        (["--out", "model.pt2", "--int8"], "with --int8 its name must end in .onnx"),
+        (["--out", "model.safetensors", "--maps"], "weights alone give no --maps"),
+        (["--threads", "-1"], "it must be 0 to 1024"),
+        (["--ckpt", "no.pt"], "no.pt: no such checkpoint"),
+        (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
+        (["--out", "no/model.onnx"], "no/model.onnx: its folder cannot be written"),
+        (["--out", "folder.onnx"], "folder.onnx: it is a folder"),
+    ],
+)
+def test_mistakes_get_one_message_and_exit_code_2(run, tmp_path: Path, arguments: list[str], message: str):
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "folder.onnx").mkdir()
+    code, _, err = run(*arguments)
+    assert code == 2 and message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "text.pt"]
+
+
+# The examples
+
+
+@pytest.fixture(scope="module")
+def pictures(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of the stored size, large and wide, high and half transparent, small and turned by its Exif."""
+    folder = tmp_path_factory.mktemp("pictures")
+    large = Image.fromarray(images[1]).resize((301, 200), Image.Resampling.BICUBIC)
+    high = Image.fromarray(images[2]).resize((70, 133)).convert("RGBA")
+    high.putalpha(Image.linear_gradient("L").resize(high.size).point(lambda level: 255 * (level > 99)))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(images[0]).save(folder / "0.png")
+    large.save(folder / "1.png")
+    high.save(folder / "2.png")
+    Image.fromarray(images[3]).resize((27, 21)).save(folder / "3.png", exif=turned)
+    return sorted(folder.iterdir())
+
+
+FITS = ("crop", "pad", "squash")
+
+
+def with_fit(model: Path, fit: str) -> bytes:
+    facts = onnxruntime.InferenceSession(str(model)).get_modelmeta().custom_metadata_map
+    return formats.with_facts(model.read_bytes(), facts | {"fit": fit})
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_the_example_says_what_the_checkpoint_says_with_nothing_of_torch_or_ours(model, net, pictures, tmp_path, fit):
+    (tmp_path / "model.onnx").write_bytes(with_fit(model, fit))
+    script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0]); print(*sys.modules)"
+    command = [sys.executable, "-c", script, ROOT / "examples" / "classify.py", "model.onnx", *pictures]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(said[-1].split())
+    assert len(said) == len(pictures) + 1
+    for line, path in zip(said, pictures, strict=False):
+        probabilities = expected(net, decode(path, 32, fit)[None])[0][0]
+        name, *found = line.split("  ")
+        assert name == str(path)
+        assert [one.split()[0] for one in found] == [CLASSES[i] for i in probabilities.argsort()[:-4:-1]]
+        shares = [float(one.split()[1].rstrip("%")) / 100 for one in found]
+        assert np.abs(np.sort(probabilities)[:-4:-1] - shares).max() <= 6e-5
+
+
+@pytest.fixture(scope="module")
+def site(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page as its script builds it."""
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm, to fetch onnxruntime-web")
+    folder = tmp_path_factory.mktemp("site")
+    command = ["bash", str(ROOT / "examples/web/build.sh"), str(model), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "npm cannot fetch" in done.stderr:
+        pytest.skip("npm cannot fetch onnxruntime-web")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
+    """Where a server gives the page, and nothing else."""
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/index.html"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[Browser]:
+    with browsers(lambda: tmp_path_factory.mktemp("profile")) as start:
+        yield start("--window-size=600,900", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
+
+
+DROP = """const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], arguments[1]));
+    document.getElementById('answer').replaceChildren();
+    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}));"""
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_the_page_says_and_paints_what_the_checkpoint_does(window, address, site, model, net, pictures, fit):
+    (site / "model.onnx").write_bytes(with_fit(model, fit))
+    window.open(address)
+    window.until("return document.getElementById('state').textContent.startsWith('Drop')")
+    for path in pictures:
+        window.run(DROP, base64.b64encode(path.read_bytes()).decode(), path.name)
+        window.until("return document.querySelectorAll('#answer button').length > 0")
+        drawn = np.array(window.run(PIXELS), np.uint8).reshape(32, 32, 4)[..., :3]
+        # Pillow 13 begins with the longer axis of a high picture, and rounds in between.
+        assert np.abs(drawn.astype(int) - decode(path, 32, fit)).max() <= (path.name == "2.png"), path
+        probabilities, maps = (output[0] for output in expected(net, drawn[None]))
+        best = probabilities.argsort()[:-6:-1]
+        words = window.text("#answer").split()
+        assert words[::2] == [CLASSES[i] for i in best], path
+        shares = [float(word.rstrip("%")) / 100 for word in words[1::2]]
+        assert np.abs(probabilities[best] - shares).max() <= 6e-5, path
+        for place in (0, 2):
+            window.run("document.querySelectorAll('#answer button')[arguments[0]].click()", place)
+            painted = np.array(window.run(ALPHA)).reshape(320, 320)
+            heat = display(torch.tensor(maps[best[place]])[None], 320)[0][0].numpy()
+            assert np.abs(painted - 178.5 * heat).max() <= 1, path
+    assert window.complaints() == []
+    others = "return performance.getEntriesByType('resource').filter((one) => !one.name.startsWith(location.origin))"
+    assert window.run(others) == []
+
+
+PIXELS = """const picture = document.getElementById('picture');
+    return [...picture.getContext('2d').getImageData(0, 0, 32, 32).data]"""
+ALPHA = """const map = document.getElementById('map');
+    return [...map.getContext('2d').getImageData(0, 0, 320, 320).data].filter((_, i) => i % 4 === 3)"""
+
+
+def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures):
+    (site / "model.onnx").write_bytes(with_fit(model, "crop"))
+    window.open(address)
+    window.until("return !document.getElementById('file').disabled")
+    window.run(DROP, base64.b64encode(b"no picture").decode(), "notes.txt")
+    window.until("return document.getElementById('state').textContent.startsWith('notes.txt cannot be read')")
+    window.run(DROP, base64.b64encode(pictures[0].read_bytes()).decode(), "a.png")
+    window.until("return document.getElementById('state').textContent.startsWith('Drop')")
+
+
+def test_the_script_that_builds_the_page_names_what_it_lacks(tmp_path: Path):
+    for arguments, message in (([], "it takes two names"), (["no.onnx", "site"], "no.onnx: no such model")):
+        command = ["bash", str(ROOT / "examples/web/build.sh"), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
