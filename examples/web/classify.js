@@ -102,13 +102,15 @@ function draw(canvas, side, colour) {
 }
 
 function show(pixels, size, classes, probabilities, maps) {
-  draw($("picture"), size, (i) => [...pixels.subarray(3 * i, 3 * i + 3), 255]);
+  for (const id of ["picture", "under"]) draw($(id), size, (i) => [...pixels.subarray(3 * i, 3 * i + 3), 255]);
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
   const rows = order.slice(0, 5).map((index) => {
     const row = document.createElement("button");
     const bar = row.appendChild(document.createElement("i"));
     bar.style.width = `${100 * probabilities[index]}%`;
-    row.append(classes[index], ` ${(100 * probabilities[index]).toFixed(2)}%`);
+    const name = document.createElement("span");
+    name.textContent = classes[index];
+    row.append(name, `${(100 * probabilities[index]).toFixed(2)}%`);
     row.onclick = () => choose(row, index);
     return row;
   });
