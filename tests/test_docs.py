@@ -1,5 +1,6 @@
 """README and docs: links lead somewhere, and the Python in them runs."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.classifier import Classifier
+from deploy.formats import to_safetensors
 from engine import checkpoint
 from engine.config import PRESETS
 from engine.model import create
@@ -37,6 +40,8 @@ def test_links_lead_somewhere(page: str):
 def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = replace(PRESETS["smoke"], width=4, data="holiday", size=32)
     checkpoint.save_model(tmp_path / "model.pt", create(config, generated(64)), config, {})
+    wide = Classifier(create(replace(config, width=64), generated(64)), 32)
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors(wide, {"classes": json.dumps(wide.net.classes)}))
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", PAGES[page].read_text(), re.S):
