@@ -248,9 +248,9 @@ def typed(arguments: Sequence[str]) -> set[str]:
     return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Settings that decide a run's weights and differ, as "--flag OLD -> NEW"."""
-    before, after = (config.values("weights", "network", "batches") for config in (old, new))
+def differences(old: Config, new: Config, *roles: Role) -> list[str]:
+    """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
+    before, after = (config.values(*roles or ("weights", "network", "batches")) for config in (old, new))
     return [
         f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]
