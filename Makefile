@@ -13,7 +13,7 @@ PY := .venv/bin/python
 TO_RUN := .venv/requirements.stamp
 TO_TEST := .venv/requirements-dev.stamp
 else
-PY := $(VENV)/bin/python
+PY := '$(VENV)/bin/python'
 TO_RUN := given-environment
 TO_TEST := given-environment
 endif

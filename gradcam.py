@@ -98,7 +98,7 @@ def write_files(
 ) -> dict[str, Any]:
     """The table, the archive and the picture or page; each is whole or as it was before."""
     from explain import gallery, outputs, page
-    from ground.files import write_whole
+    from ground.files import destination, write_whole
 
     if options.page:
         content = page.render(found, maps, checks, options, source)
@@ -106,7 +106,7 @@ def write_files(
         content = gallery.draw(maps, drawn, options.choice, source, on_row)
     paths = outputs.paths(options.out, bool(options.images))
     for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
-        write_whole(path, data)
+        write_whole(destination(path), data)
     return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
 
 

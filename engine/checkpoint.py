@@ -39,7 +39,7 @@ from engine import schema
 from engine.config import Config
 from engine.model import ResNet, network
 from engine.schema import Stored
-from ground.files import write_whole
+from ground.files import destination, write_whole
 
 VERSION = 2
 # fmt: off
@@ -90,7 +90,7 @@ def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[st
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
-    write(path, MODEL, content)
+    write(destination(path), MODEL, content)
 
 
 def load(path: str | Path) -> Checkpoint:

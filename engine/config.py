@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
@@ -144,6 +145,7 @@ class Config:
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         need(bool(self.out), "out", "a file name")
+        need(not fnmatch(self.out, "*resume-*.pt"), "out", "another name than a resume state's")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
 
     def drawn(self) -> dict[str, Any]:

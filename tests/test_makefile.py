@@ -137,6 +137,12 @@ def test_a_given_environment_is_used_and_nothing_is_installed(project, target):
     assert not (project.folder / ".venv").exists()
 
 
+def test_a_given_environment_may_have_spaces_in_its_name(project):
+    shutil.copytree(project.folder / "system", project.folder / "my venv")
+    code, _, errors, calls = project.make("train", "VENV=my venv", "ARGS=smoke")
+    assert (code, errors, calls) == (0, "", ["my venv train.py smoke"])
+
+
 def test_a_given_environment_without_python_is_named(project):
     code, _, errors, calls = project.make("train", "VENV=elsewhere")
     assert code == 2 and not calls
