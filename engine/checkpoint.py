@@ -28,7 +28,6 @@ import pickle
 import pickletools
 import stat
 import zipfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,19 +55,8 @@ OPCODES = CONTAINERS | set(
     "PROTO STOP GLOBAL NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE "
     "SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
 )
-DTYPES = {
-    f"torch {name}Storage": dtype
-    for name, dtype in (
-        ("Float", torch.float32),
-        ("Double", torch.float64),
-        ("Half", torch.float16),
-        ("BFloat16", torch.bfloat16),
-        ("Long", torch.int64),
-        ("Int", torch.int32),
-        ("Byte", torch.uint8),
-        ("Bool", torch.bool),
-    )
-}
+DTYPES = {"Float": torch.float32, "Double": torch.float64, "Long": torch.int64}  # all that schema.py knows
+KNOWN = {f"torch {name}Storage": dtype for name, dtype in DTYPES.items()} | {"collections OrderedDict": lambda: None}
 MODEL = "cifar10-resnet model"
 RESUME = "cifar10-resnet resume"
 
@@ -141,14 +129,20 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         ValueError: it is damaged, or no checkpoint of this kind.
     """
     foreign = f"{path} is not a {kind.split()[1]} checkpoint of this program"
-    with _opened(Path(path)) as file:
+    with _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:  # a pipe without a writer would be waited for
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no regular file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
         if file.read(2) != b"PK":
             raise ValueError(f"{foreign}, or it is damaged")
-        size = file.seek(0, os.SEEK_END)
         try:
             with zipfile.ZipFile(file) as archive:
                 file.most = MAX_BYTES
-                return _content(archive, size, kind)
+                return _content(archive, status.st_size, kind)
         except _RefusedError as error:
             raise ValueError(f"{foreign}: {error}") from error
         except schema.MisfitError as error:
@@ -170,22 +164,6 @@ class _File(io.FileIO):
         if size and size > self.most:
             raise _RefusedError("its directory is too large")
         return super().read(self.most if size is None or size < 0 else size) or b""
-
-
-def _opened(path: Path) -> _File:
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
-    file = _File(handle)
-    status = os.fstat(handle)
-    with ExitStack() as stack:
-        stack.push(file)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file")
-        if status.st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
-        stack.pop_all()
-    return file
 
 
 def _content(archive: zipfile.ZipFile, size: int, kind: str) -> dict[str, Any]:
@@ -246,11 +224,10 @@ class _Unpickler(pickle.Unpickler):
     """Knows tensors alone, and leaves them in the file."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        named = f"{module} {name}"
-        known = DTYPES | {"collections OrderedDict": lambda: None, "torch._utils _rebuild_tensor_v2": _stored}
-        if named not in known:
-            raise _RefusedError(f"its pickle asks for {named.replace(' ', '.'):.80}")
-        return known[named]
+        known = {**KNOWN, "torch._utils _rebuild_tensor_v2": _stored}
+        if f"{module} {name}" not in known:
+            raise _RefusedError(f"its pickle asks for {module}.{name}"[:80])
+        return known[f"{module} {name}"]
 
     def persistent_load(self, pid: Any, /) -> Any:
         _, dtype, key, _, length = pid

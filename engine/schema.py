@@ -5,7 +5,7 @@ still `Stored`: of one that does not fit, no byte is read.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple, get_type_hints
 
@@ -80,6 +80,10 @@ def named(check: Check, most: int) -> Check:
     return lambda value: type(value) is dict and len(value) <= most and all(name(k) and check(value[k]) for k in value)
 
 
+def each(checks: Sequence[Check]) -> Check:
+    return lambda v: type(v) is list and len(v) == len(checks) and all(f(x) for f, x in zip(checks, v, strict=True))
+
+
 def tensor(dtype: torch.dtype, *shape: int) -> Check:
     return lambda value: type(value) is Stored and (value.dtype, value.shape) == (dtype, shape) and value.lies_within
 
@@ -103,10 +107,8 @@ METRICS: dict[str, Check] = {
     "test_correct": whole,
     "test_total": whole,
 }
-PLAIN_GROUP = many(
-    named(lambda v: v is None or type(v) is bool or number(v) or many(whole, 1000)(v) or tensor(torch.float32)(v), 100),
-    10,
-)
+PLAIN = (lambda v: v is None or type(v) is bool), number, many(whole, 1000), tensor(torch.float32)
+GROUPS = many(named(lambda v: any(check(v) for check in PLAIN), 100), 10)
 SCALER = dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), amount)
 
 
@@ -120,7 +122,8 @@ def model(content: Mapping[str, Any]) -> Config:
     fit({k: metrics[k] for k in known & metrics.keys()}, {k: known[k] for k in known & metrics.keys()}, "metrics")
     if metrics.get("test_correct", 0) > metrics.get("test_total", math.inf):
         raise MisfitError("metrics: more correct than there are")
-    fit(content["weights"], weights(config, len(content["classes"])), f"weights of a {_network(config)}")
+    expected = weights(_shapes(config, len(content["classes"])))
+    fit(content["weights"], expected, f"weights of a ResNet-{config.depth} of width {config.width}")
     return config
 
 
@@ -146,52 +149,45 @@ def state(content: Mapping[str, Any]) -> Config:
     classes = bias.shape[0] if type(bias) is Stored and bias.lies_within and len(bias.shape) == 1 else 0
     if not 1 <= classes <= MOST_CLASSES:
         raise MisfitError("learner, model: no classes")
-    forms = weights(config, classes)
-    averaged = [check for key, check in forms.items() if not key.endswith("num_batches_tracked")]
-    shapes = sorted(shape for key, shape in _shapes(config, classes).items() if key.endswith(("weight", "bias")))
+    shapes = _shapes(config, classes)
+    averaged = [check for key, check in weights(shapes).items() if not key.endswith("num_batches_tracked")]
     form["learner"] = {
         "step": whole,
-        "model": forms,
+        "model": weights(shapes),
         "optimizer": {
-            "state": lambda value: type(value) is dict and (not value or _momentum(value) == shapes),
-            "param_groups": PLAIN_GROUP,
+            # Empty before the first step; in what order the buffers come, the learner checks.
+            "state": lambda value: type(value) is dict and (not value or _momentum(value) == _trained(shapes)),
+            "param_groups": GROUPS,
         },
         "scaler": SCALER if learner["scaler"] else {},
-        "lookahead": lambda value: type(value) is list and _fits_each(value, averaged if config.lookahead else []),
+        "lookahead": each(averaged if config.lookahead else []),
         "metrics": tensor(torch.float64, 7),
     }
     fit(learner, form["learner"], "learner")
     return config
 
 
-def _fits_each(values: list[Any], checks: list[Check]) -> bool:
-    return len(values) == len(checks) and all(check(v) for check, v in zip(checks, values, strict=True))
+def _trained(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    return sorted(shape for key, shape in shapes.items() if key.endswith(("weight", "bias")))
 
 
 def _momentum(value: dict[Any, Any]) -> list[tuple[int, ...]]:
-    """The sorted shapes of the optimizer's buffers; the order is the learner's to check."""
+    """The sorted shapes of the optimizer's buffers; none where one does not fit."""
     found = [one.get("momentum_buffer") for one in value.values() if type(one) is dict and len(one) == 1]
-    fits = len(found) == len(value) <= 1000 and all(whole(key) for key in value)
+    fits = len(found) == len(value) <= 1000 and all(map(whole, value))
     fits = fits and all(type(t) is Stored and t.dtype is torch.float32 and t.lies_within for t in found)
     return sorted(t.shape for t in found if t) if fits else []
 
 
-def weights(config: Config, classes: int) -> dict[str, Check]:
+def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Check]:
     """The form of a model's weights."""
-    return {
-        key: tensor(torch.int64 if key.endswith("num_batches_tracked") else torch.float32, *shape)
-        for key, shape in _shapes(config, classes).items()
-    }
+    counts = "num_batches_tracked"
+    return {k: tensor(torch.int64 if k.endswith(counts) else torch.float32, *shape) for k, shape in shapes.items()}
 
 
 def _shapes(config: Config, classes: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):  # a file that only claims to be wide takes no memory
-        own = network(config, [""] * classes).state_dict()
-    return {key: tuple(value.shape) for key, value in own.items()}
-
-
-def _network(config: Config) -> str:
-    return f"ResNet-{config.depth} of width {config.width}"
+        return {key: tuple(value.shape) for key, value in network(config, [""] * classes).state_dict().items()}
 
 
 def config_from(values: Any) -> Config:
