@@ -112,6 +112,8 @@ def write_files(
 
 def report(result: dict[str, Any]) -> None:
     """The closing lines, and `result` itself as the last."""
+    from ground.terminal import printable
+
     if "errors" in result:
         print("{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right".format_map(result), end="")
         agree = result["errors"] == result["checkpoint_errors"]
@@ -123,7 +125,7 @@ def report(result: dict[str, Any]) -> None:
     else:
         print("{pictures:,} pictures".format_map(result))
         for line in result["skipped"]:
-            print(f"skipped {line}")
+            print(f"skipped {printable(line)}")
     print("{maps:,} heatmaps, one an image; {maps_computed:,} maps were computed".format_map(result), end="")
     print(", {maps_per_second:,.0f} a second".format_map(result))
     took = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "
