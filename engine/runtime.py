@@ -22,6 +22,7 @@ OUT_OF_MEMORY = (
     "allocate memory",
     "bad_alloc",
     "could not create a primitive",
+    "unable to resize file",
     "resource temporarily unavailable",
 )
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
