@@ -363,7 +363,7 @@ KINDS: dict[str, Any] = {
 
 def verdict(kind: Any, path: Path) -> str:
     """What comes of reading a file: "right", "refused", or the defect."""
-    began, before = time.perf_counter(), high_water()
+    began, before = time.process_time(), high_water()
     said = "right"
     try:
         kind.use(path)
@@ -372,7 +372,7 @@ def verdict(kind: Any, path: Path) -> str:
         said = "refused" if line and line.isprintable() else f"no line: {line!r}"
     except BaseException as error:
         said = f"{type(error).__name__}: {error} {' '.join(traceback.format_exc().split()[-40:])}"
-    seconds, megabytes = time.perf_counter() - began, (high_water() - before) / 1e3
+    seconds, megabytes = time.process_time() - began, (high_water() - before) / 1e3
     if said in ("right", "refused") and (seconds > kind.seconds or megabytes > kind.megabytes):
         return f"dear: {seconds:.1f} s, {megabytes:.0f} MB"
     return said

@@ -145,7 +145,7 @@ def load(path: str) -> Result:
             if not all(isinstance(v, int | float) and abs(v) < 1e100 for v in numbers):
                 raise ValueError(f"the value of {row.name}")
         result = Result(**content, rows=rows)
-        texts = [result.theme, *result.card, *result.card.values(), *result.settings]
+        texts = [result.theme, *result.card, *result.card.values(), *result.settings.keys()]
         texts += [text for row in rows for text in (row.part, row.name, row.unit, row.note)]
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError("a text that is none")
