@@ -36,9 +36,7 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         groups.append({"params": filters, "lr": config.muon_lr, "momentum": config.muon_momentum, "orthogonal": True})
         return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)
     weights += filters
-    return torch.optim.SGD(
-        groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
-    )
+    return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 class Muon(torch.optim.Optimizer):
