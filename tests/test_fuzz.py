@@ -71,7 +71,8 @@ def test_each_verdict_is_told_from_the_others(tmp_path):
             list(ACTS.values())[int(path.parent.name)](path)
 
     (tmp_path / "place").mkdir()
-    found, wanted = {}, list(ACTS)
+    found: dict[int, str] = {}
+    wanted = list(ACTS)
     while len(found) < len(wanted):
         found |= fuzz.read_some(Kind(), range(len(found), len(wanted)), "seed", tmp_path / "place")
     assert [name in found[i] for i, name in enumerate(wanted)] == [True] * len(wanted), found
