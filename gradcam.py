@@ -98,7 +98,7 @@ def write_files(
 ) -> dict[str, Any]:
     """The table, the archive and the picture or page; each is whole or as it was before."""
     from explain import gallery, outputs, page
-    from ground.files import write_whole
+    from ground.files import destination, write_whole
 
     if options.page:
         content = page.render(found, maps, checks, options, source)
@@ -106,12 +106,14 @@ def write_files(
         content = gallery.draw(maps, drawn, options.choice, source, on_row)
     paths = outputs.paths(options.out, bool(options.images))
     for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
-        write_whole(path, data)
+        write_whole(destination(path), data)
     return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
 
 
 def report(result: dict[str, Any]) -> None:
     """The closing lines, and `result` itself as the last."""
+    from ground.terminal import printable
+
     if "errors" in result:
         print("{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right".format_map(result), end="")
         agree = result["errors"] == result["checkpoint_errors"]
@@ -123,7 +125,7 @@ def report(result: dict[str, Any]) -> None:
     else:
         print("{pictures:,} pictures".format_map(result))
         for line in result["skipped"]:
-            print(f"skipped {line}")
+            print(f"skipped {printable(line)}")
     print("{maps:,} heatmaps, one an image; {maps_computed:,} maps were computed".format_map(result), end="")
     print(", {maps_per_second:,.0f} a second".format_map(result))
     took = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "

@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 PACKAGES = ("torch", "torchvision", "numpy", "matplotlib", "rich", "tensorboard", "tyro", "PIL", "jinja2")
 EXPORT = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
+SPACE_GB = 5  # 4.3 are too few to train the smallest network (2 cores, torch 2.15)
 FREE_GB = 10  # the environment takes 6.4 GB, and pip holds downloads beside it
 DALI = (
     "DALI is the package nvidia-dali-cuda130 (nvidia-dali-cuda120 for drivers below r580; plain nvidia-dali is only a "
@@ -27,6 +28,15 @@ DALI = (
 
 def require_environment(entry: str) -> None:
     """Exit unless this Python has our packages; `entry` is what was started: "gradcam.py", or "-m bench"."""
+    _open_standard_files()
+    if sys.platform == "linux":
+        import resource
+
+        space = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if 0 <= space < SPACE_GB * 1e9:
+            _stop(
+                f"ulimit -v leaves {space / 1e9:.1f} GB of address space, torch and DALI take {SPACE_GB} GB: raise it"
+            )
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if not missing:
         return
@@ -40,6 +50,8 @@ def require_environment(entry: str) -> None:
 
 def require_dali() -> None:
     """Exit unless DALI itself can be imported: a bare `nvidia` or `nvidia.dali` namespace is not it."""
+    if sys.flags.optimize > 1:
+        _stop("NVIDIA DALI does not work without docstrings: unset PYTHONOPTIMIZE, and leave out -OO")
     if not _origin("nvidia.dali"):
         _stop(f"NVIDIA DALI is not installed in {sys.executable}: {DALI}")
 
@@ -86,6 +98,16 @@ def check_setup(venv: str) -> None:
     if free < FREE_GB:
         advice = "free some, or name an existing environment with VENV="
         _stop(f"{venv} needs {FREE_GB} GB of free disk while it is installed, {place} has {free:.1f} GB: {advice}")
+
+
+def _open_standard_files() -> None:
+    """What was closed (`>&-`) becomes /dev/null; a file opened later would else be what is printed to."""
+    descriptor = 0
+    while descriptor < 3:
+        descriptor = os.open(os.devnull, os.O_RDWR)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
 def _stop(line: str) -> None:

@@ -14,16 +14,17 @@ it and nothing in it can run), with the keys
 Version 1 is read too. It knew CIFAR-10 and generated images alone: it has no classes, and its config says `generated`
 (true or false) where `data` stands today.
 
-A file is not trusted: it is read only up to a size, its zip members must be stored as they are and fit into it, its
-pickle may name nothing but tensors, and what it unpacks to may be no larger than the file.
+A file is not trusted, whatever its digest. Its directory and its pickle are read first, of which both are small; the
+pickle may use the few opcodes that such a dict takes, and name nothing but tensors. What it says must fit
+engine/schema.py before a byte of a tensor is read.
 """
 
 import dataclasses
 import errno
 import hashlib
 import io
-import math
 import os
+import pickle
 import pickletools
 import stat
 import zipfile
@@ -33,9 +34,11 @@ from typing import Any
 
 import torch
 
+from engine import schema
 from engine.config import Config
 from engine.model import ResNet, network
-from ground.files import write_whole
+from engine.schema import Stored
+from ground.files import destination, write_whole
 
 VERSION = 2
 # fmt: off
@@ -44,13 +47,16 @@ CLASSES_OF_VERSION_1 = (
 )
 # fmt: on
 MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
-MAX_PICKLE_BYTES = 16 * 2**20  # 10,000 epochs' rows have 3 MB
-# Values and letters outside tensors, in all and for each byte of the pickles. A pickle names what it holds already by
-# two bytes or more, such as the keys of an epoch's row in the next one.
-MAX_PLAIN, MAX_PLAIN_PER_BYTE = 20_000_000, 32
-GLOBALS = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"} | {
-    f"torch {name}Storage" for name in ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Byte", "Bool")
-}
+MAX_DIRECTORY_BYTES = 512 * 1024  # ten times that of ResNet-34's state
+# Of the pickle; 10,000 epochs' rows have 2.2 MB, 430,000 opcodes and 20,000 dicts and marks.
+MAX_PICKLE_BYTES, MAX_OPCODES, MAX_CONTAINERS = 4 * 2**20, 1_000_000, 60_000
+CONTAINERS = set("EMPTY_DICT EMPTY_LIST MARK TUPLE TUPLE1 TUPLE2 TUPLE3 REDUCE BINPERSID".split())
+OPCODES = CONTAINERS | set(
+    "PROTO STOP GLOBAL NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE "
+    "SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
+)
+DTYPES = {"Float": torch.float32, "Double": torch.float64, "Long": torch.int64}  # all that schema.py knows
+KNOWN = {f"torch {name}Storage": dtype for name, dtype in DTYPES.items()} | {"collections OrderedDict": lambda: None}
 MODEL = "cifar10-resnet model"
 RESUME = "cifar10-resnet resume"
 
@@ -72,7 +78,7 @@ def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[st
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
-    write(path, MODEL, content)
+    write(destination(path), MODEL, content)
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -83,24 +89,10 @@ def load(path: str | Path) -> Checkpoint:
         ValueError: it is damaged, or no checkpoint of this program.
     """
     content = read(path, MODEL)
-    classes = content.get("classes")
-    if (
-        content.keys() != {"config", "classes", "weights", "metrics"}
-        or not isinstance(content["metrics"], dict)
-        or not (isinstance(classes, list) and classes)
-        or not all(isinstance(name, str) and name.isprintable() for name in classes)
-    ):
-        raise ValueError(f"{path} is no model checkpoint of this version of the program")
-    config = config_from(content["config"], path)
-    with torch.device("meta"):  # a file that only claims to be wide takes no memory
-        expected = network(config, classes).state_dict()
-    if _forms(content["weights"]) != _forms(expected):
-        needed = f"ResNet-{config.depth} of width {config.width} with {len(classes)} classes"
-        raise ValueError(f"{path}: the weights do not fit a {needed}")
-    model = network(config, classes)
+    model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), config, content["metrics"])
+    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), content["config"], content["metrics"])
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:
@@ -116,20 +108,6 @@ def config_dict(config: Config) -> dict[str, Any]:
     """Plain values only."""
     values = dataclasses.asdict(config)
     return values | {"resolutions": list(config.resolutions)}
-
-
-def config_from(values: dict[str, Any], path: str | Path) -> Config:
-    """The inverse of `config_dict`; ValueError when the fields are not those of this version."""
-    try:
-        values = values | {"resolutions": tuple(values["resolutions"])}
-        for name, default in dataclasses.asdict(Config()).items():
-            if type(values.get(name, default)) is not type(default):
-                raise TypeError(f"{name} is not of type {type(default).__name__}")
-        if any(type(side) is not int for side in values["resolutions"]):
-            raise TypeError("resolutions are not all of type int")
-        return Config(**values)
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: its config does not fit this version of the program: {error}") from error
 
 
 def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
@@ -148,99 +126,148 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
 
 
 def read(path: str | Path, kind: str) -> dict[str, Any]:
-    """The content of a file that `write` made, checked.
+    """The content of a file that `write` made, checked, with its config as a Config.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged, or no checkpoint of this kind.
     """
     foreign = f"{path} is not a {kind.split()[1]} checkpoint of this program"
-    data = _bounded_bytes(Path(path))
-    if not data.startswith(b"PK"):
-        raise ValueError(f"{foreign}, or it is damaged")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            plain = _inspect(archive, len(data))
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or content.pop("format", None) != kind:
-            raise _RefusedError("train one with `make train`")
-        version, expected = content.pop("version", None), content.pop("sha256", None)
-        if version not in (1, VERSION):
-            raise _RefusedError(f"it has format version {version!r:.20}, this program reads 1 and {VERSION}")
-        found = digest(content, len(data), min(MAX_PLAIN_PER_BYTE * plain, MAX_PLAIN))
-    except _RefusedError as error:
-        raise ValueError(f"{foreign}: {error}") from error
-    except Exception as error:  # zipfile, pickle and torch raise nearly anything over a damaged file
-        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
-    if found != expected:
-        raise ValueError(f"{path} is damaged: its SHA-256 does not match its content")
-    return _from_version_1(content) if version == 1 else content
-
-
-def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    config = content.get("config")
-    if isinstance(config, dict):
-        config["data"] = "generated" if config.pop("generated", False) else "cifar10"
-    return content | ({"classes": list(CLASSES_OF_VERSION_1)} if "weights" in content else {})
-
-
-class _RefusedError(Exception):
-    """Why a whole file is none of ours."""
-
-
-def _bounded_bytes(path: Path) -> bytes:
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would be waited for
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(handle)
+    with _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:  # a pipe without a writer would be waited for
+        status = os.fstat(file.fileno())
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path} is no regular file")
         if status.st_size > MAX_BYTES:
             raise ValueError(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
-        return file.read(MAX_BYTES)
+        if file.read(2) != b"PK":
+            raise ValueError(f"{foreign}, or it is damaged")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                file.most = MAX_BYTES
+                return _content(archive, status.st_size, kind)
+        except _RefusedError as error:
+            raise ValueError(f"{foreign}: {error}") from error
+        except schema.MisfitError as error:
+            raise ValueError(f"{foreign} in this version, or it is damaged: {error}") from error
+        except Exception as error:  # zipfile and pickle raise nearly anything over a damaged file
+            raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
 
 
-def _inspect(archive: zipfile.ZipFile, size: int) -> int:
-    """Bytes of the pickles of an archive of `size` bytes; refuses what `torch.save` of tensors does not write."""
+class _RefusedError(Exception):
+    """Why a whole file is none of ours."""
+
+
+class _File(io.FileIO):
+    """A file of which at most `most` bytes are read at once: zipfile reads as much as the file tells it to."""
+
+    most = MAX_DIRECTORY_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size and size > self.most:
+            raise _RefusedError("its directory is too large")
+        return super().read(self.most if size is None or size < 0 else size) or b""
+
+
+def _content(archive: zipfile.ZipFile, size: int, kind: str) -> dict[str, Any]:
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _RefusedError("its members are compressed")
     if sum(member.file_size for member in members) > size:
         raise _RefusedError("its members claim more bytes than it has")
-    pickles = [member for member in members if member.filename.endswith(".pkl")]
-    plain = sum(member.file_size for member in pickles)
-    if plain > MAX_PICKLE_BYTES:
-        raise _RefusedError(f"its pickle has {plain} bytes")
-    for member in pickles:
-        for opcode, argument, _ in pickletools.genops(archive.read(member)):
-            if opcode.name == "GLOBAL" and argument not in GLOBALS:
-                raise _RefusedError(f"its pickle asks for {str(argument).replace(' ', '.')!r:.80}")
-    return plain
+    pickles = [member for member in members if member.filename.endswith("data.pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+        raise _RefusedError("it has no pickle, or a large one, or several")
+    place = pickles[0].filename.removesuffix("data.pkl")
+    order = [archive.read(member) for member in members if member.filename == f"{place}byteorder"]
+    if order not in ([], [b"little"]):
+        raise _RefusedError("its numbers are not little-endian")
+
+    content = _unpickled(archive.read(pickles[0]))
+    if type(content) is not dict or content.pop("format", None) != kind:
+        raise _RefusedError("train one with `make train`")
+    version, expected = content.pop("version", None), content.pop("sha256", None)
+    if type(version) is not int or version not in (1, VERSION):
+        raise _RefusedError(f"it has another format version, this program reads 1 and {VERSION}")
+    translate = _from_version_1 if version == 1 else dict
+    config = (schema.model if kind == MODEL else schema.state)(translate(content))
+
+    storages: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def filled(value: Any) -> Any:
+        if type(value) is dict:
+            return {key: filled(item) for key, item in value.items()}
+        if type(value) is list:
+            return [filled(item) for item in value]
+        if type(value) is not Stored:
+            return value
+        key = value.key, value.dtype
+        if key not in storages:
+            storages[key] = _storage(archive, f"{place}data/{value.key}", value)
+        return storages[key].as_strided(value.shape, value.stride, value.offset)
+
+    content = filled(content)
+    if digest(content) != expected:
+        raise ValueError("its SHA-256 does not match its content")
+    return translate(content) | {"config": config}
 
 
-def _forms(weights: Any) -> Any:
-    """Names, shapes and types of tensors, to compare; None where that is not what `weights` are."""
-    if not isinstance(weights, dict) or not all(isinstance(t, torch.Tensor) for t in weights.values()):
-        return None
-    return {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+def _unpickled(data: bytes) -> Any:
+    containers = 0
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        containers += opcode.name in CONTAINERS
+        if opcode.name not in OPCODES or count > MAX_OPCODES or containers > MAX_CONTAINERS:
+            raise _RefusedError("its pickle holds what no checkpoint does, or too much")
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > MAX_OPCODES:  # makes room for as many
+            raise _RefusedError("its pickle counts too far")
+    return _Unpickler(io.BytesIO(data)).load()
 
 
-def digest(content: Any, tensor_bytes: float = math.inf, plain_cost: float = math.inf) -> str:
-    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of nested dicts, lists, tensors and values.
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors alone, and leaves them in the file."""
 
-    A few bytes of a pickle can stand for endless lists or one number for a huge tensor: with more than `tensor_bytes`
-    of tensors, or more than `plain_cost` other values and letters, it is refused.
-    """
+    def find_class(self, module: str, name: str, /) -> Any:
+        known = {**KNOWN, "torch._utils _rebuild_tensor_v2": _stored}
+        if f"{module} {name}" not in known:
+            raise _RefusedError(f"its pickle asks for {module}.{name}"[:80])
+        return known[f"{module} {name}"]
+
+    def persistent_load(self, pid: Any, /) -> Any:
+        _, dtype, key, _, length = pid
+        return dtype, key, length
+
+
+def _stored(storage: Any, offset: Any, shape: Any, stride: Any, gradient: Any, hooks: Any) -> Stored:
+    dtype, key, length = storage
+    return Stored(dtype, key, length, offset, shape, stride)
+
+
+def _storage(archive: zipfile.ZipFile, name: str, stored: Stored) -> torch.Tensor:
+    size = archive.getinfo(name).file_size
+    if size != stored.length * stored.dtype.itemsize:
+        raise ValueError("a tensor has another size than its file")
+    data = bytearray(archive.read(name))  # checks its CRC-32; torch wants bytes that may be written
+    storage = torch.frombuffer(data, dtype=stored.dtype) if size else torch.empty(0, dtype=stored.dtype)
+    # Sums of the metrics are in float64, and hold one infinity by design.
+    if bool(storage.isnan().any() if stored.dtype is torch.float64 else not storage.isfinite().all()):
+        raise schema.MisfitError("a number in a tensor is not finite")
+    return storage
+
+
+def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
+    content = dict(content)
+    if isinstance(content.get("config"), dict):
+        config = content["config"] = dict(content["config"])
+        config["data"] = "generated" if config.pop("generated", False) is True else "cifar10"
+    return content | ({"classes": list(CLASSES_OF_VERSION_1)} if "weights" in content else {})
+
+
+def digest(content: Any) -> str:
+    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of nested dicts, lists, tensors and values."""
     sha = hashlib.sha256()
 
     def add(value: Any) -> None:
-        nonlocal tensor_bytes, plain_cost
-        plain_cost -= 1 + (len(value) if isinstance(value, str) else 0)
-        if isinstance(value, torch.Tensor):
-            tensor_bytes -= value.numel() * value.element_size()
-        if tensor_bytes < 0 or plain_cost < 0:
-            raise _RefusedError("it unpacks to more than it holds")
         if isinstance(value, torch.Tensor):
             sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
             sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

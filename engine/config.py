@@ -10,6 +10,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import tyro
@@ -144,6 +145,7 @@ class Config:
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         need(bool(self.out), "out", "a file name")
+        need(not fnmatch(self.out, "*resume-*.pt"), "out", "another name than a resume state's")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")
 
     def drawn(self) -> dict[str, Any]:
@@ -248,9 +250,9 @@ def typed(arguments: Sequence[str]) -> set[str]:
     return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Settings that decide a run's weights and differ, as "--flag OLD -> NEW"."""
-    before, after = (config.values("weights", "network", "batches") for config in (old, new))
+def differences(old: Config, new: Config, *roles: Role) -> list[str]:
+    """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
+    before, after = (config.values(*roles or ("weights", "network", "batches")) for config in (old, new))
     return [
         f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]

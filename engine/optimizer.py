@@ -20,7 +20,12 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
 
     Args:
         dtype: of Muon's matrix products, bfloat16 or float32.
+
+    Raises:
+        ValueError: a learning rate is too large for the weights' type.
     """
+    if not max(config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr) <= torch.finfo(torch.float32).max:
+        raise ValueError("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
     filters, weights, gains, biases = parameter_groups(model)
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},
@@ -31,9 +36,7 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         groups.append({"params": filters, "lr": config.muon_lr, "momentum": config.muon_momentum, "orthogonal": True})
         return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)
     weights += filters
-    return torch.optim.SGD(
-        groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True
-    )
+    return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 class Muon(torch.optim.Optimizer):

@@ -13,6 +13,7 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
 """
 
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,6 @@ from engine.stopwatch import Stopwatch
 T = TypeVar("T")
 
 KEPT = 2
-COLUMNS = EpochRow.__annotations__.keys()
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
 SHARE = 0.01
 BYTES_PER_SECOND = 150e6
@@ -42,7 +42,9 @@ class State:
 
     path: Path | None = None
     config: Config = field(default_factory=Config)
-    """With run_dir where the file lies now."""
+    """With run_dir where the file lies now, and the defaults for all else that does not decide the weights."""
+    given: Config = field(default_factory=Config)
+    """As the file has it."""
     learner: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[EpochRow] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -94,19 +96,10 @@ def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
 
 def _load(path: Path) -> State:
     content = checkpoint.read(path, checkpoint.RESUME)
-    if content.keys() != {"config", "learner", "rows", "seconds", "data", "environment"} or not (
-        isinstance(content["rows"], list)
-        and all(_numbers(row, COLUMNS - {"split"}) and row.keys() == COLUMNS for row in content["rows"])
-        and _numbers(content["seconds"], content["seconds"])
-        and isinstance(content["environment"], dict)
-    ):
-        raise ValueError(f"{path} is no resume state of this version of the program")
-    config = checkpoint.config_from(content.pop("config"), path)
-    return State(path, replace(config, run_dir=str(path.parent)), **content)
-
-
-def _numbers(values: Any, keys: Iterable[str]) -> bool:
-    return isinstance(values, dict) and all(isinstance(values.get(key), int | float) for key in keys)
+    given: Config = content.pop("config")
+    # Where and by what a run goes on is for the command line to say: a file may be a stranger's.
+    here = Config().values("machine", "files") | {"run_dir": str(path.parent)}
+    return State(path, replace(given, **here), given=given, **content)
 
 
 def restore(learner: Learner, state: State, config: Config, data: str) -> None:
@@ -125,7 +118,10 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
         raise ValueError(f"{state.path}: it was trained on other data than this run would be")
     steps, epoch = learner.steps_per_epoch, len(state.rows)
     try:
-        learner.load_state_dict(state.learner)
+        # The groups' settings are the config's; only their momentum is the state's.
+        groups = learner.optimizer.state_dict()["param_groups"]
+        optimizer = {"state": state.learner["optimizer"]["state"], "param_groups": groups}
+        learner.load_state_dict({**state.learner, "optimizer": optimizer})
         if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
             raise ValueError(f"step {learner.step} after {epoch} finished epochs cannot be")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
@@ -161,7 +157,7 @@ class Keeper:
         self.config, self._world = learner.config, learner.machine.world
         self.environment = learner.machine.card() | learner.machine.choices()
         self.saved = str(state.path or "none yet")
-        self.notes = [*state.notes, *_announcements(state, self.environment)]
+        self.notes = [*state.notes, *_announcements(state, self.config, self.environment)]
         self._signals = StopSignals()
         self._last, self._cost = perf_counter(), 3 * _bytes(learner) / BYTES_PER_SECOND
         if state.path:
@@ -243,7 +239,14 @@ class Keeper:
     def _stop_if_asked(self) -> None:
         if self._signals.received:
             self.save()
-            advice = f"go on with: python train.py --resume {self.folder}"
+            default = Config()
+            flags = [
+                word
+                for name, value in self.config.values("machine", "files").items()
+                for word in (f"--{name.replace('_', '-')}", str(value))
+                if value != getattr(default, name) and name not in ("run_dir", "resume")
+            ]
+            advice = f"go on with: {shlex.join(['python', 'train.py', '--resume', str(self.folder), *flags])}"
             raise Stopped(self._signals.received, f"stopped and saved at {self.position}; {advice}")
 
 
@@ -273,17 +276,22 @@ def claim(folder: Path, state: State) -> None:
             file.unlink(missing_ok=True)
 
 
-def _announcements(state: State, environment: Mapping[str, str]) -> list[str]:
-    """One line where the machine, the versions, the threads or the precision are not those of the state."""
+def _announcements(state: State, config: Config, environment: Mapping[str, str]) -> Iterator[str]:
+    """A line where the machine, the versions, the threads or the precision are not those of the state, and one where
+    the command line has other files or another device than it."""
     if not state.path:
-        return []
+        return
     before, names = state.environment, sorted(state.environment.keys() | environment.keys())
     changed = [
         f"{name} {before.get(name, 'none')} -> {environment.get(name, 'none')}"
         for name in names
         if before.get(name) != environment.get(name)
     ]
-    return [f"not the environment it began in ({', '.join(changed)}): weights may differ"] if changed else []
+    if changed:
+        yield f"not the environment it began in ({', '.join(changed)}): weights may differ"
+    given = replace(state.given, run_dir=config.run_dir, resume=config.resume)
+    if local := differences(given, config, "machine", "files"):
+        yield f"these are the command line's, not the state's: {', '.join(local)}"
 
 
 def _bytes(learner: Learner) -> int:

@@ -14,7 +14,17 @@ from typing import NoReturn
 import torch
 
 from engine.interrupt import Stopped
+from ground.terminal import printable
 
+# Of DALI's, oneDNN's and the CPU's allocators, in small letters.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "could not create a primitive",
+    "unable to resize file",
+    "resource temporarily unavailable",
+)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -73,8 +83,14 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
     """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core).
 
     With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there.
+
+    Raises:
+        ValueError: more threads than cores, which would wait for each other at every operation.
     """
-    threads = threads or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise ValueError(f"--threads is {threads}: it must be 0 to {cores}, the cores that this process may use")
+    threads = threads or cores
     torch.set_num_threads(threads)
     # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
     torch._dynamo.config.recompile_limit = 64
@@ -127,7 +143,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether it says so: Python's, CUDA's, or the RuntimeErrors of DALI's and the CPU's allocators."""
     text = str(error).lower()
     known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "out of memory" in text or "can't allocate memory" in text
+    return known or any(words in text for words in OUT_OF_MEMORY)
 
 
 def synchronise(device: torch.device) -> None:
@@ -197,11 +213,11 @@ def run(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, the file first where it has one."""
+    """An error in one line, the file first where it has one, without control characters that a name may hold."""
+    text = str(error)
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
-        return where + error.strerror
-    return " ".join(str(error).split())
+        text = (f"{error.filename}: " if error.filename else "") + error.strerror
+    return printable(" ".join(text.split()))
 
 
 def _cpu_model() -> str:

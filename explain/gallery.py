@@ -20,6 +20,7 @@ from torch import Tensor
 from engine.model import resize
 from explain.cam import display
 from explain.cases import Cases, Ints, Maps
+from ground.terminal import printable
 from pipeline.split import UInt8
 
 DPI = 150
@@ -147,7 +148,8 @@ class Pen:
         """
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
         font = ImageFont.truetype(self._folder / name, round(points * DPI / 72))
-        shown, left = text, len(text)
+        shown = text = printable(text)  # a name may hold what no font can draw
+        left = len(text)
         while font.getlength(shown) > room and left > 1:
             left -= 1
             shown = f"{text[: left - left // 2]}…{text[len(text) - left // 2 :]}"

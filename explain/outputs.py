@@ -29,21 +29,26 @@ def table(cases: Cases) -> bytes:
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    names = np.array(cases.classes)
+    names, files = np.array([_cell(name) for name in cases.classes]), [_cell(name) for name in cases.files]
     predicted, rival = names[cases.predicted], names[cases.rival]
     p_predicted, p_rival = (
         [f"{p:.6f}" for p in cases.probability(classes)] for classes in (cases.predicted, cases.rival)
     )
     if cases.labels is None:
         writer.writerow(FILE_COLUMNS)
-        writer.writerows(zip(cases.files, predicted, p_predicted, rival, p_rival, strict=True))
+        writer.writerows(zip(files, predicted, p_predicted, rival, p_rival, strict=True))
     else:
         loss = [f"{value:.6f}" for value in cases.loss]
         columns = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, cases.disputed.astype(int))
-        named = bool(cases.files)
+        named = bool(files)
         writer.writerow((*COLUMNS, "file") if named else COLUMNS)
-        writer.writerows(zip(*columns, *[cases.files] * named, strict=True))
+        writer.writerows(zip(*columns, *[files] * named, strict=True))
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _cell(name: str) -> str:
+    """A name as a spreadsheet takes it for text: one that begins like a formula gets an apostrophe."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def archive(maps: Maps) -> bytes:

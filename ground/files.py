@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -51,17 +52,33 @@ def _synchronise(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_writable(path: str | Path) -> None:
-    """Try, before hours of work, whether `path` can be written later.
+def destination(path: str | Path) -> Path:
+    """The file that a person means by `path`, there or to come: where a symbolic link leads.
 
     Raises:
-        OSError: it cannot.
+        OSError: no file can be written there: it is a folder, a device or a pipe, a read-only file, a link in a loop.
+        ValueError: it begins with ~, which a shell would have replaced.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
     try:
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent):
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        mode = stat.S_IFREG | stat.S_IWUSR
+    if str(path).startswith("~"):
+        raise ValueError(f"{path}: ~ stands for itself here: write the home folder out")
+    if stat.S_ISDIR(mode) or str(path).endswith("/"):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, "it is a device or a pipe: name a plain file", str(path))
+    if not mode & 0o222:
+        raise PermissionError(errno.EACCES, "it is read-only: remove it, or name another file", str(path))
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def check_writable(path: str | Path) -> None:
+    """Try, before hours of work, whether `path` can be written later; raises as `destination`, or OSError."""
+    real = destination(path)
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{real.name}.", suffix=".tmp", dir=real.parent):
             pass
     except OSError as error:
         raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
@@ -78,7 +95,7 @@ def lock(path: Path, taken: Callable[[str], None]) -> int:
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's link would be emptied
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
 
 
+def printable(text: str) -> str:
+    """The text with what is not printed but moves the cursor, or is no Unicode, as escapes: "\\x1b", "\\udcff"."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def stdout_console() -> Console:
     """A console on stdout. In a pipe it is wide enough for any table, and has no control characters (FORCE_COLOR)."""
     live = sys.stdout.isatty()

@@ -22,7 +22,7 @@ from engine.config import Config
 from engine.learner import Batch, Progress
 from engine.machine import Machine
 from engine.row import EpochRow
-from ground.terminal import bar
+from ground.terminal import bar, printable
 
 Peek = Callable[[], Progress | None]
 
@@ -87,6 +87,7 @@ class Reporter:
     def say(self, what: RenderableType) -> None:
         """One line of text, never wrapped by us, or anything else that rich can draw."""
         if self._console is not None:
+            what = printable(what) if isinstance(what, str) else what
             self._console.print(what, markup=False, emoji=False, highlight=False, soft_wrap=isinstance(what, str))
 
     def choice(self, preset: str, config: Config, machine: Machine) -> None:

@@ -8,6 +8,7 @@
 Every rank has one. They go through the same calls; only rank 0's speaks and writes.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -109,9 +110,19 @@ class Run:
                 raise ValueError(f"{error} ({where}): {advice}") from None
 
     def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
-        """The model on these batches; a stop signal ends it between two."""
+        """The model on these batches; a stop signal ends it between two.
+
+        Raises:
+            ValueError: the loss is not finite, though that of training was.
+        """
         with self.clock.on("eval"):
-            return self.learner.evaluate(self.keeper.batches(batches), flip)
+            result = self.learner.evaluate(self.keeper.batches(batches), flip)
+        if not math.isfinite(result.loss):
+            advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
+            raise ValueError(
+                f"the loss of the {self.split} images is not finite after step {self.learner.step}: {advice}"
+            )
+        return result
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch, and save the state if one is due."""
@@ -146,7 +157,7 @@ class Run:
     def _gained(self, kind: str) -> float:
         """Seconds of a kind since the last row, over stops too: the largest of the ranks'."""
         self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
-        return self.clock[kind] - self.folder.total(f"{kind}_seconds")
+        return max(0.0, self.clock[kind] - self.folder.total(f"{kind}_seconds"))
 
     def end(self, flipped: Evaluation) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.

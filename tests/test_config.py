@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import report.run
 import train
-from engine import checkpoint, runtime
+from engine import checkpoint, runtime, schema
 from engine.config import PRESETS, Config, differences, parse
 
 WHOLE = st.integers(-3, 40) | st.sampled_from([0, 1, 2, 255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
@@ -84,7 +84,7 @@ def test_any_values_are_accepted_or_refused_with_one_message(values):
         assert "it must be" in str(error)
         assert "\n" not in str(error)
         return
-    assert checkpoint.config_from(checkpoint.config_dict(config), "x.pt") == config
+    assert schema.config_from(checkpoint.config_dict(config)) == config
     assert differences(config, config) == []
     assert all(8 <= config.resolution(epoch) <= 256 for epoch in range(min(config.epochs, 20)))
 

@@ -4,6 +4,7 @@ import base64
 import copy
 import csv
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -195,6 +196,21 @@ def test_own_pictures_by_confidence_with_the_unreadable_ones_named(run, split: S
     for row, values, classes in zip(rows, likely.values.tolist(), likely.indices.tolist(), strict=True):
         assert [row["predicted"], row["second"]] == [CLASSES[k] for k in classes]
         assert [float(row["p_predicted"]), float(row["p_second"])] == pytest.approx(values, abs=1e-4)
+
+
+def test_names_that_are_no_text_or_more_than_text_are_drawn_and_written_as_text(run, split: Split):
+    Path("own").mkdir()
+    names = [b"\xff.png", b"a\nb.png", b"\x1b[2J.png", b"[_x]<b>'\".png"]
+    for i, name in enumerate(names):
+        Image.fromarray(split.images[i]).save(os.path.join(b"own", name).decode(errors="surrogateescape"))
+    Image.fromarray(split.images[9]).save("=cmd().png")
+    Path(os.fsdecode(b"own/\x1b\xfe.png")).write_bytes(b"")
+    for out in ("own.html", "own.png"):
+        code, result, err = run("--images", "own", "=cmd().png", "--out", out)
+        assert (code, err, result["pictures"]) == (0, "", 5)
+    with open("images.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        found = {row["file"] for row in csv.DictReader(file)}
+    assert found == {f"own/{os.fsdecode(name)}" for name in names} | {"'=cmd().png"}
 
 
 def test_layer_method_and_target_reach_the_maps(run, split: Split):

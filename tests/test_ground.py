@@ -3,13 +3,15 @@
 import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ground.files import lock, write_whole
+from ground.files import check_writable, destination, lock, write_whole
+from ground.terminal import printable
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,6 +49,55 @@ def test_a_failure_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, momen
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_a_link_is_followed_where_a_person_named_it(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far/x")
+    for _ in range(2):  # to what is not there yet, and to what is
+        check_writable(tmp_path / "link")
+        write_whole(destination(tmp_path / "link"), b"new")
+        assert (tmp_path / "far" / "x").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_plain_file_is_refused_and_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+    os.symlink("pipe", "link")
+    os.mkdir("folder")
+    Path("closed").write_bytes(b"old")
+    os.chmod("closed", 0o444)
+    before = sorted(os.listdir())
+    for name, reason in {
+        "pipe": "a device or a pipe",
+        "link": "a device or a pipe",
+        "/dev/null": "a device or a pipe",
+        "loop": "Too many levels",
+        "folder": "it is a folder",
+        "new/": "it is a folder",
+        "closed": "it is read-only",
+        "closed/x": "Not a directory",
+        "~/x": "write the home folder out",
+        "missing/x": "its folder cannot be written",
+    }.items():
+        with pytest.raises((OSError, ValueError), match=reason) as caught:
+            check_writable(name)
+        assert name in str(caught.value)
+    assert sorted(os.listdir()) == before
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and Path("closed").read_bytes() == b"old"
+
+
+def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
+    (tmp_path / "mine").write_text("text")
+    (tmp_path / "run.lock").symlink_to("mine")
+    with pytest.raises(OSError):
+        lock(tmp_path / "run.lock", print)
+    assert (tmp_path / "mine").read_text() == "text"
+
+
+def test_control_characters_of_a_name_reach_no_terminal():
+    assert printable("a\x1b[2J\udcff\u202eb é") == "a\\x1b[2J\\udcff\\u202eb é"
 
 
 def test_a_missing_folder_is_named(tmp_path):

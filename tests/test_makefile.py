@@ -146,6 +146,12 @@ def test_a_given_environment_is_used_and_nothing_is_installed(project, target):
     assert not (project.folder / ".venv").exists()
 
 
+def test_a_given_environment_may_have_spaces_in_its_name(project):
+    shutil.copytree(project.folder / "system", project.folder / "my venv")
+    code, _, errors, calls = project.make("train", "VENV=my venv", "ARGS=smoke")
+    assert (code, errors, calls) == (0, "", ["my venv train.py smoke"])
+
+
 def test_a_given_environment_without_python_is_named(project):
     code, _, errors, calls = project.make("train", "VENV=elsewhere")
     assert code == 2 and not calls
@@ -194,6 +200,6 @@ def test_the_default_lists_every_target(project):
     code, out, _, calls = project.make()
     assert code == 0 and not calls
     listed = [line.split()[0] for line in out.splitlines()[1:]]
-    known = "bench check clean crash-test export gallery gpu-check help profile test test-all train"
+    known = "bench check clean crash-test export fuzz gallery gpu-check help profile test test-all train"
     assert sorted(listed) == known.split()
     assert all(len(line.split()) >= 3 for line in out.splitlines()[1:])

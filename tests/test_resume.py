@@ -16,7 +16,7 @@ import torch
 
 import report.run
 import train
-from engine import checkpoint, resume, runtime
+from engine import checkpoint, resume, runtime, schema
 from engine.config import PRESETS, Config
 from engine.interrupt import SIGNALS, Stopped, StopSignals
 from engine.learner import Learner, NonFiniteLoss
@@ -27,12 +27,13 @@ from pipeline.dali import DaliLoader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
 from report.run_folder import RunFolder
-from tests.commands import run, weights
+from tests.commands import rewritten, run, weights
 
 CPU = torch.device("cpu")
-QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", "--device", "cpu"]
+HOW = ["--device", "cpu", "--threads", "1"]
+QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", *HOW]
 STEPS = 4
-QUICK += ["--precision", "fp32", "--threads", "1", "--data", f"generated:{32 * STEPS}/64"]
+QUICK += ["--precision", "fp32", "--data", f"generated:{32 * STEPS}/64"]
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run")
 HERE = Machine(CPU).card() | Machine(CPU).choices()
 
@@ -74,6 +75,12 @@ def step(own, count=1):
         own.train_step(images, torch.arange(8))
 
 
+def row(epoch):
+    """A row that may be the log's."""
+    values = {"epoch": epoch, "epochs": 2, "step": STEPS * epoch, "steps": 2 * STEPS, "split": "test"}
+    return dict.fromkeys(schema.COLUMNS, 1) | values
+
+
 def keeper(own, folder="run", state=None, rows=()):
     Path(folder).mkdir(exist_ok=True)
     return resume.Keeper(Path(folder), rows, own, "data", Stopwatch({}), state or resume.State())
@@ -85,7 +92,8 @@ def keeper(own, folder="run", state=None, rows=()):
 def test_a_state_of_version_1_is_read():
     keeper(learner()).save()
     (path,) = resume.states(Path("run"))
-    content = checkpoint.read(path, checkpoint.RESUME)
+    content = torch.load(path, weights_only=True)
+    del content["format"], content["version"], content["sha256"]
     content["config"]["generated"] = content["config"].pop("data") == "generated"
     digest = checkpoint.digest(content)
     torch.save({"format": checkpoint.RESUME, "version": 1, "sha256": digest} | content, path)
@@ -189,6 +197,105 @@ def test_a_state_that_does_not_fit_is_refused():
     resume.restore(learner(), state, free, "data")
 
 
+def first(content):
+    return content["rows"][0]
+
+
+def entries(content):
+    return content["learner"]["optimizer"]["state"]
+
+
+WRONG = {
+    "a row too few": lambda c: c["rows"].pop(0),
+    "too many rows": lambda c: c["rows"].extend([row(2), row(3)]),
+    "rows that are none": lambda c: c.update(rows={}),
+    "a number that is negative": lambda c: first(c).update(loss=-1.0),
+    "a count that is negative": lambda c: first(c).update(test_correct=-1),
+    "half a step": lambda c: first(c).update(step=2.5),
+    "a step of another type": lambda c: first(c).update(step=2.0),
+    "a step beyond": lambda c: first(c).update(step=10**300),
+    "a row of later": lambda c: first(c).update(step=STEPS + 2),
+    "a number that is none": lambda c: first(c).update(test_loss=float("nan")),
+    "a list": lambda c: first(c).update(lr=[1]),
+    "a tensor": lambda c: first(c).update(lr=torch.zeros(1)),
+    "braces": lambda c: first(c).update(split="{x}"),
+    "a column more": lambda c: first(c).update(more=1),
+    "seconds that are none": lambda c: c["seconds"].update(train=float("nan")),
+    "seconds to come": lambda c: c["seconds"].update(train=-1.0),
+    "seconds of text": lambda c: c["seconds"].update(train="1"),
+    "numbers for names": lambda c: c["environment"].update({3: "4"}),
+    "numbers for text": lambda c: c["environment"].update(cpu=4),
+    "data of bytes": lambda c: c.update(data=3),
+    "a step that is a fraction": lambda c: c["learner"].update(step=5.0),
+    "a step that is text": lambda c: c["learner"].update(step="5"),
+    "weights that are not finite": lambda c: c["learner"]["model"]["fc.bias"].fill_(float("nan")),
+    "no classes": lambda c: c["learner"]["model"].update({"fc.bias": torch.zeros(0)}),
+    "an average less": lambda c: c["learner"]["lookahead"].pop(),
+    "an average of another form": lambda c: c["learner"]["lookahead"].__setitem__(3, torch.zeros(7)),
+    "momentum that is not finite": lambda c: entries(c)[0]["momentum_buffer"].fill_(float("inf")),
+    "momentum of another form": lambda c: entries(c)[0].update(momentum_buffer=torch.zeros(7)),
+    "a momentum less": lambda c: entries(c).pop(0),
+    "groups of text": lambda c: c["learner"]["optimizer"].update(param_groups="many"),
+    "a schedule of text": lambda c: c["learner"]["optimizer"]["param_groups"][0].update(lr="fast"),
+    "a scaler": lambda c: c["learner"].update(scaler={"scale": 1.0}),
+    "metrics of another form": lambda c: c["learner"].update(metrics=torch.zeros(7)),
+    "something else": lambda c: c["learner"].update(schedule="x"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_state_that_is_consistent_but_wrong_is_refused(name):
+    own = learner()
+    step(own, STEPS + 1)
+    kept = keeper(own, rows=[row(1)])
+    kept.save()
+    (path,) = resume.states(Path("run"))
+    rewritten(path, lambda content: None)
+    resume.find(str(path), "")
+    rewritten(path, WRONG[name])
+    with pytest.raises(ValueError, match=path.name) as caught:
+        state = resume.find(str(path), "")
+        resume.restore(learner(), state, CONFIG, "data")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatch):
+    """Its paths, its device and its threads are those of whoever made it."""
+    real = Learner.train_step
+
+    def stopping(own, *batch):
+        real(own, *batch)
+        if own.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Learner, "train_step", stopping)
+    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
+    monkeypatch.setattr(Learner, "train_step", real)
+    Path("victim").write_text("mine")
+    theirs = {"out": "victim", "run_dir": "elsewhere", "resume": "other", "device": "cuda", "threads": 1000}
+    rewritten(resume.states(Path("run"))[0], lambda content: content["config"].update(theirs))
+    code, out, _ = run(capsys, "--resume", "run")
+    assert code == 0
+    assert "these are the command line's, not the state's: --device cuda -> auto, --threads 1000 -> 0, " in out
+    assert "--out victim -> model.pt\n" in out
+    assert Path("victim").read_text() == "mine"
+    assert Path("model.pt").exists() and len(rows("run")) == 2
+    assert {path.name for path in Path().iterdir()} == {"victim", "run", "model.pt"}
+
+
+def test_the_settings_of_the_optimizer_are_the_configs_not_the_states():
+    own = learner()
+    step(own)
+    keeper(own).save()
+    (path,) = resume.states(Path("run"))
+    rewritten(path, lambda c: c["learner"]["optimizer"]["param_groups"][0].update(weight_decay=0.5, maximize=True))
+    other = learner()
+    resume.restore(other, resume.find(str(path), ""), CONFIG, "data")
+    step(own)
+    step(other)
+    assert checkpoint.digest(own.state_dict()) == checkpoint.digest(other.state_dict())
+
+
 def test_a_state_is_never_written_from_a_spoilt_model():
     own = learner()
     kept = keeper(own)
@@ -267,14 +374,14 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     assert not leftover.exists()
     own = learner()
     step(own, 2 * STEPS)
-    rows = [dict.fromkeys(resume.COLUMNS, 1)]
+    rows = [row(1)]
     own.step -= 1
     kept = keeper(own, rows=rows)
     kept.save()
     with pytest.raises(ValueError, match="not finished"):
         resume.claim(Path("run"), resume.State())
     own.step += 1
-    rows *= 2
+    rows.append(row(2))
     kept.epoch_done()
     assert len(resume.states(Path("run"))) == 2, "the last epoch's state is saved, though none is due"
     resume.claim(Path("run"), resume.State())
@@ -368,7 +475,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, 
     done = {"evaluation": 4, "last evaluation": 8}.get(at) or int(at[-1])
     lines = err.strip().splitlines()
     assert lines[-1].startswith("train.py: stopped and saved at epoch ")
-    assert lines[-1].endswith(f"step {done} of 8; go on with: python train.py --resume run")
+    assert lines[-1].endswith(f"step {done} of 8; go on with: python train.py --resume run --device cpu --threads 1")
     assert resume.find("run", "").learner["step"] == done
     assert not Path("model.pt").exists()
     ended, out, _ = run(capsys, *command)
@@ -431,10 +538,10 @@ def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch,
     monkeypatch.setattr(Learner, "train_step", real)
     os.rename("run", "moved")
     free = ["--run-dir", "other", "--out", "other.pt", "--checkpoint-every", "5"]
-    assert run(capsys, "--resume", "moved", *free)[0] == 0
+    assert run(capsys, "--resume", "moved", *HOW, *free)[0] == 0
     assert rows("other") == undisturbed(capsys)["rows"]
     assert json.loads(Path("other/config.json").read_text())["run_dir"] == "other"
-    assert run(capsys, "--resume", "moved")[0] == 0
+    assert run(capsys, "--resume", "moved", *HOW)[0] == 0
     assert same(weights("model.pt"), weights("other.pt"))
 
 
@@ -512,7 +619,7 @@ def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monk
     assert "last good resume state: run/resume-00000005.pt" in err
     assert [path.name for path in resume.states(Path("run"))] == ["resume-00000005.pt", "resume-00000004.pt"]
     monkeypatch.setattr(Learner, "train_step", real)
-    assert run(capsys, "--resume", "run")[0] == 0
+    assert run(capsys, "--resume", "run", *HOW)[0] == 0
     assert same(undisturbed(capsys)["weights"], weights("model.pt"))
 
 

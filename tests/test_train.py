@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, mon
         patch.setattr(resume.Keeper, "epoch_done", stop)
         assert run(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
     (state,) = resume.states(Path("part"))
-    code, out, _ = run(capsys, "--resume", "part", "--out", "part.pt")
+    code, out, _ = run(capsys, "--resume", "part", "--out", "part.pt", "--device", "cpu", "--threads", "1")
     assert code == 0
     one, two = weights("whole.pt"), weights("part.pt")
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -144,6 +145,13 @@ def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
         (["smoke", "--resolutions", "4"], "--resolutions is (4,)"),
         (["smoke", "--out", "missing/model.pt"], "missing"),
         (["smoke", "--out", "."], "it is a folder"),
+        (["smoke", "--out", "/dev/null"], "it is a device or a pipe"),
+        (["smoke", "--out", "new/"], "it is a folder"),
+        (["smoke", "--out=~/model.pt"], "write the home folder out"),
+        (["smoke", "--out", "resume-00000099.pt"], "--out is resume-00000099.pt"),
+        (["smoke", *FEW, "--threads", "1024"], "--threads is 1024: it must be 0 to "),
+        (["smoke", *FEW, "--muon-lr", "1e308"], "--muon-lr is too large"),
+        (["smoke", *FEW, "--muon-lr", "0.1", "--bias-lr-scale", "1e308"], "--bias-lr-scale or --muon-lr is too large"),
         (["smoke", "--resume", "none.pt"], "none.pt: No such file or directory"),
         (["smoke", "--precision", "fp16", "--device", "cpu"], "--precision is fp16 on a CPU"),
     ],
@@ -154,6 +162,22 @@ def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, messag
     assert message in err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_for_the_model_is_followed(capsys):
+    Path("far").mkdir()
+    Path("link.pt").symlink_to("far/model.pt")
+    assert run(capsys, *QUICK, "--epochs", "1", "--out", "link.pt", "--run-dir", "run")[0] == 0
+    assert Path("link.pt").is_symlink() and checkpoint.load("far/model.pt").config.out == "link.pt"
+
+
+def test_a_test_loss_that_is_not_finite_is_said_and_never_saved(capsys, monkeypatch):
+    real = Learner.evaluate
+    monkeypatch.setattr(Learner, "evaluate", lambda *a: replace(real(*a), loss=float("inf")))
+    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the loss of the test images is not finite after step 4" in err
+    assert not Path("model.pt").exists()
 
 
 def test_a_foreign_or_damaged_resume_state_is_refused(capsys):
@@ -197,3 +221,21 @@ def test_help_names_every_setting_and_prints_no_traceback(tmp_path):
     for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "|".join(PRESETS)):
         assert flag in result.stdout
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("machine", "code", "line"),
+    [
+        ("exec 1>&-", 0, ""),
+        ("exec 1>&- 2>&-", 0, ""),
+        ("export PYTHONOPTIMIZE=2", 2, "NVIDIA DALI does not work without docstrings: unset PYTHONOPTIMIZE"),
+        ("ulimit -v 4000000", 2, "ulimit -v leaves 4.1 GB of address space"),
+    ],
+)
+def test_an_odd_machine_is_taken_or_gets_one_line(tmp_path, machine, code, line):
+    entry = Path(train.__file__)
+    command = [sys.executable, str(entry), *QUICK, "--epochs", "1", "--run-dir", "run"]
+    shell = ["sh", "-c", f'{machine}; exec "$@"', "sh", *command]
+    result = subprocess.run(shell, capture_output=True, text=True, cwd=tmp_path)
+    assert (result.returncode, (tmp_path / "model.pt").exists()) == (code, code == 0), result.stderr
+    assert line in result.stderr and result.stderr.count("\n") == bool(line)

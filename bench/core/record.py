@@ -5,7 +5,6 @@ measured; nothing is typed in.
 """
 
 import json
-import math
 import re
 import shlex
 import subprocess
@@ -143,10 +142,15 @@ def load(path: str) -> Result:
         rows = [Row(**{OLD_NAMES.get(name, name): v for name, v in row.items()}) for row in content.pop("rows")]
         for row in rows:
             numbers = [v for v in (row.value, row.low, row.high) if v is not None]
-            if not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
+            if not all(isinstance(v, int | float) and abs(v) < 1e100 for v in numbers):
                 raise ValueError(f"the value of {row.name}")
-        return Result(**content, rows=rows)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        result = Result(**content, rows=rows)
+        texts = [result.theme, *result.card, *result.card.values(), *result.settings.keys()]
+        texts += [text for row in rows for text in (row.part, row.name, row.unit, row.note)]
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError("a text that is none")
+        return result
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{path} is not a result of `python -m bench`: {error}") from None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bench.core import record
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str]) -> None:
                 line = f"{what} differs: {key} {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
                 console.print(line, soft_wrap=True, markup=False)
     found = compare(a, b)
-    console.print(table(found, *arguments))
+    console.print(table(found, *arguments), markup=False)
     different = [d for d in found if d.verdict in ("more", "less")]
     console.print(f"{len(different)} of {len(found)} differ by more than the noise" if different else "no difference")
     print(json.dumps({"differences": len(different), "rows": [asdict(d) for d in found]}))
@@ -82,7 +83,7 @@ def difference(a: Row | None, b: Row | None) -> Difference:
 
 
 def table(found: Sequence[Difference], a: str, b: str) -> Table:
-    shown = Table(box=box.SIMPLE_HEAD, title=f"A: {a}\nB: {b}", title_justify="left")
+    shown = Table(box=box.SIMPLE_HEAD, title=escape(f"A: {a}\nB: {b}"), title_justify="left")
     shown.add_column("measured")
     for name in ("A", "B", "B / A"):
         shown.add_column(name, justify="right")
