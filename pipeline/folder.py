@@ -45,7 +45,7 @@ PART_NAMES = {
 }
 SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
 SHOWN = 3  # files left out that are named on the way; `python -m pipeline` names all
-FORM = 2  # of the cache; changes when the decoding does
+FORM = 3  # of the cache; changes when the decoding does
 USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
 LOOKED_AT = 200  # pictures, for their sizes
 BLOCK = 256  # pictures that are decoded, or written, one after the other
@@ -330,12 +330,12 @@ def _drawn(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def write(path: Path, listing: Listing, images: UInt8, kept: Sequence[int]) -> None:
-    """The listing as a line of JSON, with the SHA-256 of the pixels, then the pixels at the places `kept`."""
-    digest = hashlib.sha256()
+    """A line, the SHA-256 of the rest and the listing as JSON, then the pixels at the places `kept`."""
+    head = json.dumps(asdict(listing)).encode()
+    digest = hashlib.sha256(head)
     for block in _blocks(images, kept):
         digest.update(block)
-    head = json.dumps(asdict(listing) | {"sha256": digest.hexdigest()}).encode() + b"\n"
-    write_whole(path, head, _blocks(images, kept), durable=True)
+    write_whole(path, f"{digest.hexdigest()} ".encode(), head, b"\n", _blocks(images, kept), durable=True)
 
 
 def _blocks(images: UInt8, kept: Sequence[int]) -> Iterator[UInt8]:
@@ -345,7 +345,8 @@ def _blocks(images: UInt8, kept: Sequence[int]) -> Iterator[UInt8]:
 def read(path: Path, size: int) -> tuple[Listing, UInt8] | None:
     """What `write` wrote; None where it is missing or damaged. What memory has no room for stays in the file."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(path, "rb") as file:
-        head = json.loads(file.readline())
+        stated, _, line = file.readline().removesuffix(b"\n").partition(b" ")
+        head = json.loads(line)
         pictures = tuple(Picture(**one) for one in head["pictures"])
         shape = (len(pictures), size, size, 3)
         images: UInt8
@@ -354,7 +355,7 @@ def read(path: Path, size: int) -> tuple[Listing, UInt8] | None:
             images.flags.writeable = False
         else:
             images = np.memmap(file, np.uint8, "r", file.tell(), shape)
-        if sha256(images) == head["sha256"]:
+        if sha256(np.frombuffer(line, np.uint8), images) == stated.decode():
             return Listing(tuple(head["classes"]), pictures, tuple(head["left_out"]), head["copies"]), images
     return None
 

@@ -253,11 +253,13 @@ class Cache:
         self.data = (place / "original").read_bytes()
 
     def make(self, rng: random.Random, path: Path) -> None:
-        head, _, pixels = self.data.partition(b"\n")
+        line, _, pixels = self.data.partition(b"\n")
+        digest, _, head = line.partition(b" ")
         if rng.random() < 0.3:
             path.write_bytes(damaged(self.data, rng))
         else:
-            path.write_bytes(json.dumps(forged(json.loads(head), rng, RARE)).encode() + b"\n" + pixels)
+            altered = json.dumps(forged(json.loads(head), rng, RARE)).encode()
+            path.write_bytes(digest + b" " + altered + b"\n" + pixels)
 
     def use(self, path: Path) -> None:
         found = folder.read(path, 8)
