@@ -135,6 +135,8 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be {rule}")
 
         for name, kind in get_type_hints(type(self)).items():
+            if kind is float:  # 5 is 5.0, also where it is read back
+                object.__setattr__(self, name, float(getattr(self, name)))
             if get_origin(kind) is Literal:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
         for own in fields(self):
@@ -191,7 +193,7 @@ PRESETS: dict[str, Config] = {
     ),
     # A folder of some thousand pictures in minutes on two CPU cores: python train.py --data FOLDER
     PICTURES: Config(
-        minutes=5,
+        minutes=5.0,
         batch_size=64,
         resolutions=(32, 32, 48, 48, 64),
         width=32,

@@ -16,8 +16,9 @@ import torch
 
 from engine import checkpoint
 from engine.config import PRESETS
-from engine.model import ResNet
+from engine.model import ResNet, create
 from ground.files import check_writable
+from pipeline.synthetic import generated
 from tests.commands import rewritten
 
 CONFIG = replace(PRESETS["smoke"], resolutions=(16, 24))
@@ -373,3 +374,11 @@ def test_a_trainable_model_has_gradients_and_a_plain_one_is_frozen(saved):
     assert not model.training
     model(torch.zeros(2, 3, 24, 24, dtype=torch.uint8)).logsumexp(1).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_comes_back_as_it_was(preset, tmp_path):
+    """Also where a setting of fractions is given as a whole number, as `minutes` of one's own pictures."""
+    for config in (replace(PRESETS[preset], width=4), replace(PRESETS[preset], width=4, minutes=7)):
+        checkpoint.save_model(tmp_path / "m.pt", create(replace(config, whiten=False), generated(20)), config, {})
+        assert checkpoint.load(tmp_path / "m.pt").config == config
