@@ -254,7 +254,7 @@ def test_the_same_arrays_give_the_same_weights(tmp_path: Path, monkeypatch):
     labels = np.argsort(order)[split.labels]
     arrays = replace(split, classes=tuple(split.classes[i] for i in order), labels=labels, shuffled=False)
     arrays = replace(arrays, known_statistics=None).take(np.argsort(labels, kind="stable"), "train")
-    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet("arrays", lambda part: arrays))
+    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet("arrays", lambda part: replace(arrays, name=part)))
     (tmp_path / "b").mkdir()
     theirs = trained(tmp_path / "own", tmp_path / "b", "--size", "32")
     state = theirs.model.state_dict()

@@ -40,7 +40,7 @@ def silent(path):
 
 
 def dear(path):
-    bytearray(300_000_000)
+    bytearray(b"x") * 300_000_000
 
 
 ACTS = {
