@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("fuzz.py")
 
 
@@ -17,12 +19,14 @@ def counts(folder, kinds):
     return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_forged_and_damaged_files_are_read_right_or_refused(tmp_path):
     code, found, out = counts(tmp_path, "model,state,picture,table,measured")
     assert code == 0, out
     assert all(of_kind["right"] and of_kind["refused"] and not of_kind["defects"] for of_kind in found.values())
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_decoded_again(tmp_path):
     assert counts(tmp_path, "cache")[0] == 0
 
