@@ -72,13 +72,12 @@ def fit(config: Config, typed: Collection[str], state: State, train: Images, rep
     work = len(train) + EVALUATION * reported
     while True:
         seconds = image_seconds(config, train, machine)
-        spent, epochs = 0.0, 0
-        while epochs < MOST_EPOCHS and spent <= 60 * config.minutes:
-            epochs += 1
-            longer = replace(config, epochs=epochs)
-            spent = work * sum(seconds[longer.resolution(epoch)] for epoch in range(epochs))
-        if spent > 60 * config.minutes:
-            epochs -= 1
+        epochs = 0
+        while epochs < MOST_EPOCHS:
+            longer = replace(config, epochs=epochs + 1)
+            if work * sum(seconds[longer.resolution(epoch)] for epoch in range(longer.epochs)) > 60 * config.minutes:
+                break
+            epochs = longer.epochs
         config = replace(config, epochs=max(1, epochs))
         if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in typed:
             return config

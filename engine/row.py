@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 
-# Every column but `split` is a number: engine/resume.py refuses a state where one is not.
+# Every column but `split` is a number: engine/schema.py refuses a state where one is not.
 class EpochRow(TypedDict):
     epoch: int
     """Counted from 1."""

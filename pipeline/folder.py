@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from ground.files import lock, write_whole
-from ground.terminal import bar
+from ground.terminal import bar, printable
 from pipeline.cifar10.cache import folders
 from pipeline.memory import fits, zeros
 from pipeline.pictures import Fit, decode, dimensions, files_in, reason
@@ -56,7 +56,7 @@ class Picture:
     """A file that could be decoded."""
 
     path: str
-    """Relative to the folder, or the CSV file's, as `shown` gives it."""
+    """Relative to the folder, or the CSV file's, with escapes where it cannot be printed."""
     label: int
     part: str
     digest: str
@@ -174,7 +174,7 @@ def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
     if len(names) < 2:
         raise ValueError(
             f"--data is {root}: it must have two folders or more, one for each class, or train and test with these in "
-            f"each; it has {', '.join(map(shown, names)) or 'none'}"
+            f"each; it has {', '.join(map(printable, names)) or 'none'}"
         )
     files = [
         Found(path, names.index(folder.name), part)
@@ -182,7 +182,7 @@ def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
         for folder in found
         for path in files_in(folder)
     ]
-    return tuple(map(shown, names)), files
+    return tuple(map(printable, names)), files
 
 
 def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
@@ -213,7 +213,7 @@ def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
     if len(names) < 2:
         raise ValueError(f"--data is {table}: it must have two labels or more")
     order = {name: place for place, name in enumerate(names)}
-    return tuple(map(shown, names)), [Found(path, order[label], part) for path, label, part in rows]
+    return tuple(map(printable, names)), [Found(path, order[label], part) for path, label, part in rows]
 
 
 def base(root: Path) -> Path:
@@ -263,7 +263,7 @@ def decode_all(
             with open(found[i].path, "rb") as file:
                 digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
         except Exception as error:  # a decoder raises nearly anything on a damaged file
-            reasons[i] = shown(reason(error, found[i].path))
+            reasons[i] = printable(reason(error, found[i].path))
 
     def some(start: int) -> int:
         places = range(start, min(start + BLOCK, len(found)))
@@ -280,7 +280,7 @@ def decode_all(
             shown_bar.update(task, advance=count, refresh=True)
     parts = _parts(found, digests, reasons)
     kept = [i for part in PART_NAMES for i in range(len(found)) if parts[i] == part and not reasons[i]]
-    names = [shown(os.path.relpath(one.path, base(root))) for one in found]
+    names = [printable(os.path.relpath(one.path, base(root))) for one in found]
     distinct = {(found[i].label, digests[i]) for i in kept}
     listing = Listing(
         classes,
@@ -369,11 +369,6 @@ def tell(listing: Listing) -> None:
         _say(f"left out {line}")
     if len(listing.left_out) > SHOWN:
         _say(f"left out {len(listing.left_out) - SHOWN:,} more; python -m pipeline --data names them")
-
-
-def shown(name: str) -> str:
-    """A file's or folder's name as it can be printed anywhere, in one line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def _folders(folder: Path) -> list[Path]:
