@@ -259,8 +259,8 @@ def test_a_state_that_is_consistent_but_wrong_is_refused(name):
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatch):
-    """Its paths, its device and its threads are those of whoever made it."""
+def stop_after_six_steps(capsys, monkeypatch):
+    """Train in the folder "run" until a SIGTERM."""
     real = Learner.train_step
 
     def stopping(own, *batch):
@@ -271,6 +271,11 @@ def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatc
     monkeypatch.setattr(Learner, "train_step", stopping)
     assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
     monkeypatch.setattr(Learner, "train_step", real)
+
+
+def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatch):
+    """Its paths, its device and its threads are those of whoever made it."""
+    stop_after_six_steps(capsys, monkeypatch)
     Path("victim").write_text("mine")
     theirs = {"out": "victim", "run_dir": "elsewhere", "resume": "other", "device": "cuda", "threads": 1000}
     rewritten(resume.states(Path("run"))[0], lambda content: content["config"].update(theirs))
@@ -526,16 +531,7 @@ def test_the_time_that_an_epoch_waited_for_data_counts_over_a_stop(capsys, monke
 
 
 def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch, undisturbed):
-    real = Learner.train_step
-
-    def stopping(own, *batch):
-        real(own, *batch)
-        if own.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Learner, "train_step", stopping)
-    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
-    monkeypatch.setattr(Learner, "train_step", real)
+    stop_after_six_steps(capsys, monkeypatch)
     os.rename("run", "moved")
     free = ["--run-dir", "other", "--out", "other.pt", "--checkpoint-every", "5"]
     assert run(capsys, "--resume", "moved", *HOW, *free)[0] == 0
