@@ -17,6 +17,7 @@ preflight.require_dali()
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -42,13 +43,20 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
-        train, reported = open_dataset(config.data, config.size, config.fit).splits(config.validate)
+        data = open_dataset(config.data, config.size, config.fit)
+        train, reported = data.splits(config.validate)
         config = fit(config, typed(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
-        test = evaluation_loader(
-            reported, config.resolution, machine.device, machine.threads, rank=world.rank, world=world.size
+        evaluated = partial(
+            evaluation_loader,
+            resolution=config.resolution,
+            device=machine.device,
+            threads=machine.threads,
+            rank=world.rank,
+            world=world.size,
         )
+        test = evaluated(reported)
 
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, len(loader), machine)
@@ -65,7 +73,9 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             result = run.evaluate(test.epoch(epoch))
             run.end_epoch(epoch, progress, result)
             # -----------------------------------------------------------------------------------------------------
-        run.end(flipped=run.evaluate(test.epoch(config.epochs), flip=True))
+        flipped = run.evaluate(test.epoch(config.epochs), flip=True)
+        unseen = data.unseen(config.validate)
+        run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
 
 
 def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State]:

@@ -64,14 +64,14 @@ RESUME = "cifar10-resnet resume"
 @dataclass(frozen=True)
 class Checkpoint:
     model: ResNet
-    """In eval mode, float32, channels_last, on the CPU."""
+    """In eval mode, float32, channels_last, on the CPU. Its logits are divided by the checkpoint's temperature."""
     config: Config
     metrics: dict[str, Any]
-    """What the run reported, and `precision`, the type that it evaluated in."""
+    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model."""
 
 
 def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any]) -> None:
-    """Write a finished model.
+    """Write a finished model: its weights as they are, and in its metrics the `temperature` that `load` applies.
 
     Raises:
         OSError: the file cannot be written; one that was there before is intact.
@@ -92,6 +92,7 @@ def load(path: str | Path) -> Checkpoint:
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
+    model.cool_(content["metrics"].get("temperature", 1.0))
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), content["config"], content["metrics"])
 
 

@@ -70,6 +70,9 @@ class Config:
     """The learning rate starts at max_lr / div_factor."""
     label_smoothing: float = setting(0.1, ge=0, lt=1)
     """Probability mass that the targets spread evenly over all classes."""
+    temperature: float = setting(0.0, ge=0, le=20)
+    """Divides the finished model's logits, so that it is as sure as it is right (0: fitted on 100 or more images that
+    are neither trained on nor test images, or 1 where there are none)."""
     muon_lr: float = setting(0.0, ge=0, lt=math.inf)
     """Peak learning rate of Muon for the filters of the stages, relative to their norm (0: SGD for them too)."""
     muon_momentum: float = setting(0.8, ge=0, lt=1)

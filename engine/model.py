@@ -142,6 +142,12 @@ class ResNet(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             return self.fc(features.to(self.fc.weight.dtype).mean((2, 3)))
 
+    @torch.no_grad()
+    def cool_(self, temperature: float) -> None:
+        """Divide all logits by `temperature`, in the weights of the last layer."""
+        self.fc.weight.div_(temperature)
+        self.fc.bias.div_(temperature)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) float32 of uint8 images (N, 3, H, W)."""
         return self.head(self.features(images))

@@ -15,6 +15,7 @@ from engine.config import Config
 from engine.model import network
 from engine.row import EpochRow
 from engine.runtime import DTYPES
+from engine.temperature import HIGHEST, LOWEST
 
 MOST_CLASSES = 100_000
 COLUMNS = get_type_hints(EpochRow)
@@ -106,6 +107,7 @@ METRICS: dict[str, Check] = {
     "split": SPLIT,
     "test_correct": whole,
     "test_total": whole,
+    "temperature": lambda value: number(value) and LOWEST <= value <= HIGHEST,
 }
 PLAIN = (lambda v: v is None or type(v) is bool), number, many(whole, 1000), tensor(torch.float32)
 GROUPS = many(named(lambda v: any(check(v) for check in PLAIN), 100), 10)

@@ -42,6 +42,10 @@ class Study:
     matrix: Ints | None = None
     """(C, C) counts, row the true class, column the predicted one; None without labels."""
     calibration: Calibration | None = None
+    temperature: float = 1.0
+    """That the model's logits are divided by."""
+    error_without: float = 0.0
+    """Expected calibration error at a temperature of 1."""
     reported: int = 0
     """Errors that the checkpoint itself reports."""
     skipped: tuple[str, ...] = ()
@@ -61,6 +65,8 @@ class Study:
             "accuracy": 1 - len(cases) / cases.total,
             "checkpoint_errors": self.reported,
             "calibration_error": self.calibration.error,
+            "temperature": self.temperature,
+            "calibration_error_without": self.error_without,
             "confusions": [(cases.classes[true], cases.classes[said], n) for true, said, n in confusions],
         }
 
@@ -90,7 +96,9 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     predicted = outcome.logits.argmax(1).numpy()
     matrix = confusion_matrix(split.labels, predicted, len(cases.classes))
     missed = reported.get("test_total", 0) - reported.get("test_correct", 0)
-    return Study(cases, phase.seconds, matrix, calibration(outcome.logits, split.labels), missed)
+    logits, temperature = outcome.logits, reported.get("temperature", 1.0)
+    calibrated, without = (calibration(scaled, split.labels) for scaled in (logits, logits * temperature))
+    return Study(cases, phase.seconds, matrix, calibrated, temperature, without.error, missed)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:

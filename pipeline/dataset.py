@@ -28,8 +28,8 @@ class DataSet:
     """As `--data` gives it."""
     load: Callable[[str], Split]
     """The "train" or the "test" part. Raises OSError or ValueError where it cannot be had."""
-    own_validation: bool = False
-    """There is a "validation" part too."""
+    own_validation: Callable[[], bool] = lambda: False
+    """Whether there is a "validation" part too."""
 
     def splits(self, validate: bool) -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
@@ -37,10 +37,16 @@ class DataSet:
         With `validate` the second is "validation", where there is none, the two are what `hold_out` makes of "train";
         the test images are not opened.
         """
-        if validate and self.own_validation:
+        if validate and self.own_validation():
             return self.load("train"), self.load("validation")
         train = self.load("train")
         return hold_out(train) if validate else (train, self.load("test"))
+
+    def unseen(self, validate: bool) -> Split | None:
+        """Images that are not trained on, for what is fitted after training; None where only test images are left."""
+        if validate:
+            return self.reported(validate)
+        return self.load("validation") if self.own_validation() else None
 
     def reported(self, validate: bool) -> Split:
         """The second of `splits`, without reading more than it takes."""
@@ -65,7 +71,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
         return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
     root = Path(name).expanduser()
     if name and (root.is_dir() or (root.is_file() and root.suffix.lower() == ".csv")):
-        return DataSet(name, folder.loader(root, size, fit), own_validation=True)
+        return DataSet(name, *folder.loader(root, size, fit))
     raise ValueError(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
         "pictures, or a CSV file, and there is no such folder or file"

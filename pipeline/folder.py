@@ -94,10 +94,17 @@ class Found:
     """"" where the content decides."""
 
 
-def loader(root: Path, size: int, fit: Fit) -> Callable[[str], Split]:
-    """What loads a part of a folder (see `part_of`); all parts are of one reading of the cache. Raises as `prepare`."""
+def loader(root: Path, size: int, fit: Fit) -> tuple[Callable[[str], Split], Callable[[], bool]]:
+    """What loads a part of a folder (see `part_of`), and what says whether it has one for validation.
+
+    All is of one reading of the cache. Both raise as `prepare` does.
+    """
     prepared = cache(partial(prepare, root, size, fit))
-    return lambda part: part_of(root, *prepared(), part)
+
+    def has_validation() -> bool:
+        return any(picture.part == "validation" for picture in prepared()[0].pictures)
+
+    return lambda part: part_of(root, *prepared(), part), has_validation
 
 
 def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:

@@ -177,7 +177,7 @@ class Reporter:
         """The last table, then `summary` whole as one line of JSON: the last line of the output, whatever its width.
 
         Keys shown, absent ones as not measured: test_accuracy, test_class_accuracy, test_accuracy_tta (0..1),
-        test_correct, test_total,
+        test_correct, test_total, temperature,
         split, data_seconds, compile_seconds, train_seconds, wait_seconds (of them, for data), eval_seconds,
         images_per_second (median over epochs), images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes,
         checkpoint (a path).
@@ -202,6 +202,7 @@ class Reporter:
                 f"{name} accuracy": accuracy + counts,
                 **({f"{name} accuracy, mean of the classes": by_class} if by_class not in (accuracy, ABSENT) else {}),
                 f"{name} accuracy, flip TTA": _show("{test_accuracy_tta:.2%}", summary),
+                "temperature": _show("{temperature:.2f}", summary),
                 "data": duration(summary.get("data_seconds")),
                 "compile": duration(summary.get("compile_seconds")),
                 "training": duration(summary.get("train_seconds")),

@@ -20,6 +20,7 @@ from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.resume import Keeper, State
 from engine.row import EpochRow
 from engine.stopwatch import Stopwatch
+from engine.temperature import fit_temperature
 from ground.terminal import stdout_console
 from pipeline.dali import DaliLoader
 from report.progress import Reporter, throughput
@@ -124,6 +125,13 @@ class Run:
             )
         return result
 
+    def temperature(self, unseen: Iterable[Batch]) -> float:
+        """The config's, or the one that fits images which are neither trained on nor test images."""
+        if self.config.temperature:
+            return self.config.temperature
+        with self.clock.on("eval"):
+            return fit_temperature(self.learner.model.eval(), self.keeper.batches(unseen), self.machine)
+
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch, and save the state if one is due."""
         train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
@@ -159,7 +167,7 @@ class Run:
         self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
         return max(0.0, self.clock[kind] - self.folder.total(f"{kind}_seconds"))
 
-    def end(self, flipped: Evaluation) -> None:
+    def end(self, flipped: Evaluation, temperature: float) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
 
         Raises:
@@ -173,6 +181,7 @@ class Run:
             "test_accuracy": last["test_accuracy"],
             "test_class_accuracy": last["test_class_accuracy"],
             "test_accuracy_tta": flipped.accuracy,
+            "temperature": temperature,
             "split": self.split,
             "precision": self.machine.precision,
             **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},

@@ -293,6 +293,8 @@ CHANGES = {
     "a precision that is a list": lambda c: c["metrics"].update(precision=["fp32"]),
     "an unknown precision of the metrics": lambda c: c["metrics"].update(precision="int8"),
     "more right than there are": lambda c: c["metrics"].update(test_correct=6, test_total=5),
+    "a temperature of 0": lambda c: c["metrics"].update(temperature=0),
+    "a temperature that is text": lambda c: c["metrics"].update(temperature="1"),
     "a number for a name": lambda c: c["metrics"].update({3: 4}),
     "weights that are not finite": lambda c: c["weights"]["fc.bias"].fill_(float("nan")),
     "weights that are infinite": lambda c: c["weights"]["fc.bias"].fill_(float("inf")),

@@ -1,0 +1,96 @@
+"""engine/temperature.py, and a checkpoint's temperature from the run to what reads it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import checkpoint
+from engine.learner import Batch
+from engine.machine import Machine
+from engine.temperature import FEWEST, HIGHEST, LOWEST, fit_temperature
+from explain import study
+from explain.explainer import Explainer
+from explain.study import calibration
+from tests.commands import run
+
+CPU = torch.device("cpu")
+MACHINE = Machine(CPU)
+
+
+class Given(nn.Module):
+    """Gives the pixels' own numbers as logits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+
+def batches(logits: Tensor, labels: Tensor, size: int = 300) -> Iterator[Batch]:
+    return zip(logits[:, :, None, None].split(size), labels.split(size), strict=True)
+
+
+def drawn(scale: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
+    """Logits that are `scale` times those by whose softmax the labels are drawn."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(count, 10, generator=generator)
+    return scale * logits, torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("scale", [0.4, 1.0, 2.5])
+def test_the_temperature_that_spoilt_the_logits_is_found(scale: float):
+    logits, labels = drawn(scale)
+    found = fit_temperature(Given(), batches(logits, labels), MACHINE)
+    assert found == pytest.approx(scale, rel=0.03)
+    assert calibration(logits / found, labels.numpy()).error < 0.01
+    if scale != 1:
+        assert calibration(logits, labels.numpy()).error > 0.05
+
+
+def test_padding_does_not_count():
+    logits, labels = drawn(1.0, 400)
+    padded = torch.cat([labels, torch.full((100,), -1)])
+    more = torch.cat([logits, 100 * torch.ones(100, 10)])
+    alone = fit_temperature(Given(), batches(logits, labels), MACHINE)
+    assert fit_temperature(Given(), batches(more, padded), MACHINE) == alone
+
+
+def test_few_images_leave_the_logits_as_they_are_and_no_error_ends_at_a_bound():
+    logits, labels = drawn(0.4, FEWEST)
+    assert fit_temperature(Given(), batches(logits[1:], labels[1:]), MACHINE) == 1.0
+    assert fit_temperature(Given(), [], MACHINE) == 1.0
+    assert fit_temperature(Given(), batches(logits, logits.argmax(1)), MACHINE) == pytest.approx(LOWEST)
+    assert fit_temperature(Given(), batches(logits, logits.argmin(1)), MACHINE) == pytest.approx(HIGHEST)
+
+
+RUN = "smoke --data generated:2048/128 --epochs 1 --resolutions 16 --precision fp32 --threads 1 --run-dir run".split()
+
+
+def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatch, tmp_path: Path):
+    """After one epoch the model is far from that. What reads the checkpoint gets the logits divided."""
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, *RUN, "--validate")
+    loaded = checkpoint.load("model.pt")
+    temperature = loaded.metrics["temperature"]
+    assert code == 0 and json.loads(out.splitlines()[-1])["temperature"] == temperature != 1
+    found = study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).plain()
+    assert found["calibration_error"] < found["calibration_error_without"]
+    assert found["temperature"] == temperature
+
+    content = checkpoint.read("model.pt", checkpoint.MODEL)
+    content["config"] = checkpoint.config_dict(content["config"])
+    content["metrics"].pop("temperature")  # as older checkpoints
+    checkpoint.write("older.pt", checkpoint.MODEL, content)
+    images = torch.randint(256, (5, 32, 32, 3), dtype=torch.uint8)
+    older, newer = (checkpoint.load_model(name).predict(images).log() for name in ("older.pt", "model.pt"))
+    torch.testing.assert_close((older / temperature).softmax(1), newer.exp())
+
+
+def test_test_images_are_not_fitted_to_and_a_temperature_can_be_given(capsys, monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, *RUN)[0] == 0
+    assert checkpoint.load("model.pt").metrics["temperature"] == 1
+    assert run(capsys, *RUN, "--run-dir", "other", "--temperature", "0.5")[0] == 0
+    assert checkpoint.load("model.pt").metrics["temperature"] == 0.5
