@@ -157,7 +157,7 @@ def test_what_was_not_measured_says_so_and_nan_is_null():
     lines = dict(re.split("  +", line, maxsplit=1) for line in file.getvalue().splitlines()[1:-1])
     assert lines.pop("validation accuracy") == "50.00%"
     assert lines.pop("checkpoint") == "none"
-    assert len(lines) == 8 and set(lines.values()) == {"not measured"}
+    assert len(lines) == 9 and set(lines.values()) == {"not measured"}
     assert json.loads(file.getvalue().splitlines()[-1])["x"] == [None, None]
 
 
