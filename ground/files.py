@@ -56,7 +56,8 @@ def destination(path: str | Path) -> Path:
     """The file that a person means by `path`, there or to come: where a symbolic link leads.
 
     Raises:
-        OSError: no file can be written there: it is a folder, a device or a pipe, a read-only file, a link in a loop.
+        OSError: no file can be written there: it is a folder, a device or a pipe, a file read-only for this user, a link
+            in a loop.
         ValueError: it begins with ~, which a shell would have replaced.
     """
     try:
@@ -69,7 +70,8 @@ def destination(path: str | Path) -> Path:
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
     if not stat.S_ISREG(mode):
         raise FileExistsError(errno.EEXIST, "it is a device or a pipe: name a plain file", str(path))
-    if not mode & 0o222:
+    # No mode stops root; and another user's file may be closed to this one alone.
+    if not mode & 0o222 or (os.path.exists(path) and not os.access(path, os.W_OK, effective_ids=True)):
         raise PermissionError(errno.EACCES, "it is read-only: remove it, or name another file", str(path))
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 

@@ -126,10 +126,10 @@ def forged(content: Any, rng: random.Random, rare: list[Callable[[], Any]]) -> A
             elif what == 2:
                 inside[key] = inside[rng.choice(keys)]
             elif what == 3 and isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-                value.reshape(-1)[rng.randrange(value.numel())] = rng.choice((math.nan, math.inf, -1e38, 0.0))
+                value.detach().reshape(-1)[rng.randrange(value.numel())] = rng.choice((math.nan, math.inf, -1e38, 0.0))
             elif what == 4 and isinstance(value, torch.Tensor):
                 inside[key] = rng.choice(
-                    (value.double, value.long, value.flatten, value.t_ if value.ndim == 2 else value.half)
+                    (value.double, value.long, value.flatten, value.t if value.ndim == 2 else value.half)
                 )()
             elif what == 5 and isinstance(value, int | float):
                 inside[key] = type(value)(rng.choice((value * 2, value + 1, -value, value * 10**6)))

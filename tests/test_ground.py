@@ -6,6 +6,7 @@ import resource
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,23 @@ def test_what_is_no_plain_file_is_refused_and_left(tmp_path, monkeypatch):
         assert name in str(caught.value)
     assert sorted(os.listdir()) == before
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode) and Path("closed").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_file_is_refused_before_the_work():
+    """In a folder such as /tmp, where all may write, but none may replace what is another's."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        path = Path(folder) / "model.pt"
+        path.write_bytes(b"old")
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError, match="it is read-only: remove it, or name another file"):
+                check_writable(path)
+            check_writable(path.with_name("own.pt"))
+        finally:
+            os.seteuid(0)
+        assert path.read_bytes() == b"old"
 
 
 def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
