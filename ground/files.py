@@ -56,8 +56,8 @@ def destination(path: str | Path) -> Path:
     """The file that a person means by `path`, there or to come: where a symbolic link leads.
 
     Raises:
-        OSError: no file can be written there: it is a folder, a device or a pipe, a file read-only for this user, a link
-            in a loop.
+        OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
+            a link in a loop.
         ValueError: it begins with ~, which a shell would have replaced.
     """
     try:
