@@ -70,9 +70,9 @@ class Config:
     """The learning rate starts at max_lr / div_factor."""
     label_smoothing: float = setting(0.1, ge=0, lt=1)
     """Probability mass that the targets spread evenly over all classes."""
-    temperature: float = setting(0.0, ge=0, le=20)
-    """Divides the finished model's logits, so that it is as sure as it is right (0: fitted on 100 or more images that
-    are neither trained on nor test images, or 1 where there are none)."""
+    temperature: float = setting(1.0, ge=0.05, le=20)
+    """Divides the finished model's logits, so that it is as sure as it is right. Where 100 images or more are neither
+    trained on nor test images, it is fitted on these instead."""
     muon_lr: float = setting(0.0, ge=0, lt=math.inf)
     """Peak learning rate of Muon for the filters of the stages, relative to their norm (0: SGD for them too)."""
     muon_momentum: float = setting(0.8, ge=0, lt=1)
@@ -193,7 +193,7 @@ PRESETS: dict[str, Config] = {
         weight_decay=1e-3,
         translate=2,
         cutout=0,
-        temperature=0.71,  # as `--validate` fits it
+        temperature=0.71,  # as one training with --validate fitted it
     ),
     # A folder of some thousand pictures in minutes on two CPU cores: python train.py --data FOLDER
     PICTURES: Config(

@@ -18,14 +18,14 @@ HALVINGS = 40
 
 
 @torch.no_grad()
-def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine) -> float:
+def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine) -> float | None:
     """The temperature of the smallest cross-entropy on these images, which the model must not have been trained on.
 
     The model is in eval mode. Labels of -1 are padding. Each rank gives its own batches, none of them too, and gets the
     result of all.
 
     Returns:
-        LOWEST to HIGHEST; 1 of fewer than FEWEST images.
+        LOWEST to HIGHEST; None of fewer than FEWEST images.
     """
     found = []
     for images, labels in batches:
@@ -43,6 +43,6 @@ def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine
         machine.world.sum_(sums)
         slope, images = sums.tolist()
         if images < FEWEST:
-            return 1.0
+            return None
         low, high = (low, middle) if slope > 0 else (middle, high)
     return (low * high) ** -0.5

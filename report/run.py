@@ -126,11 +126,10 @@ class Run:
         return result
 
     def temperature(self, unseen: Iterable[Batch]) -> float:
-        """The config's, or the one that fits images which are neither trained on nor test images."""
-        if self.config.temperature:
-            return self.config.temperature
+        """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
         with self.clock.on("eval"):
-            return fit_temperature(self.learner.model.eval(), self.keeper.batches(unseen), self.machine)
+            fitted = fit_temperature(self.learner.model.eval(), self.keeper.batches(unseen), self.machine)
+        return fitted or self.config.temperature
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch, and save the state if one is due."""

@@ -46,7 +46,7 @@ from bench.core import record
 from bench.speed import compare
 from engine import checkpoint, resume
 from engine.config import PRESETS
-from engine.learner import Learner
+from engine.learner import Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, network
 from engine.runtime import describe
@@ -232,7 +232,10 @@ class State(Model):
             return
         own = Learner(network(config, classes), config, STEPS, Machine(CPU))
         resume.restore(own, state, config, "data")
-        own.check_finite()
+        try:
+            own.check_finite()
+        except NonFiniteLoss as error:  # as Run does: finite weights, whose sum of squares is not
+            raise ValueError(str(error)) from None
         with RunFolder(path.parent, state, own.lr_at) as run:
             run.write_config(checkpoint.config_dict(config))
             keeper = resume.Keeper(run.path, run.rows, own, "data", Stopwatch(state.seconds), state)

@@ -43,7 +43,7 @@ def drawn(scale: float, count: int = 20_000) -> tuple[Tensor, Tensor]:
 def test_the_temperature_that_spoilt_the_logits_is_found(scale: float):
     logits, labels = drawn(scale)
     found = fit_temperature(Given(), batches(logits, labels), MACHINE)
-    assert found == pytest.approx(scale, rel=0.03)
+    assert found is not None and found == pytest.approx(scale, rel=0.03)
     assert calibration(logits / found, labels.numpy()).error < 0.01
     if scale != 1:
         assert calibration(logits, labels.numpy()).error > 0.05
@@ -57,10 +57,10 @@ def test_padding_does_not_count():
     assert fit_temperature(Given(), batches(more, padded), MACHINE) == alone
 
 
-def test_few_images_leave_the_logits_as_they_are_and_no_error_ends_at_a_bound():
+def test_few_images_give_none_and_no_error_ends_at_a_bound():
     logits, labels = drawn(0.4, FEWEST)
-    assert fit_temperature(Given(), batches(logits[1:], labels[1:]), MACHINE) == 1.0
-    assert fit_temperature(Given(), [], MACHINE) == 1.0
+    assert fit_temperature(Given(), batches(logits[1:], labels[1:]), MACHINE) is None
+    assert fit_temperature(Given(), [], MACHINE) is None
     assert fit_temperature(Given(), batches(logits, logits.argmax(1)), MACHINE) == pytest.approx(LOWEST)
     assert fit_temperature(Given(), batches(logits, logits.argmin(1)), MACHINE) == pytest.approx(HIGHEST)
 
@@ -88,7 +88,7 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
     torch.testing.assert_close((older / temperature).softmax(1), newer.exp())
 
 
-def test_test_images_are_not_fitted_to_and_a_temperature_can_be_given(capsys, monkeypatch, tmp_path: Path):
+def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     assert run(capsys, *RUN)[0] == 0
     assert checkpoint.load("model.pt").metrics["temperature"] == 1
