@@ -7,6 +7,7 @@
     python -m bench compare A.json B.json        # two results: which differences exceed the noise
     python -m bench accuracy cpu --seeds 3       # what a recipe reaches: mean and deviation over seeds
     python -m bench ablate cpu --seeds 3         # what each ingredient of it is worth, on held-out images
+    python -m bench curve cpu                    # what it reaches in 1, 2, 5 and 10 minutes here, on held-out images
     python -m bench profile                      # a trace of real training steps for TensorBoard
     python -m bench gpu-check --out gpu-check    # on a machine with a CUDA GPU: tests, a full run, and all of this
 
@@ -22,7 +23,7 @@ preflight.require_dali()
 from collections.abc import Callable, Sequence
 
 from bench import gpu_check
-from bench.recipe import ablate, accuracy
+from bench.recipe import ablate, accuracy, curve
 from bench.speed import compare, scaling, suite, sweep
 from bench.trace import profile
 from engine import runtime
@@ -33,6 +34,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "scaling": scaling.main,
     "accuracy": accuracy.main,
     "ablate": ablate.main,
+    "curve": curve.main,
     "compare": compare.main,
     "profile": profile.main,
     "gpu-check": gpu_check.main,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from bench.core import record
-from bench.recipe import ablate, accuracy, trial
+from bench.recipe import ablate, accuracy, curve, trial
+from engine import budget
 from engine.config import PRESETS, parse
 from engine.learner import Evaluation
 from tests.commands import run
@@ -101,6 +102,27 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
     assert "whiten True against False" in stem.note and "n=3: +2.30, +1.70, +2.00; time x2.00" in stem.note
     assert lookahead.name == "lookahead" and lookahead.value == pytest.approx(-1.0)
     assert recipe.value == pytest.approx(81.0) and "+- 0.50 between seeds, n=3" in recipe.note
+    (picture,) = (tmp_path / "results").glob("*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monkeypatch, tmp_path):
+    """A machine that needs 10 ms an image, and a network that is right the more often the longer it trains."""
+    trained = []
+
+    def known(self, config, say):
+        trained.append(config)
+        return made_up(50 + 10 * config.epochs, 60 * config.minutes)
+
+    monkeypatch.setattr(trial.Trainer, "run", known)
+    monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
+    curve.main([*TINY, "--budgets", "0.16", "0.12", "--out", "results"])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [(one.epochs, one.validate, one.minutes) for one in trained] == [(3, True, 0.12), (4, True, 0.16)]
+    first, second = [record.Row(**row) for row in report["rows"]]
+    assert (first.name, second.name) == ("minutes 0.12", "minutes 0.16")
+    assert first.note == "3 epochs, width 8, 7 s of training" and second.value == pytest.approx(90)
+    assert second.high == pytest.approx(90 + 100 * (0.9 * 0.1 / 10_000) ** 0.5)
     (picture,) = (tmp_path / "results").glob("*.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
 

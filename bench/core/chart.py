@@ -79,6 +79,29 @@ def _curves(result: Result, path: Path, over: str, other_unit: str, other_title:
     figure.savefig(path, format="png")
 
 
+def draw_accuracy_curve(result: Result, path: Path) -> None:
+    """Accuracy over the minutes of training, each point with what was trained."""
+    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    minutes = [float(row.name.split()[-1]) for row in result.rows]
+    values = [row.value or 0.0 for row in result.rows]
+    axes.errorbar(minutes, values, [v - (r.low or v) for v, r in zip(values, result.rows, strict=True)], color=BLUE)
+    axes.plot(minutes, values, "o", color=BLUE)
+    for x, y, row in zip(minutes, values, result.rows, strict=True):
+        what = ",\n".join(row.note.split(", ")[:2])
+        axes.annotate(what, (x, y), (6, -6), textcoords="offset points", va="top", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xticks(minutes, [f"{x:g}" for x in minutes])
+    axes.minorticks_off()
+    axes.margins(x=0.15, y=0.2)
+    axes.set_xlabel("minutes of training")
+    axes.set_ylabel("accuracy on held-out images, %")
+    axes.set_title(result.card.get("gpu") or "{cores} cores, {cpu}".format_map(result.card), loc="left", fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+
+
 def draw_ablation(result: Result, path: Path) -> None:
     """The gain of each ingredient as a bar with its standard error."""
     rows = [row for row in result.rows if row.unit == "points"]

@@ -28,6 +28,7 @@ ABSENT = "not measured"
 # What a row's value and its bounds are, by theme.
 MEANING = {
     "accuracy": "means and quartiles over seeds",
+    "curve": "accuracies of one training each, and one standard error of so many images either side",
     "ablation": "mean gains over pairs, and one standard error either side",
 }
 GAIN = "gain of "  # begins the name of a row that another row's note repeats

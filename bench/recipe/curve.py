@@ -1,0 +1,50 @@
+"""Accuracy against time: what the recipe reaches on this machine in so many minutes of training, on held-out images.
+
+    python -m bench curve cpu                      # 1, 2, 5 and 10 minutes: 20 minutes in all
+    python -m bench curve cpu --budgets 20 60
+
+Each training is what `python train.py --minutes M` would choose: epochs, and a smaller width where few would fit. The
+test set is not opened. The result is written anew after each training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bench.core import chart
+from bench.core.options import Options, parse
+from bench.core.record import Row
+from bench.core.session import session
+from bench.recipe.trial import Trainer, Trial
+from engine.budget import fit
+from engine.config import Config, setting
+from engine.resume import State
+
+PART = "curve"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveOptions(Options):
+    budgets: tuple[float, ...] = setting((1.0, 2.0, 5.0, 10.0), gt=0, le=100_000)
+    """Minutes of training, each a training of its own."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    options = replace(parse(CurveOptions, arguments, "curve", __doc__, "cpu"), validate=True)
+    trainer = Trainer(options)
+    command, data, budgets = ["curve", *arguments], trainer.held_out.name, sorted(options.budgets)
+    with session("curve", command, options, trainer.machine, data, chart.draw_accuracy_curve, options.preset) as shown:
+        for minutes in shown.steps(budgets, budgets):
+            wanted = replace(options, minutes=minutes)
+            config = fit(wanted, (), State(), trainer.train, len(trainer.held_out), trainer.machine)
+            trial = trainer.run(config, shown.saying(f"{minutes:g} minutes"))
+            shown.rows.append(row_of(minutes, config, trial))
+
+
+def row_of(minutes: float, config: Config, trial: Trial) -> Row:
+    """Accuracy with its standard error, and what was trained how long."""
+    accuracy, images = trial.plain.accuracy, trial.plain.total
+    error = (accuracy * (1 - accuracy) / images) ** 0.5
+    note = f"{config.epochs} epochs, width {config.width}, {trial.train_seconds:.0f} s of training"
+    return Row(
+        PART, f"minutes {minutes:g}", "%", 100 * accuracy, 100 * (accuracy - error), 100 * (accuracy + error), note
+    )
