@@ -54,11 +54,12 @@ profile: $(TO_RUN)  ## a trace of real training steps for TensorBoard, and what 
 gpu-check: $(TO_TEST)  ## on a machine with a CUDA GPU: tests, a full run, bench and profile, in one folder
 	@$(PY) -m bench gpu-check $(ARGS)
 
-test: $(TO_TEST)  ## the tests, without those marked slow
-	@$(PY) -m pytest $(ARGS)
+# Each test takes one thread. More processes would each take another gigabyte.
+test: $(TO_TEST)  ## the tests, without those marked slow, in two processes
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-all: $(TO_TEST)  ## all tests, the slow ones too
-	@$(PY) -m pytest -m "" $(ARGS)
+	@$(PY) -m pytest -m "" -n 2 --dist worksteal $(ARGS)
 
 crash-test: $(TO_TEST)  ## kill 30 small trainings at random moments, resume them, compare: 3 minutes
 	@$(PY) tests/crash.py $(ARGS)
@@ -69,7 +70,7 @@ fuzz: $(TO_TEST)  ## forged and damaged files of all kinds: 12 minutes with ARGS
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy $(wildcard *.py ground engine pipeline report explain bench deploy examples tests)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.png) and the data set stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TESTS = ".venv -m pytest -n 2 --dist worksteal"
 FAKE_PYTHON = """#!/bin/sh
 echo "$(basename "$(dirname "$(dirname "$0")")") $*" >> "$CALLS"
 case "$*" in
@@ -91,8 +92,8 @@ def test_test_installs_the_test_tools_too_each_with_its_own_stamp(project):
     code, _, _, calls = project.make("test")
     assert code == 0
     assert installs(calls) == ["requirements-export.txt", "requirements-dev.txt"]
-    assert calls[-1] == ".venv -m pytest"
-    assert project.make("test")[3] == [".venv -m pytest"]
+    assert calls[-1] == TESTS
+    assert project.make("test")[3] == [TESTS]
 
     for name in ("requirements-export.txt", "requirements-dev.txt"):
         project.outdate(name)
@@ -101,7 +102,7 @@ def test_test_installs_the_test_tools_too_each_with_its_own_stamp(project):
 
     project.outdate("requirements.txt")
     assert installs(project.make("test")[3]) == ["requirements.txt"]
-    assert project.make("test")[3] == [".venv -m pytest"]
+    assert project.make("test")[3] == [TESTS]
 
 
 def test_export_installs_what_it_needs_and_no_test_tools(project):
@@ -166,9 +167,9 @@ def test_a_given_environment_without_python_is_named(project):
         ("gallery", "gradcam.py --ckpt model.pt --out gallery.png --epochs 5 --name two words"),
         ("export", "export.py --epochs 5 --name two words"),
         ("bench", "-m bench --epochs 5 --name two words"),
-        ("test", "-m pytest --epochs 5 --name two words"),
-        ("test-all", "-m pytest -m  --epochs 5 --name two words"),
-        ("check", "-m pytest --epochs 5 --name two words"),
+        ("test", "-m pytest -n 2 --dist worksteal --epochs 5 --name two words"),
+        ("test-all", "-m pytest -m  -n 2 --dist worksteal --epochs 5 --name two words"),
+        ("check", "-m pytest -n 2 --dist worksteal --epochs 5 --name two words"),
     ],
 )
 def test_args_are_passed_on(project, target, command):
