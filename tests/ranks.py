@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from engine import distributed, resume
+from engine import distributed, resume, temperature
 from engine.config import PRESETS
 from engine.distributed import ALONE
 from engine.learner import Learner
@@ -60,6 +60,7 @@ def batches(world):
 
 
 def learn(folder, world):
+    temperature.FEWEST = 33
     own = learner(world)
     own.warm_up(17 - world.rank)
     own.model.train()
@@ -69,6 +70,7 @@ def learn(folder, world):
         "learner": own.state_dict(),
         "evaluation": vars(own.evaluate(batches(world))),
         "evaluated": {name: tensor.clone() for name, tensor in own.model.state_dict().items()},
+        "temperature": temperature.fit_temperature(own.model.eval(), batches(world), own.machine),
         "largest": world.largest(float(world.rank)),
         "from_first": world.from_first(lambda: {"rank": world.rank, "path": Path("x")}),
         "threads": world.threads(0),

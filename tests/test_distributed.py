@@ -16,7 +16,7 @@ from torch import nn
 
 import train
 from bench.speed import scaling
-from engine import checkpoint, distributed, resume
+from engine import checkpoint, distributed, resume, temperature
 from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
@@ -127,6 +127,15 @@ def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
     for own in two:
         assert (own["evaluation"]["correct"], own["evaluation"]["total"]) == (alone.correct, 33)
         assert own["evaluation"]["loss"] == pytest.approx(alone.loss, rel=1e-12)
+
+
+def test_ranks_fit_one_temperature_to_the_images_of_all(two, monkeypatch):
+    monkeypatch.setattr(temperature, "FEWEST", 33)
+    model = ResNet("abcdefghij", width=8)
+    model.load_state_dict(two[0]["evaluated"])
+    model = model.to(memory_format=torch.channels_last).eval()
+    alone = temperature.fit_temperature(model, ranks.batches(World()), Machine(CPU))
+    assert two[0]["temperature"] == two[1]["temperature"] == pytest.approx(alone, rel=1e-9)
 
 
 def test_what_ranks_tell_each_other(two):
