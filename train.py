@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, result)
             # -----------------------------------------------------------------------------------------------------
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
-        unseen = data.unseen(config.validate)
+        unseen = reported if config.validate else data.validation()
         run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
 
 

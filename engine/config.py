@@ -23,6 +23,7 @@ Role = Literal[
     "machine",  # where it is computed
     "files",  # what is read and written, and when
 ]
+COLDEST, HOTTEST = 0.05, 20.0  # temperature that a model's logits can be divided by
 T = TypeVar("T")
 
 
@@ -70,7 +71,7 @@ class Config:
     """The learning rate starts at max_lr / div_factor."""
     label_smoothing: float = setting(0.1, ge=0, lt=1)
     """Probability mass that the targets spread evenly over all classes."""
-    temperature: float = setting(1.0, ge=0.05, le=20)
+    temperature: float = setting(1.0, ge=COLDEST, le=HOTTEST)
     """Divides the finished model's logits, so that it is as sure as it is right. Where 100 images or more are neither
     trained on nor test images, it is fitted on these instead."""
     muon_lr: float = setting(0.0, ge=0, lt=math.inf)

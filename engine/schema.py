@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, get_type_hints
 
 import torch
 
-from engine.config import Config
+from engine.config import COLDEST, HOTTEST, Config
 from engine.model import network
 from engine.row import EpochRow
 from engine.runtime import DTYPES
-from engine.temperature import HIGHEST, LOWEST
 
 MOST_CLASSES = 100_000
 COLUMNS = get_type_hints(EpochRow)
@@ -107,7 +106,7 @@ METRICS: dict[str, Check] = {
     "split": SPLIT,
     "test_correct": whole,
     "test_total": whole,
-    "temperature": lambda value: number(value) and LOWEST <= value <= HIGHEST,
+    "temperature": lambda value: number(value) and COLDEST <= value <= HOTTEST,
 }
 PLAIN = (lambda v: v is None or type(v) is bool), number, many(whole, 1000), tensor(torch.float32)
 GROUPS = many(named(lambda v: any(check(v) for check in PLAIN), 100), 10)

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from engine.config import COLDEST, HOTTEST
 from engine.learner import Batch, predict_logits
 from engine.machine import Machine
 
 FEWEST = 100  # images: fewer say too little
-LOWEST, HIGHEST = 0.05, 20.0
 HALVINGS = 40
 
 
@@ -25,14 +25,14 @@ def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine
     result of all.
 
     Returns:
-        LOWEST to HIGHEST; None of fewer than FEWEST images.
+        COLDEST to HOTTEST; None of fewer than FEWEST images.
     """
     found = []
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision).double()
         found.append((logits[labels >= 0], labels[labels >= 0]))
     sums = torch.zeros(2, dtype=torch.float64, device=machine.device)
-    low, high = 1 / HIGHEST, 1 / LOWEST
+    low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(HALVINGS):  # the cross-entropy is convex in 1 / temperature: its slope changes sign once
         middle = (low * high) ** 0.5
         sums.zero_()

@@ -42,10 +42,8 @@ class DataSet:
         train = self.load("train")
         return hold_out(train) if validate else (train, self.load("test"))
 
-    def unseen(self, validate: bool) -> Split | None:
-        """Images that are not trained on, for what is fitted after training; None where only test images are left."""
-        if validate:
-            return self.reported(validate)
+    def validation(self) -> Split | None:
+        """The "validation" part, if there is one: neither trained on nor test images."""
         return self.load("validation") if self.own_validation() else None
 
     def reported(self, validate: bool) -> Split:

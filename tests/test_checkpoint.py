@@ -210,12 +210,7 @@ def test_lists_nested_without_end_are_refused(tmp_path):
     data = pickle.dumps({"format": checkpoint.MODEL, "version": 1, "sha256": ""}, protocol=2)
     inner = b"]" * 10**5 + b"a" * (10**5 - 1)
     payload = data[:-1] + b"X\x01\x00\x00\x00l" + inner + b"s."
-    torch.save({}, path)
-    with zipfile.ZipFile(path) as source:
-        members = {name: source.read(name) for name in source.namelist()}
-    with zipfile.ZipFile(path, "w") as target:
-        for name, content in members.items():
-            target.writestr(name, payload if name.endswith("data.pkl") else content)
+    with_pickle(path, payload)
     with pytest.raises(ValueError, match=r"deep\.pt is not a model checkpoint"):
         checkpoint.load(path)
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from engine import checkpoint
+from engine.config import COLDEST, HOTTEST
 from engine.learner import Batch
 from engine.machine import Machine
-from engine.temperature import FEWEST, HIGHEST, LOWEST, fit_temperature
+from engine.temperature import FEWEST, fit_temperature
 from explain import study
 from explain.explainer import Explainer
 from explain.study import calibration
@@ -61,8 +62,8 @@ def test_few_images_give_none_and_no_error_ends_at_a_bound():
     logits, labels = drawn(0.4, FEWEST)
     assert fit_temperature(Given(), batches(logits[1:], labels[1:]), MACHINE) is None
     assert fit_temperature(Given(), [], MACHINE) is None
-    assert fit_temperature(Given(), batches(logits, logits.argmax(1)), MACHINE) == pytest.approx(LOWEST)
-    assert fit_temperature(Given(), batches(logits, logits.argmin(1)), MACHINE) == pytest.approx(HIGHEST)
+    assert fit_temperature(Given(), batches(logits, logits.argmax(1)), MACHINE) == pytest.approx(COLDEST)
+    assert fit_temperature(Given(), batches(logits, logits.argmin(1)), MACHINE) == pytest.approx(HOTTEST)
 
 
 RUN = "smoke --data generated:2048/128 --epochs 1 --resolutions 16 --precision fp32 --threads 1 --run-dir run".split()
