@@ -101,9 +101,12 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
         warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
         torch.backends.cudnn.benchmark = True
         if deterministic:
+            from torch._inductor import config as inductor
+
             torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts; CUDA's manual asks for it
             torch.use_deterministic_algorithms(True)
+            inductor.deterministic = True  # torch.compile, too, picks some kernels by their time
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return threads
 

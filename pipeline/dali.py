@@ -5,6 +5,7 @@ few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, s
 cost time quadratic in the batch. Measured on 2 cores at 32 px, batch 512: see `python -m bench --only data`.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -62,6 +63,7 @@ class DaliLoader:
         self._pipe: Any = None
         self._side = 0
         self._next = (0, 0)
+        self._held: deque[tuple[torch.cuda.Event, tuple[Tensor, Tensor]]] = deque()
 
     def __len__(self) -> int:
         return self.plan.steps_per_epoch
@@ -79,10 +81,25 @@ class DaliLoader:
             images, labels = self._run()
             self._next = divmod(epoch * len(self) + iteration + 1, len(self))
             count = sum(shape[0] for shape in labels.shape())
-            yield (
+            batch = (
                 torch.from_dlpack(images.as_reshaped_tensor([count, side, side, 3])).permute(0, 3, 1, 2),
                 torch.from_dlpack(labels.as_reshaped_tensor([count])),
             )
+            yield batch
+            if self.device.type == "cuda":
+                self._hold(batch)
+
+    def _hold(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Keep a batch until the GPU has done what it was asked to do with it.
+
+        The host is some steps ahead of it. When nothing holds a batch any more, DALI fills its memory anew on a stream
+        of its own.
+        """
+        read = torch.cuda.Event()
+        read.record(torch.cuda.current_stream(self.device))
+        self._held.append((read, batch))
+        while self._held and self._held[0][0].query():
+            self._held.popleft()
 
     def _run(self) -> Any:
         if self.device.type == "cuda":

@@ -70,6 +70,16 @@ def test_equals_the_reference_exactly_over_two_epochs(device, batch_size, drop_l
         assert (images.dtype, labels.dtype) == (torch.uint8, torch.int64)
 
 
+@pytest.mark.gpu
+def test_a_batch_stays_intact_until_the_gpu_has_read_it():
+    split = generated(640)
+    source = loader(split, Plan(side=32, count=640, batch_size=32, translate=4), device=torch.device("cuda", 0))
+    expected = [images.cpu() for images, _ in source.epoch(0)]
+    torch.cuda._sleep(1_000_000_000)  # cycles: the copies below wait for half a second, the host and DALI do not
+    found = [images.clone() for images, _ in source.epoch(0)]
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(expected, found, strict=True))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("side", [8, 16, 20, 24, 31, 33, 48])
 def test_resizing_never_mixes_neighbouring_images(device, side):
