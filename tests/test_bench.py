@@ -7,6 +7,7 @@ import pytest
 
 from bench import __main__ as entry
 from bench import gpu_check
+from bench.core.options import SpeedOptions, parse_speed
 from bench.speed import compare, suite, sweep
 from engine import runtime
 from engine.config import PRESETS
@@ -79,6 +80,11 @@ def test_a_misspelt_flag_is_answered_by_the_command_itself(command, capsys):
     assert exit.value.code == 2
     error = " ".join(capsys.readouterr().err.replace("│", "").split())
     assert "--epochz" in error and f"python -m bench {command} --help" in error
+
+
+def test_speed_is_measured_at_the_images_own_pixels():
+    unnamed, named = (parse_speed(SpeedOptions, arguments, "", "") for arguments in ([], ["full"]))
+    assert unnamed.resolutions == (32,) and named.resolutions == PRESETS["full"].resolutions
 
 
 def test_a_preset_may_stand_where_a_command_does(tmp_path, capsys):
