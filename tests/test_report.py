@@ -228,7 +228,7 @@ def test_the_choice_names_everything_that_was_chosen():
     said, file = reporter(terminal=False)
     machine = Machine(CPU, "bf16", 3, compiled=True)
     said.choice("cpu", replace(PRESETS["cpu"], run_dir="runs/[red]x"), machine)
-    for part in ("cpu: 7 epochs", machine.card()["cpu"], "bf16, compiled", "runs/[red]x", "16 to 28 px"):
+    for part in ("cpu: 5 epochs", machine.card()["cpu"], "bf16, compiled", "runs/[red]x", "16 to 32 px"):
         assert part in file.getvalue()
 
 
