@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,6 +26,7 @@ OUT_OF_MEMORY = (
     "unable to resize file",
     "resource temporarily unavailable",
 )
+STATISTICS = Path("/proc/stat")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -127,6 +129,23 @@ def release_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """Of the cores that this process may use, how many other programs use, while it sleeps for `seconds`.
+
+    From the kernel's count for each core, in hundredths of a second; 0 where the kernel does not give it.
+    """
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+
+    def used() -> int:
+        """Hundredths: as a user, nice, in the kernel and its interrupts; not idle, waiting for a disk, or stolen."""
+        lines = [line.split() for line in STATISTICS.read_text().splitlines()] if STATISTICS.exists() else []
+        return sum(int(line[i]) for line in lines if line[0] in ours for i in (1, 2, 3, 6, 7))
+
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / 100 / seconds
 
 
 @contextmanager

@@ -77,8 +77,9 @@ class Run:
         """Say what is to come, and compile it; from here on a stop signal waits for the end of a step."""
         self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
         self.reporter.choice(preset, self.config, self.machine)
-        for note in self.keeper.notes:
-            self.reporter.say(note)
+        for note in (*self.keeper.notes, self.machine.crowded()):
+            if note:
+                self.reporter.say(note)
         if self.learner.needs_warm_up:
             with self.clock.on("compile"):
                 self.learner.warm_up(self.loader.plan.share)
