@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.model import STAGES, ResNet
+from engine.model import STAGES, ResNet, resize
 
 METHODS = ("gradcam", "hirescam")
 
@@ -40,7 +40,8 @@ def heatmaps(
     Args:
         model: ResNet, or any module that makes logits (N, C) of images; or torch.compile's or
             DistributedDataParallel's wrapper of one.
-        images: (N, 3, R, R) uint8; for another module what it takes, normalised as it was trained.
+        images: (N, 3, H, W) uint8, which are resized as `ResNet.predict` does; for another module what it takes,
+            normalised as it was trained.
         targets: (N,) integers, the class whose logit is explained; or (N, T), which gives maps (N, T, h, w) for little
             more than the cost of one: the forward pass is shared.
         layer: one of STAGES; for another module the name of one of its modules, as `get_submodule` takes it, that runs
@@ -65,7 +66,10 @@ def heatmaps(
         classes = _checked(targets, len(images))
         low, high = (int(classes.min()), int(classes.max())) if classes.numel() else (0, 0)
         for some, wanted in zip(images.split(batch_size), classes.to(device).split(batch_size), strict=True):
-            activations, logits = _cut(net, some.to(device), layer)
+            some = some.to(device)
+            if isinstance(net, ResNet) and some.dtype == torch.uint8:
+                some = resize(some, net.resolution)
+            activations, logits = _cut(net, some, layer)
             if not 0 <= low <= high < logits.shape[1]:
                 raise ValueError(f"targets run from {low} to {high}: they must be 0 to {logits.shape[1] - 1}")
             parts.append(_maps(activations, logits, wanted, method))

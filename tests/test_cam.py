@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.model import STAGES, ResNet
+from engine.model import STAGES, ResNet, resize
 from explain.cam import METHODS, check_class_maps, class_maps, display, evaluating, heatmaps, unwrap
 from tests.trained import trained
 
@@ -44,7 +44,7 @@ class Float64(ResNet):
 
 @pytest.fixture(scope="module")
 def exact(net: ResNet) -> Float64:
-    double = Float64(net.classes, net.depth, net.width)
+    double = Float64(net.classes, net.depth, net.width, net.resolution)
     double.load_state_dict(net.state_dict())
     return double.double().eval()
 
@@ -157,6 +157,13 @@ def test_several_targets_at_once_equal_one_at_a_time(net: ResNet, images: Tensor
     assert maps.shape == (12, 2, 6, 6)
     for column in range(2):
         assert relative(maps[:, column], heatmaps(net, images, both[:, column], "layer3")) <= 1e-6
+
+
+def test_images_of_another_size_are_resized_as_predict_does(net: ResNet):
+    images = trained()[1].images[:4].permute(0, 3, 1, 2)
+    assert images.shape[2] != net.resolution
+    targets = torch.arange(4)
+    assert torch.equal(heatmaps(net, images, targets), heatmaps(net, resize(images, net.resolution), targets))
 
 
 def test_no_images_give_no_maps(net: ResNet, images: Tensor):

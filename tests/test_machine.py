@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import train
+from bench.recipe import accuracy
 from engine import runtime
 from engine.distributed import World
 from engine.machine import Machine
 
-SMALL = ["smoke", "--epochs", "1", "--resolutions", "8", "--width", "4", "--threads", "1"]
+SMALL = ["smoke", "--epochs", "1", "--resolutions", "8", "--width", "4"]
+SMALL += ["--threads", "1", "--data", "generated:256/128"]
 
 
 def test_busy_cores_are_those_of_other_programs_on_the_cores_this_one_may_use(tmp_path, monkeypatch):
@@ -39,7 +41,9 @@ def test_more_threads_than_free_cores_are_told(monkeypatch, cores, threads, busy
     assert not Machine(torch.device("cpu"), threads=threads, world=World(size=2)).crowded()
 
 
-def test_train_says_it(tmp_path, monkeypatch, capsys):
+def test_train_and_bench_say_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Machine, "crowded", lambda self: "other programs keep the cores busy")
     train.main([*SMALL, "--out", str(tmp_path / "model.pt"), "--run-dir", str(tmp_path / "run")])
+    assert "other programs keep the cores busy" in "".join(capsys.readouterr())
+    accuracy.main([*SMALL, "--seeds", "1", "--out", str(tmp_path)])
     assert "other programs keep the cores busy" in "".join(capsys.readouterr())

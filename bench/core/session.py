@@ -104,6 +104,8 @@ def session(
     one = Session(theme, card, settings, stem)
     for name, value in card.items():
         one.console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
+    if crowded := machine.crowded():
+        one.console.print(crowded, soft_wrap=True, markup=False)
     with one.bar:
         yield one
     files = record.save(one.result, stem)
