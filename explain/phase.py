@@ -19,7 +19,6 @@ class Phase:
         columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
         self._progress = bar(Console(stderr=True), *columns)
         self._task = self._progress.add_task(f"{name:>16}", total=total)
-        self.seconds = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
