@@ -99,7 +99,7 @@ def test_the_check_of_class_maps_refuses_another_head(net: ResNet, images: Tenso
         def head(self, features: Tensor) -> Tensor:
             return self.fc(features.mean((2, 3)).square())
 
-    odd = Squared("abcdefghij", width=8)
+    odd = Squared("abcdefghij", width=8, resolution=net.resolution)
     odd.load_state_dict(net.state_dict())
     with pytest.raises(ValueError, match="differ from autograd"):
         check_class_maps(odd, images)
