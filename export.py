@@ -14,7 +14,7 @@ import preflight
 preflight.require_environment("export.py")
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,9 @@ def export(options: Options) -> dict[str, Any]:
         small = formats.quantised(content, train.sample(CALIBRATED))
         runs = {"checkpoint": (ckpt.stat().st_size, formats.of_torch(model)), "float32": (len(content), run)}
         runs["int8"] = len(small), formats.of_onnx(small, threads)
-        measured = {name: check.measure(size, one, split) for name, (size, one) in runs.items()}
+        measured = {name: {"size": size} | check.measure(one, split) for name, (size, one) in runs.items()}
         on = classifier.accuracy_on(loaded, "this file")
-        facts |= {"accuracy": str(measured["int8"].accuracy), "accuracy_on": on}
+        facts |= {"accuracy": str(measured["int8"]["accuracy"]), "accuracy_on": on}
         content = formats.with_facts(small, facts)
     write_whole(out, content)
     return facts | {
@@ -96,7 +96,7 @@ def export(options: Options) -> dict[str, Any]:
         "checked_images": len(images),
         "largest_difference": difference,
         "threads": threads,
-        "measured": {name: asdict(row) for name, row in measured.items()},
+        "measured": measured,
     }
 
 

@@ -15,16 +15,11 @@ import preflight
 preflight.require_environment("gradcam.py")
 
 import json
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from explain.options import Options
-
-if TYPE_CHECKING:  # --help loads nothing heavy
-    from explain.cases import Ints, Maps
-    from explain.faithfulness import Faithfulness
-    from explain.study import Study
 
 
 def main() -> None:
@@ -41,18 +36,19 @@ def main() -> None:
 def explain_errors(options: Options) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
     from engine import checkpoint
-    from explain import cam, faithfulness, outputs, study
+    from explain import cam, faithfulness, gallery, outputs, page, study
     from explain.explainer import Explainer
     from explain.phase import Phase
-    from ground.files import check_writable
+    from ground.files import check_writable, destination, write_whole
 
-    for path in outputs.paths(options.out, bool(options.images)):
+    paths = outputs.paths(options.out, bool(options.images))
+    for path in paths:
         check_writable(path)
     if not Path(options.ckpt).exists():
         raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)
     explainer = Explainer.of(loaded, options.device, options.precision, options.threads)
-    options.check_classes(explainer.classes)
+    options.check_classes(explainer.model.classes)
 
     if options.images:
         found = study.of_pictures(explainer, options.images, loaded.config.fit)
@@ -69,12 +65,20 @@ def explain_errors(options: Options) -> dict[str, Any]:
         with Phase("faithfulness", min(len(cases), faithfulness.IMAGES)) as checking:
             checks = faithfulness.measure(explainer, maps, options.seed, checking.advance)
     with Phase("files", len(drawn)) as writing:
-        written = write_files(options, found, maps, checks, drawn, f"{options.ckpt}: {explainer}", writing.advance)
+        source = f"{options.ckpt}: {explainer}"
+        if options.page:
+            content = page.render(found, maps, checks, options, source)
+        else:
+            content = gallery.draw(maps, drawn, options.choice, source, writing.advance)
+        for path, data in zip(paths, (content, outputs.table(cases), outputs.archive(maps)), strict=True):
+            write_whole(destination(path), data)
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = found.seconds if options.layer == "layer4" else mapping.seconds
-    result = maps.plain() | found.plain() | written
+    result = maps.plain() | found.plain()
     result |= {
+        "drawn": len(cases) if options.page else len(drawn),
+        "files": [str(path) for path in paths],
         "precision": explainer.machine.precision,
         "maps_per_second": maps.computed / seconds,
         "layer4_against_autograd": difference,
@@ -82,32 +86,9 @@ def explain_errors(options: Options) -> dict[str, Any]:
         "file_seconds": writing.seconds,
     }
     if checks:
-        result |= {"faithfulness": checks.plain(), "faithfulness_seconds": checking.seconds}
+        result |= {"faithfulness": asdict(checks), "faithfulness_seconds": checking.seconds}
         print(*checks.lines(), sep="\n")
     return result
-
-
-def write_files(
-    options: Options,
-    found: "Study",
-    maps: "Maps",
-    checks: "Faithfulness | None",
-    drawn: "Ints",
-    source: str,
-    on_row: Callable[[], None],
-) -> dict[str, Any]:
-    """The table, the archive and the picture or page; each is whole or as it was before."""
-    from explain import gallery, outputs, page
-    from ground.files import destination, write_whole
-
-    if options.page:
-        content = page.render(found, maps, checks, options, source)
-    else:
-        content = gallery.draw(maps, drawn, options.choice, source, on_row)
-    paths = outputs.paths(options.out, bool(options.images))
-    for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
-        write_whole(destination(path), data)
-    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
 
 
 def report(result: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -152,11 +151,9 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
     """The weights of the file in a network of that form."""
     from safetensors.torch import load
 
-    weights = load(content)
-    twin = copy.deepcopy(classifier)
-    own: dict[str, Any] = {name: weights.pop(_renamed(name), None) for name in twin.net.state_dict()}
-    assert not weights
-    twin.net.load_state_dict({name: t for name, t in own.items() if t is not None} | _channels(content))
+    weights, channels, twin = load(content), _channels(content), copy.deepcopy(classifier)
+    own = {name: weights[_renamed(name)] for name in twin.net.state_dict() if name not in channels}
+    twin.net.load_state_dict(own | channels)
     return of_torch(twin)
 
 

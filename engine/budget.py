@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,7 +18,7 @@ from engine.config import Config
 from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
-from engine.model import TrainingImages, network
+from engine.model import Images, network
 from engine.resume import State
 
 MOST_EPOCHS = 200
@@ -28,15 +28,6 @@ STRIDED_FROM = 96  # pixels: from here on the stem halves the sides, or a step w
 STEPS = 8  # of an epoch at least, where the batch size is left open
 TRIED_SECONDS = 0.7  # of each resolution
 EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
-
-
-class Images(TrainingImages, Protocol):
-    """What must be known of the images to train on; pipeline.split.Split knows it."""
-
-    @property
-    def side(self) -> int: ...
-
-    def __len__(self) -> int: ...
 
 
 def fit(config: Config, typed: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> Config:

@@ -118,11 +118,8 @@ class Learner:
                 group["lr"] = rate
             self._update(images, labels, self.step)
         self.step += 1
-        if self.lookahead:
-            if self.step == self.total_steps:
-                self.lookahead.finish()
-            elif self.step % LOOKAHEAD_EVERY == 0:
-                self.lookahead.update(self.step / self.total_steps)
+        if self.lookahead and (self.step % LOOKAHEAD_EVERY == 0 or self.step == self.total_steps):
+            self.lookahead.update(self.step / self.total_steps)
 
     def _update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
         """Forward, backward, optimizer and metrics."""
@@ -313,17 +310,10 @@ class Lookahead:
         self.fast = [t for t in model.state_dict().values() if t.is_floating_point()]
         self.slow = [t.clone() for t in self.fast]
 
-    def update(self, progress: float) -> None:
-        """`progress` 0..1 of the training: the slow weights' inertia grows with its cube."""
-        self._pull(1 - LOOKAHEAD_DECAY * progress**3)
-
-    def finish(self) -> None:
-        """At the last step the model takes the slow weights as they are."""
-        self._pull(0.0)
-
     @torch.no_grad()
-    def _pull(self, weight: float) -> None:
-        torch._foreach_lerp_(self.slow, self.fast, weight)
+    def update(self, progress: float) -> None:
+        """`progress` 0..1 of the training: the slow weights' inertia grows with its cube; at 1 they are the result."""
+        torch._foreach_lerp_(self.slow, self.fast, 0.0 if progress == 1 else 1 - LOOKAHEAD_DECAY * progress**3)
         torch._foreach_copy_(self.fast, self.slow)
 
 

@@ -23,8 +23,8 @@ WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all 
 Channels = Sequence[float]
 
 
-class TrainingImages(Protocol):
-    """What `create` must know of the images that a model will be trained on; pipeline.split.Split knows it."""
+class Images(Protocol):
+    """What must be known of the images that a model will be trained on; pipeline.split.Split knows it."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -34,6 +34,11 @@ class TrainingImages(Protocol):
 
     @property
     def labels(self) -> np.ndarray: ...
+
+    @property
+    def side(self) -> int: ...
+
+    def __len__(self) -> int: ...
 
     def sample(self, count: int) -> np.ndarray: ...
 
@@ -196,7 +201,7 @@ def network(config: Config, classes: Sequence[str], *statistics: Channels) -> Re
     return ResNet(classes, config.depth, config.width, config.resolutions[-1], mean, std, config.stem_stride)
 
 
-def create(config: Config, train: TrainingImages) -> ResNet:
+def create(config: Config, train: Images) -> ResNet:
     """The model for the images that it will be trained on, with its starting weights.
 
     The weights are a function of `config.seed` and, if the stem whitens, of a sample of the images.

@@ -12,13 +12,11 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
     seconds      spent so far, by kind
 """
 
-import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from engine import checkpoint
@@ -84,11 +82,9 @@ def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
     faults: list[str] = []
     for file in states(path):
         try:
-            state = _load(file)
+            return replace(_load(file), notes=[f"{fault}; using the state before it" for fault in faults])
         except (ValueError, OSError) as error:
             faults.append(str(error))
-            continue
-        return replace(state, notes=[f"{fault}; using the state before it" for fault in faults])
     if not faults:
         raise FileNotFoundError(2, "no resume state in this folder", str(path))
     raise ValueError(f"no state to go on from: {'; '.join(faults)}")
@@ -159,7 +155,8 @@ class Keeper:
         self.saved = str(state.path or "none yet")
         self.notes = [*state.notes, *_announcements(state, self.config, self.environment)]
         self._signals = StopSignals()
-        self._last, self._cost = perf_counter(), 3 * _bytes(learner) / BYTES_PER_SECOND
+        size = sum(tensor.nbytes for tensor in learner.model.state_dict().values())
+        self._last, self._cost = perf_counter(), 3 * size / BYTES_PER_SECOND
         if state.path:
             self.notes.append(f"going on from {state.path}: {self.position}")
 
@@ -227,10 +224,8 @@ class Keeper:
             self._signals.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._signals.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._signals.__exit__(*error)
 
     def _due(self, every: float) -> bool:
         wait = max(every, self._cost / SHARE) if self.config.checkpoint_every else 0.0
@@ -292,7 +287,3 @@ def _announcements(state: State, config: Config, environment: Mapping[str, str])
     given = replace(state.given, run_dir=config.run_dir, resume=config.resume)
     if local := differences(given, config, "machine", "files"):
         yield f"these are the command line's, not the state's: {', '.join(local)}"
-
-
-def _bytes(learner: Learner) -> int:
-    return sum(math.prod(t.shape) * t.element_size() for t in learner.model.state_dict().values())

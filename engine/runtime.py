@@ -59,21 +59,15 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if cpu_has_bfloat16() else "fp32"
+    # Where the CPU does not multiply bfloat16 itself, it is slower than float32.
+    return "bf16" if {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split()) else "fp32"
 
 
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512-BF16 or AMX); without, bf16 is slower than fp32."""
-    flags = cpu_flags()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
-    """Features that Linux lists for the first core; empty elsewhere (torch tells of them only from 2.15 on)."""
-    if not path.exists():
-        return set()
-    lines = (line.partition(":") for line in path.read_text(errors="replace").splitlines())
-    return next((set(value.split()) for key, _, value in lines if key.strip() == "flags"), set())
+def cpu_info(field: str, path: Path = Path("/proc/cpuinfo")) -> str:
+    """What Linux says of the first core under this name; "" elsewhere (torch tells of its flags only from 2.15 on)."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
@@ -194,7 +188,7 @@ def environment_card(device: torch.device) -> dict[str, str]:
         return "not installed"
 
     card = {
-        "cpu": _cpu_model(),
+        "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
@@ -240,10 +234,3 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = (f"{error.filename}: " if error.filename else "") + error.strerror
     return printable(" ".join(text.split()))
-
-
-def _cpu_model() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

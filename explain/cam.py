@@ -90,13 +90,12 @@ def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
         return (maps / (features.shape[-2] * features.shape[-1])).to(head.weight.dtype)
 
 
-def check_class_maps(model: nn.Module, images: Tensor) -> float:
+def check_class_maps(net: ResNet, images: Tensor) -> float:
     """Compare `class_maps` with autograd on images (N, 3, R, R) uint8; the largest difference over the largest value.
 
     Raises:
         ValueError: it is above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
     """
-    net = unwrap(model)
     if not len(images):
         return 0.0
     with evaluating(net), torch.no_grad():
@@ -125,18 +124,6 @@ def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tens
     unit = _over_peak(maps if signed else maps.relu()).float()  # before enlarging: no raw value over- or underflows
     enlarged = F.interpolate(unit[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     return _over_peak(enlarged), (unit == 0).flatten(1).all(1)
-
-
-def unwrap(model: nn.Module) -> ResNet:
-    """The ResNet inside torch.compile's or a data-parallel wrapper.
-
-    Raises:
-        ValueError: there is none.
-    """
-    net = _inner(model)
-    if not isinstance(net, ResNet):
-        raise ValueError(f"this needs a ResNet of engine/model.py: {type(net).__name__} is none")
-    return net
 
 
 @contextmanager

@@ -78,10 +78,6 @@ class Explainer:
         net = self.model
         return f"ResNet-{net.depth} of width {net.width} at {net.resolution} px in {self.machine.precision}"
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return self.model.classes
-
     def autocast(self) -> AbstractContextManager[None]:
         """The machine's precision, for a forward pass."""
         return runtime.autocast(self.machine.device, self.machine.precision)

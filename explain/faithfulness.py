@@ -12,11 +12,9 @@ trained model's. `python gradcam.py --faithfulness` prints both.
 """
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,10 +56,6 @@ class Faithfulness:
     """Gap of the predicted class minus that of "true" and of "random", image by image."""
     likeness: dict[str, Score]
     """Spearman's rank correlation with the same maps of a model whose "linear layer" or all "weights" are random."""
-
-    def plain(self) -> dict[str, Any]:
-        """Numbers for JSON."""
-        return dataclasses.asdict(self)
 
     def lines(self) -> list[str]:
         """For the terminal; standard errors after the sign."""

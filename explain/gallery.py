@@ -80,7 +80,7 @@ def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable
     for i, position in enumerate(positions.tolist()):
         sheet, row = divmod(i, rows)
         left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
-        pen.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2))
+        pen.draw.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2), fill=LINE, width=1)
         _describe(pen, cases, position, (left, y))
         for place, column in enumerate(columns):
             x = left + TEXT_WIDTH + place * (TILE + GAP)
@@ -130,7 +130,7 @@ class Pen:
 
     def __init__(self, canvas: Image.Image) -> None:
         self.canvas = canvas
-        self._draw = ImageDraw.Draw(canvas)
+        self.draw = ImageDraw.Draw(canvas)
         self._folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
 
     def text(
@@ -153,14 +153,8 @@ class Pen:
         while font.getlength(shown) > room and left > 1:
             left -= 1
             shown = f"{text[: left - left // 2]}…{text[len(text) - left // 2 :]}"
-        self._draw.text(place, shown, fill=INK, font=font, anchor="ma" if centred else "la")
+        self.draw.text(place, shown, fill=INK, font=font, anchor="ma" if centred else "la")
         return round(font.getlength(shown))
-
-    def line(self, ends: tuple[int, int, int, int]) -> None:
-        self._draw.line(ends, fill=LINE, width=1)
-
-    def box(self, corners: tuple[int, int, int, int]) -> None:
-        self._draw.rectangle(corners, outline=INK, width=2)
 
 
 def _columns(maps: Maps, positions: Ints) -> list[Column]:
@@ -232,7 +226,7 @@ def _describe(pen: Pen, cases: Cases, position: int, place: tuple[int, int]) -> 
     if cases.disputed[position]:
         y = top + 30 + 25 * len(lines) + 6
         width = pen.text((left + 8, y), "label disputed", points=8, bold=True)
-        pen.box((left, y - 4, left + width + 16, y + 22))
+        pen.draw.rectangle((left, y - 4, left + width + 16, y + 22), outline=INK, width=2)
 
 
 def _colour_bars(pen: Pen, left: int, top: int, rival: str) -> None:

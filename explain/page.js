@@ -129,17 +129,10 @@ function picture(className) {
 
 // Filters and order
 
-function number(id, fallback) {
-  const input = byId(id);
-  return input && input.value !== "" && Number.isFinite(input.valueAsNumber) ? input.valueAsNumber : fallback;
-}
-
-function picked(id) {
-  return byId(id)?.value ?? "any";
-}
+const number = (id, fallback) => Number(byId(id)?.value || fallback); // the value is "" or a number
 
 function refilter() {
-  const [wantedTrue, wantedPred] = [picked("true"), picked("pred")];
+  const [wantedTrue, wantedPred] = [byId("true")?.value ?? "any", byId("pred").value];
   const [low, high] = [number("confidence-from", 0) / 100, number("confidence-to", 100) / 100];
   const [least, most] = [number("loss-from", 0), number("loss-to", Infinity)];
   const onlyDisputed = byId("disputed")?.checked ?? false;
@@ -172,14 +165,6 @@ function refilter() {
   }
   remember();
   lay();
-}
-
-function pick(trueClass, predClass) {
-  if (byId("true")) byId("true").value = trueClass;
-  byId("pred").value = predClass;
-  refilter();
-  const top = byId("controls").offsetTop;
-  if (window.scrollY + window.innerHeight < top + 300 || window.scrollY > top) window.scrollTo({ top });
 }
 
 function reset() {
@@ -315,16 +300,6 @@ function repaint(i) {
 function repaintAll() {
   for (const i of cards.keys()) repaint(i);
   detail();
-}
-
-let waiting = false;
-function soon(work) {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
-    work();
-  });
 }
 
 // One error in full
@@ -483,10 +458,14 @@ byId("more").addEventListener("click", () => {
 });
 for (const id of ["matrix", "bars"]) {
   byId(id)?.addEventListener("click", (event) => {
-    const { dataset } = event.target.closest("button") ?? {};
-    if (!dataset) return;
-    const again = event.target.closest("button").getAttribute("aria-pressed") === "true";
-    pick(again ? "any" : (dataset.true ?? "any"), again ? "any" : (dataset.pred ?? "any"));
+    const pressed = event.target.closest("button");
+    if (!pressed) return;
+    const wanted = pressed.getAttribute("aria-pressed") === "true" ? {} : pressed.dataset;
+    byId("true").value = wanted.true ?? "any";
+    byId("pred").value = wanted.pred ?? "any";
+    refilter();
+    const top = byId("controls").offsetTop;
+    if (window.scrollY + window.innerHeight < top + 300 || window.scrollY > top) window.scrollTo({ top });
   });
 }
 
@@ -566,8 +545,8 @@ byId("theme").addEventListener("click", () => {
   const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
   document.documentElement.dataset.theme = dark ? "light" : "dark";
 });
-window.addEventListener("scroll", () => soon(show), { passive: true });
-window.addEventListener("resize", () => soon(lay));
+window.addEventListener("scroll", show);
+window.addEventListener("resize", lay);
 
 byId("sheet").decode().then(() => {
   if (window.innerWidth <= 860) for (const folded of document.querySelectorAll(".bars, .calibration, .checks")) folded.open = false;

@@ -20,15 +20,14 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch.nn.functional as F
-from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
-from explain.gallery import METHODS, OPACITY, percent, smaller
+from explain.gallery import METHODS, OPACITY, smaller
 from explain.options import Options
-from explain.study import Calibration, Study, class_errors, top_confusions
+from explain.study import Calibration, Study, top_confusions
 from pipeline.split import UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
@@ -58,7 +57,6 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters["percent"] = percent
     height, width = maps.values.shape[-2:]
     fitting = fit(maps.values)
     sheet, columns, side = sprites(study.cases.pictures)
@@ -77,15 +75,13 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
         coarse=maps.layer == "layer4",
         sheet=sheet,
         data=_data(maps, fitting, options) | {"side": side, "columns": columns},
-        style=_verbatim("page.css"),
-        script=_verbatim("page.js"),
     )
     return text.encode("utf-8", "surrogateescape")
 
 
 def class_bars(matrix: Ints) -> list[tuple[int, int, int, float]]:
     """(class, its errors, its images, errors over images) of each true class; of many, the largest share first."""
-    wrong, images = class_errors(matrix), matrix.sum(1)
+    wrong, images = matrix.sum(1) - np.diag(matrix), matrix.sum(1)
     shares = wrong / np.maximum(images, 1)
     order = np.arange(len(matrix)) if len(matrix) <= TABLE else np.argsort(-shares, kind="stable")
     return [(int(i), int(wrong[i]), int(images[i]), float(shares[i])) for i in order]
@@ -183,7 +179,3 @@ def _colours(name: str) -> UInt8:
 
 def _base64(array: npt.NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-
-
-def _verbatim(name: str) -> Markup:
-    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))

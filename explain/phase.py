@@ -1,7 +1,6 @@
 """One phase of the work: a bar with the time left on a terminal's stderr, and the seconds it took."""
 
 from time import perf_counter
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -20,16 +19,13 @@ class Phase:
         columns = (MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
         self._progress = bar(Console(stderr=True), *columns)
         self._task = self._progress.add_task(f"{name:>16}", total=total)
-        self.seconds = 0.0
 
     def __enter__(self) -> Self:
         self._progress.start()
         self._start = perf_counter()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.seconds = perf_counter() - self._start
         self._progress.stop()
 

@@ -87,7 +87,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     wrong = split.take(outcome.index, split.name)
     cases = outcome.cases(
         name=split.name,
-        classes=explainer.classes,
+        classes=explainer.model.classes,
         labels=wrong.labels,
         pictures=wrong.images,
         files=wrong.files,
@@ -115,7 +115,7 @@ def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:
         outcome = explainer.examine(batches, phase.advance)
     cases = outcome.cases(
         name="own",
-        classes=explainer.classes,
+        classes=explainer.model.classes,
         labels=None,
         pictures=pictures.tiles,
         files=pictures.names,
@@ -135,11 +135,6 @@ def top_confusions(matrix: Ints, count: int = 5) -> list[tuple[int, int, int]]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:count]
     pairs = zip(*(part.tolist() for part in np.unravel_index(order, wrong.shape)), strict=True)
     return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
-
-
-def class_errors(matrix: Ints) -> Ints:
-    """(C,) misclassified images of each true class."""
-    return matrix.sum(1) - np.diag(matrix)
 
 
 def calibration(logits: torch.Tensor, labels: Ints, bins: int = 15) -> Calibration:

@@ -78,7 +78,8 @@ class DaliLoader:
             # The pipeline runs ahead along the plan. Another place or another resolution needs a new one (20 ms).
             if self._pipe is None or (epoch, iteration) != self._next or side != self._side:
                 self._pipe, self._side = self._build(epoch, iteration, side), side
-            images, labels = self._run()
+            stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+            images, labels = self._pipe.run(stream)
             self._next = divmod(epoch * len(self) + iteration + 1, len(self))
             count = sum(shape[0] for shape in labels.shape())
             batch = (
@@ -100,11 +101,6 @@ class DaliLoader:
         self._held.append((read, batch))
         while self._held and self._held[0][0].query():
             self._held.popleft()
-
-    def _run(self) -> Any:
-        if self.device.type == "cuda":
-            return self._pipe.run(torch.cuda.current_stream(self.device))
-        return self._pipe.run()
 
     def _build(self, epoch: int, iteration: int, side: int) -> Any:
         def feed() -> Iterator[list[list[np.ndarray]]]:

@@ -132,7 +132,7 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
     )
 
 
-def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Listing, UInt8]:
+def prepare(root: Path, size: int, fit: Fit) -> tuple[Listing, UInt8]:
     """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
 
     A size of 0 stands for the usual one: see `usual_size`.
@@ -154,14 +154,13 @@ def prepare(root: Path, size: int, fit: Fit, progress: bool = True) -> tuple[Lis
         try:
             cached = read(path, size)
             if cached is None:
-                write(path, *decode_all(root, classes, found, size, fit, progress))
+                write(path, *decode_all(root, classes, found, size, fit))
                 cached = read(path, size)
                 if cached is None:
                     raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
         finally:
             os.close(descriptor)
-        if progress:
-            tell(cached[0])
+        tell(cached[0])
     return cached
 
 
@@ -251,7 +250,7 @@ def key(root: Path, found: Sequence[Found], size: int, fit: Fit) -> str:
 
 
 def decode_all(
-    root: Path, classes: tuple[str, ...], found: Sequence[Found], size: int, fit: Fit, progress: bool = True
+    root: Path, classes: tuple[str, ...], found: Sequence[Found], size: int, fit: Fit
 ) -> tuple[Listing, UInt8, list[int]]:
     """Every file decoded, on all cores; then sorted into parts, without copies that would straddle two of them.
 
@@ -263,24 +262,19 @@ def decode_all(
     reasons: list[str] = [""] * len(found)
     sides = [(0, 0)] * len(found)
 
-    def one(i: int) -> None:
-        try:
-            images[i] = decode(found[i].path, size, fit)
-            sides[i] = dimensions(found[i].path)
-            with open(found[i].path, "rb") as file:
-                digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
-        except Exception as error:  # a decoder raises nearly anything on a damaged file
-            reasons[i] = printable(reason(error, found[i].path))
-
     def some(start: int) -> int:
         places = range(start, min(start + BLOCK, len(found)))
         for i in places:
-            one(i)
+            try:
+                images[i] = decode(found[i].path, size, fit)
+                sides[i] = dimensions(found[i].path)
+                with open(found[i].path, "rb") as file:
+                    digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
+            except Exception as error:  # a decoder raises nearly anything on a damaged file
+                reasons[i] = printable(reason(error, found[i].path))
         return len(places)
 
-    console = Console(stderr=True)
-    shown_bar = bar(console, MofNCompleteColumn(), TimeRemainingColumn())
-    shown_bar.disable |= not progress
+    shown_bar = bar(Console(stderr=True), MofNCompleteColumn(), TimeRemainingColumn())
     with shown_bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         task = shown_bar.add_task(f"decoding to {size} x {size}", total=len(found))
         for count in pool.map(some, range(0, len(found), BLOCK)):

@@ -1,7 +1,5 @@
 """Data without a data set: generated images for tests, and one constant device batch, the compute ceiling."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,23 +36,12 @@ def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
     )
 
 
-class ConstantLoader:
-    """The same batch again and again, already on the device: what the model could eat if data cost nothing.
+def constant_batch(batch_size: int, resolution: int, device: torch.device, classes: int) -> tuple[Tensor, Tensor]:
+    """A batch that is always the same, on the device: given again and again, what the model could eat for free.
 
-    Yields images (batch_size, 3, resolution, resolution) uint8 channels_last and labels (batch_size,) int64 of
-    so many classes.
+    Images (batch_size, 3, resolution, resolution) uint8 channels_last; labels (batch_size,) int64 of so many classes.
     """
-
-    def __init__(self, batch_size: int, resolution: int, device: torch.device, steps: int, classes: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
-        self.images: Tensor = nhwc.to(device).permute(0, 3, 1, 2)
-        self.labels: Tensor = torch.randint(0, classes, (batch_size,), generator=generator).to(device)
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for _ in range(self.steps):
-            yield self.images, self.labels
+    generator = torch.Generator().manual_seed(0)
+    nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, classes, (batch_size,), generator=generator)
+    return nhwc.to(device).permute(0, 3, 1, 2), labels.to(device)

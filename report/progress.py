@@ -105,8 +105,8 @@ class Reporter:
         why = f" for {config.minutes:g} minutes" if config.minutes else ""
         self._block(
             {
-                "preset": f"{preset}: {_count(config.epochs, 'epoch')}{why}, batch {config.batch_size}, {pixels}, "
-                f"ResNet-{config.depth} width {config.width}",
+                "preset": f"{preset}: {config.epochs} epoch{'s' * (config.epochs > 1)}{why}, "
+                f"batch {config.batch_size}, {pixels}, ResNet-{config.depth} width {config.width}",
                 "device": ", ".join(f"{name} {value}" for name, value in machine.card().items()),
                 "precision": machine.precision + (", compiled" if machine.compiled else ", not compiled"),
                 "run folder": config.run_dir,
@@ -270,10 +270,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _show(template: str, values: Mapping[str, Any], absent: str = ABSENT) -> str:

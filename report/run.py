@@ -12,8 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from engine import checkpoint, runtime
 from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
@@ -68,10 +67,8 @@ class Run:
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)
 
     def begin(self, preset: str) -> None:
         """Say what is to come, and compile it; from here on a stop signal waits for the end of a step."""

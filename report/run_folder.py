@@ -16,7 +16,6 @@ from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 from time import perf_counter
-from types import TracebackType
 from typing import Any, NoReturn, Self
 
 # Importing these costs 50 ms once torch is there (no TensorFlow comes with them).
@@ -69,6 +68,7 @@ class RunFolder:
         state = state or State()
         self._lr_at = lr_at
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
+        self.log_path = self.path / "log.jsonl"
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / "run.lock", self._taken)
@@ -94,10 +94,6 @@ class RunFolder:
         raise ValueError(
             f"{self.path} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
         )
-
-    @property
-    def log_path(self) -> Path:
-        return self.path / "log.jsonl"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, one setting a line."""
@@ -144,9 +140,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _add_scalars(self, row: Mapping[str, Any]) -> None:
@@ -194,8 +188,7 @@ class _Board:
     def __init__(self, folder: Path, purge: int) -> None:
         seconds, rest = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
-        self._file = (folder / name).open("xb")
-        self._records = RecordWriter(self._file)
+        self._records = RecordWriter((folder / name).open("xb"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         self.flush()
@@ -204,10 +197,10 @@ class _Board:
         self._write(step=step, summary=scalar(tag, value))
 
     def flush(self) -> None:
-        self._file.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._file.close()
+        self._records.close()
 
     def _write(self, **what: Any) -> None:
         self._records.write(event_pb2.Event(wall_time=time.time(), **what).SerializeToString())

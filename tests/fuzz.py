@@ -191,7 +191,7 @@ class Model:
         explainer = Explainer.of(loaded, "cpu", threads=1)
         f"{explainer}: {loaded.metrics.get('test_total', 0) - loaded.metrics.get('test_correct', 0)}"
         probabilities = explainer.model.predict(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
-        assert probabilities.shape == (1, len(explainer.classes))
+        assert probabilities.shape == (1, len(explainer.model.classes))
         if self.digest.encode() in path.read_bytes():
             weights = loaded.model.state_dict()
             assert all(torch.equal(t, weights[name]) for name, t in self.content["weights"].items())

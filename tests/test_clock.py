@@ -73,15 +73,13 @@ def test_the_clock_agrees_with_real_sleeps(fetch, step):
     assert lap.waited / lap.seconds == pytest.approx(sum(fetched) / truth, abs=0.05)
 
 
-def test_the_first_step_and_the_warm_up_are_apart(virtual):
+def test_the_warm_up_is_apart(virtual):
     durations = iter([0.2, 0.1, 0.05])
 
     def step(images, labels):
         virtual.sleep(next(durations, 0.01))
 
     rate = measure(virtual.batches(0.0), step, CPU, Budget(seconds=0.2, laps=3))
-    assert rate.warm_up.first_seconds == pytest.approx(0.2)
-    assert rate.warm_up.seconds >= 0.36
     assert rate.median == pytest.approx(1000)  # none of the slow steps is in it
 
 
@@ -92,8 +90,9 @@ def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
         seconds[0] *= 1.3
         virtual.sleep(seconds[0])
 
+    before = virtual.now
     warm_up = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))
-    assert not warm_up.steady and warm_up.seconds < 1
+    assert not warm_up.steady and virtual.now - before < 1
     row = Row.of_rate("p", "n", Rate(1.0, 1.0, 1.0, 0.0, warm_up), "note")
     assert "note" in row.note and "steady" in row.note
 

@@ -93,9 +93,7 @@ def ghosts(count):
         own.optimizer.step()
         own.optimizer.zero_grad()
         own.step += 1
-        if own.step == own.total_steps:
-            own.lookahead.finish()
-        elif own.step % LOOKAHEAD_EVERY == 0:
+        if own.step == own.total_steps or own.step % LOOKAHEAD_EVERY == 0:
             own.lookahead.update(own.step / own.total_steps)
     return own, sums
 

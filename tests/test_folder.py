@@ -51,7 +51,7 @@ def flat(root: Path, seed: int = 0, **counts: int) -> Path:
 
 
 def listing(root: Path, size: int = 8) -> folder.Listing:
-    return folder.prepare(root, size, "crop", progress=False)[0]
+    return folder.prepare(root, size, "crop")[0]
 
 
 def parts_of(found: folder.Listing) -> dict[str, Counter]:
@@ -205,7 +205,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path
     (root / "cat" / "nowhere.png").symlink_to("missing")
     os.mkfifo(root / "cat" / "pipe.png")
     before = sorted(root.rglob("*"))
-    found = folder.prepare(root, 8, "crop", progress=True)[0]
+    found = folder.prepare(root, 8, "crop")[0]
     assert len(found.pictures) == 19
     assert {line.partition(":")[0] for line in found.left_out} == {
         f"cat/{name}" for name in ("cut.png", "empty.png", "notes.jpg", "nowhere.png", "pipe.png")
@@ -308,7 +308,7 @@ def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Pat
 
     def work(size: int, fit: folder.Fit = "crop") -> int:
         decoded.clear()
-        folder.prepare(root, size, fit, progress=False)
+        folder.prepare(root, size, fit)
         return len(decoded)
 
     assert [work(8), work(8), work(9), work(8, "pad"), work(8, "pad")] == [8, 0, 8, 8, 0]
@@ -337,12 +337,12 @@ folder.prepare(Path({str(root)!r}), 64, "crop")
 
 def test_a_damaged_cache_is_made_anew(tmp_path: Path, home: Path):
     root = flat(tmp_path, cat=4, dog=4)
-    first = folder.prepare(root, 8, "crop", progress=False)[1]
+    first = folder.prepare(root, 8, "crop")[1]
     (path,) = home.rglob("*.pictures")
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole[: len(whole) // 2], b"", whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], b"{}"):
         path.write_bytes(damaged)
-        assert np.array_equal(folder.prepare(root, 8, "crop", progress=False)[1], first)
+        assert np.array_equal(folder.prepare(root, 8, "crop")[1], first)
         assert path.read_bytes() == whole
 
 

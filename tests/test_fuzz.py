@@ -1,6 +1,7 @@
 """tests/fuzz.py in small, and that it sees what it is to see."""
 
 import json
+import mmap
 import os
 import random
 import subprocess
@@ -44,7 +45,10 @@ def silent(path):
 
 
 def dear(path):
-    bytearray(b"x") * 300_000_000
+    """Not from the heap, which may hold freed memory of the tests before."""
+    pages = mmap.mmap(-1, 300_000_000)
+    for place in range(0, len(pages), mmap.PAGESIZE):
+        pages[place] = 1
 
 
 ACTS = {

@@ -340,14 +340,13 @@ def test_precision_follows_cuda_capability(monkeypatch, capability, precision):
 def test_precision_follows_the_cpus_flags(monkeypatch, tmp_path, flags, precision):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nmodel name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t: amx_bf16\n")
-    found = runtime.cpu_flags(cpuinfo)
-    assert found == set(flags.split())
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: found)
+    assert runtime.cpu_info("flags", cpuinfo) == flags
+    monkeypatch.setattr(runtime, "cpu_info", lambda field: flags)
     assert runtime.pick_precision(CPU) == precision
 
 
 def test_without_a_list_of_flags_there_are_none(tmp_path):
-    assert runtime.cpu_flags(tmp_path / "none") == set()
+    assert runtime.cpu_info("flags", tmp_path / "none") == ""
 
 
 def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):

@@ -93,7 +93,7 @@ def test_the_verdict_in_words():
 
 
 def rate_of(median):
-    return Rate(median, median, median, 0.0, WarmUp(0.1, 0.2, 0.01, True))
+    return Rate(median, median, median, 0.0, WarmUp(0.01, True))
 
 
 def swept(sizes, measure_one, available=None):

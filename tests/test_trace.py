@@ -21,7 +21,7 @@ from engine.config import Config
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import ResNet
-from pipeline.synthetic import ConstantLoader
+from pipeline.synthetic import constant_batch
 from tests.measured import CPU, TINY
 
 
@@ -32,7 +32,7 @@ def test_phases_are_those_of_the_real_step_and_change_nothing():
         learner = Learner(model, Config(width=8, resolutions=(8,)), 10, Machine(CPU))
         entered: list[str] = []
         step = Phases(learner, entered.append).train_step if wrapped else learner.train_step
-        for images, labels in ConstantLoader(4, 8, CPU, 2, 10):
+        for images, labels in [constant_batch(4, 8, CPU, 10)] * 2:
             step(images, labels)
         return entered, model.state_dict()
 

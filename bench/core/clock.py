@@ -1,7 +1,7 @@
 """The clock of every measurement: warm-up apart, start before the fetch, stop when the device is done, median of laps.
 
     rate = measure(loader, learner.train_step, device, Budget(seconds=5))
-    print(rate.median, rate.waited, rate.warm_up.first_seconds)
+    print(rate.median, rate.waited, rate.warm_up.steady)
 
 On CUDA the times are those of events on the stream, so that nothing waits inside a lap and the share of data wait is
 what the GPU itself waited; on a CPU they are the host's. No scalar is read from the device inside a lap.
@@ -40,10 +40,6 @@ class Budget:
 
 @dataclass(frozen=True)
 class WarmUp:
-    first_seconds: float
-    """Of the first step, with all that happens only once."""
-    seconds: float
-    """In all."""
     step_seconds: float
     """Of one step at its end."""
     steady: bool
@@ -150,10 +146,8 @@ class Lane:
 
     def warm_up(self, budget: Budget) -> WarmUp:
         """Run until two laps in a row agree, or the budget is spent."""
-        start = perf_counter()
-        first = self.lap(1)
+        per_step, taken, steady = self.lap(1).seconds, 1, False
         end = perf_counter() + budget.warm_up_seconds
-        per_step, taken, steady = first.seconds, 1, False
         while taken < budget.warm_up_steps or not (steady or perf_counter() > end):
             steps = min(max(1, int(WARM_UP_LAP_SECONDS / max(per_step, 1e-9))), max(taken, budget.warm_up_steps))
             steps = -(-steps // budget.lap_steps) * budget.lap_steps
@@ -161,7 +155,7 @@ class Lane:
             steady = abs(last.seconds / steps / per_step - 1) < STEADY
             per_step = last.seconds / steps
             taken += steps
-        return WarmUp(first.seconds, perf_counter() - start, per_step, steady)
+        return WarmUp(per_step, steady)
 
 
 def measure(

@@ -20,7 +20,7 @@ from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
 from pipeline.reference import reference_loader
 from pipeline.split import Split
-from pipeline.synthetic import ConstantLoader
+from pipeline.synthetic import constant_batch
 
 FOREVER = 10**9  # steps
 
@@ -76,9 +76,9 @@ class Setup:
         )
         return chain.from_iterable(repeat(loader))
 
-    def synthetic(self, batch_size: int) -> ConstantLoader:
+    def synthetic(self, batch_size: int) -> Iterator[Batch]:
         """One constant batch, for ever."""
-        return ConstantLoader(batch_size, self.side, self.device, FOREVER, len(self.split.classes))
+        return repeat(constant_batch(batch_size, self.side, self.device, len(self.split.classes)))
 
     def autocast(self) -> AbstractContextManager[None]:
         """The setup's mixed precision."""

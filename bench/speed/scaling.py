@@ -40,7 +40,8 @@ class Options(SpeedOptions):
 def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "scaling", __doc__)
     setup = prepare(options)
-    counts = sorted(set(options.processes)) or doubling(torch.cuda.device_count() if setup.cuda else cores())
+    most = torch.cuda.device_count() if setup.cuda else len(os.sched_getaffinity(0))
+    counts = sorted(set(options.processes)) or doubling(most)
     command = ["scaling", *arguments]
     with session("scaling", command, options, setup.machine, setup.split.name, chart.draw_scaling) as shown:
         each = None
@@ -49,15 +50,10 @@ def main(arguments: Sequence[str]) -> None:
             found = measured(count, arguments)
             spread = quartiles(found["rates"])
             each = each or spread.median / count
-            waits = f"the slowest waits for data {found['waited']:.1%} of the time"
+            each_has = f"{setup.batch_size / count:.4g} images each"
+            note = f"{each_has}; the slowest waits for data {found['waited']:.1%} of the time"
             shown.rows += [
-                Row.of(
-                    PART,
-                    f"processes: {count}",
-                    "images/s",
-                    spread,
-                    f"{setup.batch_size / count:.4g} images each; {waits}",
-                ),
+                Row.of(PART, f"processes: {count}", "images/s", spread, note),
                 Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / each),
             ]
 
@@ -65,10 +61,6 @@ def main(arguments: Sequence[str]) -> None:
 def doubling(limit: int) -> list[int]:
     """1, 2, 4, ... and the limit."""
     return sorted({limit, *(1 << i for i in range(limit.bit_length()))})
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def measured(count: int, flags: Sequence[str]) -> dict[str, Any]:

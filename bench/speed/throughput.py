@@ -7,7 +7,7 @@ from os import sched_getaffinity
 import torch
 from torch import Tensor
 
-from bench.core.clock import Batch, Lane, Marks, measure, quartiles, race, ratio
+from bench.core.clock import Batch, Lane, Marks, Rate, measure, quartiles, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
@@ -29,32 +29,27 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
     sides = sorted({setup.side} if setup.config.quick else {16, 24, setup.side})
     where = "GPU" if setup.cuda else "CPU"
     rows = []
-    ours = None
+    ours: dict[tuple[int, int], Rate] = {}
     for size, side in chain(((size, setup.side) for size in sizes), ((batch, s) for s in sides if s != setup.side)):
         name = f"DALI on the {where}, batch {size}, {side} px"
         say(name)
-        rate = measure(setup.dali(size, side), _drop, setup.device, setup.budget(2, warm_up_steps=20))
-        rows.append(Row.of_rate("data", name, rate))
-        if (size, side) == (batch, setup.side):
-            ours = rate
+        ours[size, side] = measure(setup.dali(size, side), _drop, setup.device, setup.budget(2, warm_up_steps=20))
+        rows.append(Row.of_rate("data", name, ours[size, side]))
     cores = len(sched_getaffinity(0))
-    theirs = None
+    theirs: dict[int, Rate] = {}
     cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
     for workers in [REFERENCE_WORKERS] if setup.config.quick else sorted({0, REFERENCE_WORKERS, 4, max(cores, 4)}):
         name = f"torch DataLoader, {workers} workers, batch {batch}, {setup.side} px"
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
         budget = setup.budget(2, warm_up_steps=1 + 2 * workers, lap_steps=2 * max(1, workers))
-        rate = measure(setup.torch_batches(batch, workers), _drop, cpu, budget)
-        rows.append(Row.of_rate("data", name, rate, "on the CPU"))
-        if workers == REFERENCE_WORKERS:
-            theirs = rate
+        theirs[workers] = measure(setup.torch_batches(batch, workers), _drop, cpu, budget)
+        rows.append(Row.of_rate("data", name, theirs[workers], "on the CPU"))
     say("synthetic batch")
     rate = measure(setup.synthetic(batch), _drop, setup.device, setup.budget(0.5))
     rows.append(Row.of_rate("data", f"synthetic batch of {batch}, {setup.side} px", rate, "one batch again and again"))
-    if ours and theirs:
-        name = f"DALI over torch DataLoader, {REFERENCE_WORKERS} workers, batch {batch}, {setup.side} px"
-        rows.append(Row("data", name, "x", ours.median / theirs.median))
+    name = f"DALI over torch DataLoader, {REFERENCE_WORKERS} workers, batch {batch}, {setup.side} px"
+    rows.append(Row("data", name, "x", ours[batch, setup.side].median / theirs[REFERENCE_WORKERS].median))
     return rows
 
 

