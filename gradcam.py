@@ -15,11 +15,17 @@ import preflight
 preflight.require_environment("gradcam.py")
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from explain.options import Options
+
+if TYPE_CHECKING:  # --help loads nothing heavy
+    from explain.cases import Ints, Maps
+    from explain.faithfulness import Faithfulness
+    from explain.study import Study
 
 
 def main() -> None:
@@ -36,13 +42,12 @@ def main() -> None:
 def explain_errors(options: Options) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
     from engine import checkpoint
-    from explain import cam, faithfulness, gallery, outputs, page, study
+    from explain import cam, faithfulness, outputs, study
     from explain.explainer import Explainer
     from explain.phase import Phase
-    from ground.files import check_writable, destination, write_whole
+    from ground.files import check_writable
 
-    paths = outputs.paths(options.out, bool(options.images))
-    for path in paths:
+    for path in outputs.paths(options.out, bool(options.images)):
         check_writable(path)
     if not Path(options.ckpt).exists():
         raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
@@ -65,20 +70,12 @@ def explain_errors(options: Options) -> dict[str, Any]:
         with Phase("faithfulness", min(len(cases), faithfulness.IMAGES)) as checking:
             checks = faithfulness.measure(explainer, maps, options.seed, checking.advance)
     with Phase("files", len(drawn)) as writing:
-        source = f"{options.ckpt}: {explainer}"
-        if options.page:
-            content = page.render(found, maps, checks, options, source)
-        else:
-            content = gallery.draw(maps, drawn, options.choice, source, writing.advance)
-        for path, data in zip(paths, (content, outputs.table(cases), outputs.archive(maps)), strict=True):
-            write_whole(destination(path), data)
+        written = write_files(options, found, maps, checks, drawn, f"{options.ckpt}: {explainer}", writing.advance)
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = found.seconds if options.layer == "layer4" else mapping.seconds
-    result = maps.plain() | found.plain()
+    result = maps.plain() | found.plain() | written
     result |= {
-        "drawn": len(cases) if options.page else len(drawn),
-        "files": [str(path) for path in paths],
         "precision": explainer.machine.precision,
         "maps_per_second": maps.computed / seconds,
         "layer4_against_autograd": difference,
@@ -89,6 +86,29 @@ def explain_errors(options: Options) -> dict[str, Any]:
         result |= {"faithfulness": asdict(checks), "faithfulness_seconds": checking.seconds}
         print(*checks.lines(), sep="\n")
     return result
+
+
+def write_files(
+    options: Options,
+    found: "Study",
+    maps: "Maps",
+    checks: "Faithfulness | None",
+    drawn: "Ints",
+    source: str,
+    on_row: Callable[[], None],
+) -> dict[str, Any]:
+    """The table, the archive and the picture or page; each is whole or as it was before."""
+    from explain import gallery, outputs, page
+    from ground.files import destination, write_whole
+
+    if options.page:
+        content = page.render(found, maps, checks, options, source)
+    else:
+        content = gallery.draw(maps, drawn, options.choice, source, on_row)
+    paths = outputs.paths(options.out, bool(options.images))
+    for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
+        write_whole(destination(path), data)
+    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
 
 
 def report(result: dict[str, Any]) -> None:
