@@ -12,7 +12,7 @@ import torch
 from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import ResNet
-from explain import study
+from explain import page, study
 from explain.cam import class_maps, heatmaps
 from explain.cases import Cases
 from explain.explainer import Explainer, Outcome
@@ -202,6 +202,9 @@ def test_confusions_are_counted(outcome: Outcome):
     top = study.top_confusions(matrix, 7)
     assert [n for *_, n in top] == sorted(mistaken.values(), reverse=True)[:7]
     assert all(mistaken[true, predicted] == n for true, predicted, n in top)
+    assert [wrong for _, wrong, *_ in page.class_bars(matrix)] == [
+        sum(n for (true, _), n in mistaken.items() if true == c) for c in range(10)
+    ]
     assert study.top_confusions(np.diag([3, 4, 5])) == []
 
 
