@@ -27,7 +27,7 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery export bench profile gpu-check test test-all crash-test fuzz check clean given-environment
+.PHONY: help train gallery audit export bench profile gpu-check test test-all crash-test fuzz check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
@@ -41,6 +41,9 @@ train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train 
 
 gallery: $(TO_RUN)  ## draw what model.pt gets wrong into gallery.png: make gallery ARGS="--n 20"
 	@$(PY) gradcam.py --ckpt model.pt --out gallery.png $(ARGS)
+
+audit: $(TO_RUN)  ## find training images whose label looks wrong: make audit ARGS="--data holiday"
+	@$(PY) audit.py $(ARGS)
 
 export: $(TO_EXPORT)  ## write model.pt as one file that runs without this folder: make export ARGS="--int8"
 	@$(PY) export.py $(ARGS)

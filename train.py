@@ -1,4 +1,4 @@
-"""Train ResNet-18 on CIFAR-10.
+"""Train ResNet-18 on CIFAR-10 or on pictures of one's own.
 
     python train.py                       # preset `full` on a CUDA GPU, `cpu` without one
     python train.py cpu --epochs 8        # a preset, then any setting as a flag (--help lists them)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     with clock.on("data"):
         data = open_dataset(config.data, config.size, config.fit)
-        train, reported = data.splits(config.validate)
+        train, reported = data.splits(config.validate, config.fold)
         config = fit(config, typed(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, result)
             # -----------------------------------------------------------------------------------------------------
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
-        unseen = reported if config.validate else data.validation()
+        unseen = data.validation() or (reported if config.validate or config.fold else None)
         run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
 
 

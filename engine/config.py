@@ -8,6 +8,7 @@ what it decides. Where none is named it decides the weights, and so may not chan
 
 import math
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
@@ -122,6 +123,8 @@ class Config:
     """CPU threads for the model and for DALI (0: one per core)."""
     validate: bool = False
     """Hold out a tenth of the training images and report on them; the test set is not opened."""
+    fold: str = ""
+    """Hold out this fold of the training images instead and report on it: 2/5 is the second of five. See audit.py."""
     out: str = setting("model.pt", "files")
     """The finished checkpoint: weights, config, metrics."""
     run_dir: str = setting("", "files")
@@ -150,6 +153,10 @@ class Config:
                 need(within, own.name, _words(bounds))
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
+        numbers = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", self.fold)
+        is_fold = numbers is not None and int(numbers[1]) <= int(numbers[2]) > 1
+        need(is_fold or not self.fold, "fold", "such as 2/5, the second of five")
+        need(not (self.fold and self.validate), "fold", "alone, without --validate")
         need(bool(self.out), "out", "a file name")
         need(not fnmatch(self.out, "*resume-*.pt"), "out", "another name than a resume state's")
         need(not self.sync_batch_norm or self.compile != "on", "compile", "auto or off with --sync-batch-norm")

@@ -1,13 +1,15 @@
-"""What is explained: the errors of the split that a checkpoint was reported on, or pictures of one's own.
+"""What is explained: the errors of the split that a checkpoint was reported on, or pictures of one's own; or the errors
+of all training images, each judged by the one of several checkpoints that has not seen it.
 
     study = of_split(explainer, checkpoint)
     study = of_pictures(explainer, ["holiday"], "crop")
+    study = of_folds([checkpoint, ...])
 
-Both run the model over all images, with a bar for the time left.
+All run the models over all images, with a bar for the time left.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ import torch
 
 from engine.checkpoint import Checkpoint
 from explain import images
-from explain.cases import Cases, Floats, Ints
-from explain.explainer import BATCH, Explainer
+from explain.cases import Bools, Cases, Floats, Ints
+from explain.explainer import BATCH, Explainer, Outcome
 from explain.phase import Phase
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, places
 from pipeline.pictures import Fit
+from pipeline.split import Split
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,30 +78,91 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     """One pass of the checkpoint's model over the split that its run reported on.
 
     Raises:
-        ValueError: a logit is not a finite number.
+        ValueError: a logit is not a finite number, or the data have other classes now.
         OSError: the data set cannot be read.
     """
-    config, reported = checkpoint.config, checkpoint.metrics
-    split = open_dataset(config.data, config.size, config.fit).reported(config.validate)
+    config, temperature = checkpoint.config, checkpoint.metrics.get("temperature", 1.0)
+    split = open_dataset(config.data, config.size, config.fit).reported(config.validate, config.fold)
+    outcome, seconds = _judged(explainer, split)
+    without = calibration(outcome.logits * temperature, split.labels).error
+    return _study(outcome, split, seconds, temperature=temperature, error_without=without, reported=missed(checkpoint))
+
+
+def of_folds(checkpoints: Iterable[Checkpoint]) -> Study:
+    """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
+
+    Args:
+        checkpoints: of the same data, one for each fold.
+
+    Raises:
+        ValueError: a logit is not a finite number, or the data have other classes now.
+        OSError: the data set cannot be read.
+    """
+    parts: list[tuple[Ints, Outcome]] = []
+    spent, errors = 0.0, 0
+    for checkpoint in checkpoints:
+        config = checkpoint.config
+        train = open_dataset(config.data, config.size, config.fit).load("train")
+        own = places(train, config.fold)
+        outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))
+        parts.append((own, outcome))
+        spent, errors = spent + seconds, errors + missed(checkpoint)
+    order = np.argsort(judged := np.concatenate([own for own, _ in parts]))
+    wrong = np.concatenate([own[outcome.index] for own, outcome in parts])
+    by_place = torch.from_numpy(np.argsort(wrong))
+    together = Outcome(
+        logits=torch.cat([outcome.logits for _, outcome in parts])[order],
+        index=np.searchsorted(judged[order], np.sort(wrong)),
+        class_maps=torch.cat([outcome.class_maps for _, outcome in parts])[by_place],
+        inputs=torch.cat([outcome.inputs for _, outcome in parts])[by_place],
+    )
+    split = train.take(judged[order], train.name)
+    split = replace(split, disputed=tuple(np.flatnonzero(surer(together.logits, split.labels)).tolist()))
+    return _study(together, split, spent, reported=errors)
+
+
+def surer(logits: torch.Tensor, labels: Ints) -> Bools:
+    """(N,) whether another class than the label is so likely by logits (N, C) as images of that class are on average.
+
+    The rule of confident learning, by which a class's images set the threshold for it (Northcutt, Jiang and Chuang
+    2021, JAIR 70, arXiv 1911.00068).
+    """
+    probabilities = logits.double().softmax(1).numpy()
+    predicted = probabilities.argmax(1)
+    own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+    sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (own, None))
+    return (predicted != labels) & (probabilities.max(1) >= (sums / np.maximum(counts, 1))[predicted])
+
+
+def missed(checkpoint: Checkpoint) -> int:
+    """Errors that the checkpoint itself reports."""
+    return checkpoint.metrics.get("test_total", 0) - checkpoint.metrics.get("test_correct", 0)
+
+
+def _judged(explainer: Explainer, split: Split) -> tuple[Outcome, float]:
+    """What the model makes of a split, and the seconds it took."""
     machine = explainer.machine
+    if split.classes != explainer.model.classes:
+        raise ValueError("the data have other classes than the checkpoint: they have changed since it was trained")
     with Phase("evaluation", len(split)) as phase:
         loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
         outcome = explainer.examine(loader, phase.advance)
+    return outcome, phase.seconds
+
+
+def _study(outcome: Outcome, split: Split, seconds: float, **known: Any) -> Study:
+    """The errors among the images of a split, and the figures of all of them."""
     wrong = split.take(outcome.index, split.name)
     cases = outcome.cases(
         name=split.name,
-        classes=explainer.model.classes,
+        classes=split.classes,
         labels=wrong.labels,
         pictures=wrong.images,
         files=wrong.files,
         disputed=np.isin(np.arange(len(wrong)), wrong.disputed),
     )
-    predicted = outcome.logits.argmax(1).numpy()
-    matrix = confusion_matrix(split.labels, predicted, len(cases.classes))
-    missed = reported.get("test_total", 0) - reported.get("test_correct", 0)
-    logits, temperature = outcome.logits, reported.get("temperature", 1.0)
-    calibrated, without = (calibration(scaled, split.labels) for scaled in (logits, logits * temperature))
-    return Study(cases, phase.seconds, matrix, calibrated, temperature, without.error, missed)
+    matrix = confusion_matrix(split.labels, outcome.logits.argmax(1).numpy(), len(cases.classes))
+    return Study(cases, seconds, matrix, calibration(outcome.logits, split.labels), **known)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:

@@ -15,9 +15,9 @@ import numpy as np
 from pipeline import folder, synthetic
 from pipeline.cifar10 import cache
 from pipeline.pictures import Fit
-from pipeline.split import Split
+from pipeline.split import Int64, Split
 
-HELD_OUT = 10  # one image in so many
+VALIDATION = "10/10"  # the fold that is held out to choose settings by
 
 
 @dataclass(frozen=True)
@@ -31,24 +31,26 @@ class DataSet:
     own_validation: Callable[[], bool] = lambda: False
     """Whether there is a "validation" part too."""
 
-    def splits(self, validate: bool) -> tuple[Split, Split]:
+    def splits(self, validate: bool, fold: str = "") -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
 
-        With `validate` the second is "validation", where there is none, the two are what `hold_out` makes of "train";
-        the test images are not opened.
+        With `validate` the second is "validation"; where there is none, and with a `fold`, the two are what `hold_out`
+        makes of "train". The test images are not opened then.
         """
-        if validate and self.own_validation():
-            return self.load("train"), self.load("validation")
         train = self.load("train")
-        return hold_out(train) if validate else (train, self.load("test"))
+        if fold:
+            return hold_out(train, fold)
+        if validate:
+            return (train, self.load("validation")) if self.own_validation() else hold_out(train, VALIDATION)
+        return train, self.load("test")
 
     def validation(self) -> Split | None:
         """The "validation" part, if there is one: neither trained on nor test images."""
         return self.load("validation") if self.own_validation() else None
 
-    def reported(self, validate: bool) -> Split:
+    def reported(self, validate: bool, fold: str = "") -> Split:
         """The second of `splits`, without reading more than it takes."""
-        return self.splits(validate)[1] if validate else self.load("test")
+        return self.splits(validate, fold)[1] if validate or fold else self.load("test")
 
 
 def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
@@ -76,20 +78,41 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
     )
 
 
-def hold_out(train: Split) -> tuple[Split, Split]:
-    """A tenth of the training images apart, for choosing settings without the test images: "training", "validation".
+def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
+    """The images to train on and those of a fold, such as "2/5", the second of five: "training", "validation".
 
-    The last tenth if the images are shuffled. Else of each class those whose pixels have the smallest hashes, one at
-    least of a class of two: the same images whatever their order, and copies of one image stay together.
+    Raises:
+        ValueError: no image is in that fold.
     """
-    if train.shuffled:
-        cut = len(train) - len(train) // HELD_OUT
-        return train.take(slice(cut), "training"), train.take(slice(cut, None), "validation")
-    hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in train.images])
     held = np.zeros(len(train), bool)
-    for label in np.unique(train.labels):
-        own = np.flatnonzero(train.labels == label)
-        count = max(len(own) // HELD_OUT, int(len(own) > 1))
-        if count:
-            held[own] = hashes[own] <= np.sort(hashes[own])[count - 1]
+    held[places(train, fold)] = True
     return train.take(np.flatnonzero(~held), "training"), train.take(np.flatnonzero(held), "validation")
+
+
+def places(train: Split, fold: str) -> Int64:
+    """Those of the images of a fold, rising; together the folds hold every image once.
+
+    Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the same images
+    whatever their order, and copies of one image stay together. A class's only image is in no fold.
+
+    Raises:
+        ValueError: there are none.
+    """
+    number, folds = map(int, fold.split("/"))
+
+    def part(count: int) -> slice:
+        return slice(count * (number - 1) // folds, count * number // folds)
+
+    found = np.arange(len(train))[part(len(train))]
+    if not train.shuffled:
+        hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in train.images])
+        chosen = np.zeros(len(train), bool)
+        for label in np.unique(train.labels):
+            own = np.flatnonzero(train.labels == label)
+            distinct = np.unique(hashes[own])
+            if len(distinct) > 1:
+                chosen[own] = np.isin(hashes[own], distinct[part(len(distinct))])
+        found = np.flatnonzero(chosen)
+    if not len(found):
+        raise ValueError(f"no image to hold out: of {len(train)} images none is in fold {fold}")
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.cifar10 import cache
-from pipeline.dataset import DataSet, hold_out, open_dataset
+from pipeline.dataset import VALIDATION, DataSet, hold_out, open_dataset, places
 from pipeline.split import Split, channel_statistics
 from pipeline.synthetic import generated
 
@@ -44,15 +44,10 @@ def test_validate_holds_out_the_last_tenth_of_cifar10_and_never_opens_the_test_s
     assert (cifar10.reported(True).name, opened[4:]) == ("validation", ["train"])
 
 
-def test_a_shuffled_set_is_cut_without_a_copy():
-    train, held_out = hold_out(whole := generated(100))
-    assert np.shares_memory(train.images, whole.images) and np.shares_memory(held_out.images, whole.images)
-
-
 def test_of_a_set_sorted_by_class_each_class_gives_a_tenth():
     whole = by_class(100, 57, 9, 2, 1)
-    train, held_out = hold_out(whole)
-    assert np.bincount(held_out.labels, minlength=5).tolist() == [10, 5, 1, 1, 0]
+    train, held_out = hold_out(whole, VALIDATION)
+    assert np.bincount(held_out.labels, minlength=5).tolist() == [10, 6, 1, 1, 0]
     assert sorted(train.files + held_out.files) == sorted(whole.files)
     for split in (train, held_out):
         for image, label, file in zip(split.images, split.labels, split.files, strict=True):
@@ -64,11 +59,23 @@ def test_the_same_images_are_held_out_in_any_order_and_copies_stay_together():
     whole = by_class(60, 40)
     copied = whole.take(np.repeat(np.arange(100), 3), "train")
     order = np.random.default_rng(1).permutation(300)
-    one, other = (hold_out(split)[1] for split in (copied, copied.take(order, "train")))
+    one, other = (hold_out(split, VALIDATION)[1] for split in (copied, copied.take(order, "train")))
     assert {image.tobytes() for image in one.images} == {image.tobytes() for image in other.images}
-    train = {image.tobytes() for image in hold_out(copied)[0].images}
+    train = {image.tobytes() for image in hold_out(copied, VALIDATION)[0].images}
     assert train.isdisjoint(image.tobytes() for image in one.images)
     assert len(one) == 30
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_folds_hold_every_image_once_but_a_class_s_only_one(shuffled: bool):
+    whole = replace(by_class(23, 9, 2, 1), shuffled=shuffled)
+    held = np.sort(np.concatenate([places(whole, f"{k}/4") for k in (1, 2, 3, 4)]))
+    assert held.tolist() == list(range(35 if shuffled else 34))
+    train, second = hold_out(whole, "2/4")
+    assert np.array_equal(second.images, whole.images[places(whole, "2/4")]) and len(train) + len(second) == 35
+    assert set(train.files) | set(second.files) == set(whole.files) and second.name == "validation"
+    with pytest.raises(ValueError, match="none is in fold 1/99"):
+        hold_out(whole.take(slice(34, None), "train"), "1/99")
 
 
 def test_a_sample_stands_for_all_classes():

@@ -265,9 +265,9 @@ def test_a_perfect_model_has_a_page_that_says_so(run, split: Split, loaded, monk
     assert code == 2 and "there are 0" in err
 
 
-def test_a_checkpoint_of_another_width_and_depth(run, loaded):
+def test_a_checkpoint_of_another_width_and_depth(run, loaded, split: Split):
     torch.manual_seed(0)
-    model = ResNet("abcdefghij", depth=34, width=4, resolution=24).eval()
+    model = ResNet(split.classes, depth=34, width=4, resolution=24).eval()
     checkpoint.save_model("other.pt", model, replace(CONFIG, width=4, depth=34), loaded[1])
     code, result, _ = run("--ckpt", "other.pt", "--n", "2")
     assert code == 0

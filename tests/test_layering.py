@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("train", "gradcam", "export")
+ENTRIES = ("train", "gradcam", "export", "audit")
 MAY_IMPORT: dict[str, set[str]] = {
     "preflight": set(),
     "ground": {"ground"},

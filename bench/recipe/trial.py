@@ -49,7 +49,8 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
-        self.train, self.held_out = open_dataset(config.data, config.size, config.fit).splits(config.validate)
+        data = open_dataset(config.data, config.size, config.fit)
+        self.train, self.held_out = data.splits(config.validate, config.fold)
         self._models: dict[tuple[int, ...], ResNet] = {}
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:

@@ -1,0 +1,110 @@
+"""Find the training images whose label looks wrong.
+
+    python audit.py --data holiday                 # pictures of your own
+    python audit.py cpu --folds 5 --out suspects   # CIFAR-10; every other word goes to train.py
+
+Trains one model a fold, each on all training images but that fold's, and lets it judge these: so no image is judged by
+a model that has learnt its label. Where the two differ the label may be wrong, most likely so where the loss is
+largest. Disputed are those where the model is as sure of its own answer as it is on average of images of that class.
+
+Writes labels.html, errors.csv and heatmaps.npz into the folder `--out`, beside the folds' models and run folders. Run
+again, it goes on where it stopped. The last line on stdout is JSON.
+"""
+
+import preflight
+
+preflight.require_environment("audit.py")
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+SHOWN = 10
+PAGE = "labels.html"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="audit.py",
+        allow_abbrev=False,
+        description=(__doc__ or "").split("\n\n")[0],
+        epilog="All other words are those of train.py, for each fold: a preset, --data, --minutes ...",
+    )
+    parser.add_argument("--folds", type=int, default=4, help="models to train, 2 to 99 (default: 4)")
+    parser.add_argument("--out", type=Path, default=Path("label-audit"), help="folder (default: label-audit)")
+    options, recipe = parser.parse_known_args(arguments)
+    if not 2 <= options.folds <= 99:
+        raise ValueError(f"--folds is {options.folds}: it must be 2 to 99")
+    options.out.mkdir(parents=True, exist_ok=True)
+    models = [train(recipe, options.out, f"{k}/{options.folds}") for k in range(1, options.folds + 1)]
+    report(judge(models, options.out))
+
+
+def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
+    """The checkpoint of a fold, trained by a process of its own; this one ends with its exit code where it fails."""
+    name = f"fold-{fold.replace('/', '-of-')}"
+    model = out / f"{name}.pt"
+    own = ["--fold", fold, "--run-dir", str(out / name), "--out", str(model), "--resume", "auto"]
+    print(f"fold {fold}", flush=True)
+    process = subprocess.Popen([sys.executable, str(preflight.ROOT / "train.py"), *recipe, *own])
+    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    while True:
+        try:
+            code = process.wait()
+            break
+        except KeyboardInterrupt:  # the training has it too: it saves its state and ends
+            continue
+    if code:
+        sys.exit(code if code > 0 else 128 - code)
+    return model
+
+
+def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Models of all folds -> cases -> maps -> files; returns what there is to report."""
+    from engine import checkpoint
+    from explain import outputs, page, study
+    from explain.explainer import Explainer
+    from explain.options import Options
+    from ground.files import destination, write_whole
+
+    found = study.of_folds(map(checkpoint.load, models))
+    cases = found.cases
+    explainer = Explainer.of(checkpoint.load(models[0]), "cpu")  # layer4's maps are there already
+    maps = explainer.explain(cases, "layer4", "gradcam", "pred", several=True)
+    paths = outputs.paths(str(out / PAGE), own=False)
+    content = page.render(found, maps, None, Options(out=PAGE), f"{len(models)} folds, each by a {explainer}")
+    for path, data in zip(paths, (content, outputs.table(cases), outputs.archive(maps)), strict=True):
+        write_whole(destination(path), data)
+    worst = [
+        {
+            "image": cases.title(i),
+            "label": cases.classes[cases.rival[i]],
+            "predicted": cases.classes[cases.predicted[i]],
+            "probability": float(cases.probability(cases.predicted)[i]),
+        }
+        for i in cases.select()[:SHOWN]
+    ]
+    return found.plain() | {"disputed": int(cases.disputed.sum()), "worst": worst, "files": list(map(str, paths))}
+
+
+def report(result: dict[str, Any]) -> None:
+    """The closing lines, and `result` itself as the last."""
+    from ground.terminal import printable
+
+    print("{errors:,} of {total:,} {split} images are judged otherwise than labelled".format_map(result), end="")
+    print(" ({accuracy:.2%} right), {disputed:,} of these labels are disputed".format_map(result))
+    for one in result["worst"]:
+        print(printable("{image}: labelled {label}, looks like {predicted} ({probability:.1%})".format_map(one)))
+    print("wrote {} (look at these first), {} and {}".format(*result["files"]))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    from engine import runtime
+
+    runtime.run(main, "audit.py")

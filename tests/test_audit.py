@@ -1,0 +1,139 @@
+"""audit.py: labels planted wrong are found first, by models that have not seen them; a mistake ends it in one line."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import audit
+import train
+from engine import checkpoint
+from explain import study
+from pipeline.dataset import open_dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = {"blue": (40, 60, 200), "green": (50, 200, 60), "red": (200, 60, 50)}
+PLANTED = ("blue/7.png", "green/3.png", "red/11.png")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """Of two folds of noisy colours, 60 of each, of which PLANTED have the colour of the next class."""
+    folder, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
+    for place, name in enumerate(COLOURS):
+        (folder / "pictures" / "train" / name).mkdir(parents=True)
+        for i in range(60):
+            wrong = f"{name}/{i}.png" in PLANTED
+            colour = list(COLOURS.values())[(place + wrong) % 3]
+            pixels = (random.normal(colour, 25, (16, 16, 3))).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / "pictures" / "train" / name / f"{i}.png")
+    flags = "pictures --size 16 --resolutions 16 --width 8 --epochs 6 --batch-size 15 --device cpu --threads 1"
+    found = [folder / "1.pt", folder / "2.pt"]
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CIFAR10_DIR", str(folder))
+        for k, out in enumerate(found, 1):
+            own = ["--data", f"{folder}/pictures", "--fold", f"{k}/2", "--out", str(out), "--run-dir", f"{folder}/{k}"]
+            train.main([*flags.split(), *own])
+        yield found
+    torch.set_num_threads(threads)
+
+
+def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
+    result = audit.judge(models, tmp_path)
+    assert result["total"] == 180 and result["split"] == "train"
+    worst = {
+        (one["image"].partition("/train/")[2], one["label"], one["predicted"])
+        for one in result["worst"][: len(PLANTED)]
+    }
+    assert worst == set(zip(PLANTED, ("blue", "green", "red"), ("green", "red", "blue"), strict=True))
+    with open(tmp_path / "errors.csv", newline="") as file:
+        rows = {row["file"].partition("/train/")[2]: row for row in csv.DictReader(file)}
+    assert all(rows[name]["label_disputed"] == "1" for name in PLANTED)
+    assert sum(row["label_disputed"] == "1" for row in rows.values()) == result["disputed"] < 10
+    train_part = open_dataset(str(models[0].parent / "pictures"), 16).load("train")
+    for row in rows.values():
+        assert train_part.files[int(row["index"])] == row["file"]
+    assert np.load(tmp_path / "heatmaps.npz")["maps"].shape[0] == len(rows) == result["errors"]
+    assert "label disputed" in (tmp_path / "labels.html").read_text()
+
+
+def test_each_image_is_judged_by_the_model_that_has_not_seen_it(models: list[Path]):
+    first, second = (checkpoint.load(path) for path in models)
+    together = study.of_folds([second, first])
+    alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one) for one in (first, second)]
+    files = [file for one in alone for file in one.cases.files]
+    assert sorted(together.cases.files) == sorted(files)
+    logits = torch.cat([one.cases.logits for one in alone])[np.argsort(files)]
+    assert torch.equal(together.cases.logits[np.argsort(together.cases.files)], logits)
+    assert together.matrix is not None and together.matrix.sum() == 180
+    assert together.reported == sum(one.reported for one in alone) == len(together.cases)
+
+
+def test_disputed_is_what_the_model_is_as_sure_of_as_on_average():
+    probabilities = np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.35, 0.65], [0.6, 0.4]])
+    labels = np.array([0, 0, 1, 0, 1])
+    # Of its own images class 0 has 0.58 on average, class 1 has 0.6.
+    assert study.surer(torch.tensor(probabilities).log(), labels).tolist() == [False, False, False, True, True]
+    labels[3] = 1  # now class 0 has 0.7, which the last image does not reach
+    assert not study.surer(torch.tensor(probabilities).log(), labels).any()
+
+
+def test_the_last_line_is_json(models: list[Path], tmp_path: Path, monkeypatch, capsys):
+    asked = []
+
+    def trained(recipe, out, fold):
+        asked.append((list(recipe), out, fold))
+        return models[len(asked) - 1]
+
+    monkeypatch.setattr(audit, "train", trained)
+    audit.main(["cpu", "--folds", "2", "--out", str(tmp_path / "new"), "--epochs", "4"])
+    assert asked == [(["cpu", "--epochs", "4"], tmp_path / "new", f"{k}/2") for k in (1, 2)]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{json.loads(lines[-1])['errors']} of 180 train images are judged otherwise")
+    assert "labelled" in lines[1] and "looks like" in lines[1]
+
+
+def test_a_model_of_other_classes_is_refused(models: list[Path], monkeypatch):
+    one = checkpoint.load(models[0])
+    monkeypatch.setattr(one.model, "classes", ("blue", "green", "pink"))
+    with pytest.raises(ValueError, match="other classes"):
+        study.of_folds([one])
+
+
+@pytest.mark.parametrize("folds", ["1", "100"])
+def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
+    with pytest.raises(ValueError, match=f"--folds is {folds}: it must be 2 to 99"):
+        audit.main(["--folds", folds])
+
+
+def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
+    with pytest.raises(SystemExit) as end:
+        audit.main(["nonsense", "--out", str(tmp_path / "out")])
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert error.startswith("train.py: preset 'nonsense' is unknown") and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_sigterm_stops_the_training_too_and_the_audit_goes_on(tmp_path: Path):
+    words = "smoke --width 1 --epochs 300 --threads 1 --folds 2 --out".split()
+    command = [sys.executable, str(ROOT / "audit.py"), *words, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "fold-1-of-2" / "log.jsonl"
+        while not log.exists() or not log.read_text():
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert list((tmp_path / "fold-1-of-2").glob("resume-*.pt"))
+    assert not (tmp_path / "fold-1-of-2.pt").exists()
