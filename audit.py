@@ -50,6 +50,7 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     name = f"fold-{fold.replace('/', '-of-')}"
     model = out / f"{name}.pt"
     own = ["--fold", fold, "--run-dir", str(out / name), "--out", str(model), "--resume", "auto"]
+    goes_on = (out / name).exists()
     print(f"fold {fold}", flush=True)
     process = subprocess.Popen([sys.executable, str(preflight.ROOT / "train.py"), *recipe, *own])
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
@@ -59,6 +60,8 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
             break
         except KeyboardInterrupt:  # the training has it too: it saves its state and ends
             continue
+    if code == 2 and goes_on:
+        print(f"audit.py: {out} holds an audit; for one with other settings name another --out", file=sys.stderr)
     if code:
         sys.exit(code if code > 0 else 128 - code)
     return model

@@ -122,6 +122,10 @@ def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
     assert end.value.code == 2
     error = capfd.readouterr().err
     assert error.startswith("train.py: preset 'nonsense' is unknown") and error.count("\n") == 1
+    (tmp_path / "out" / "fold-1-of-4").mkdir()
+    with pytest.raises(SystemExit):
+        audit.main(["nonsense", "--out", str(tmp_path / "out")])
+    assert capfd.readouterr().err.endswith("name another --out\n")
 
 
 @pytest.mark.slow

@@ -102,6 +102,9 @@ def test_any_values_are_accepted_or_refused_with_one_message(values):
         ("resolutions", (8,), (), "one number or more"),
         ("flip", "none", "never", "one of random, alternating, none"),
         ("out", "x", "", "a file name"),
+        ("fold", "2/2", "3/2", "such as 2/5, the second of five"),
+        ("fold", "", "1/1", "such as 2/5, the second of five"),
+        ("fold", "98/99", "0/99", "such as 2/5, the second of five"),
     ],
 )
 def test_a_setting_is_accepted_up_to_its_bound(name, least, below, rule):
