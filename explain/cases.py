@@ -46,7 +46,9 @@ class Cases:
     files: tuple[str, ...] = ()
     """(E,) where they come from, if they are files."""
     disputed: Bools
-    """(E,) annotators disagree about the label."""
+    """(E,) annotators disagree about the label, or a model does that has not seen it."""
+    questioned: bool = False
+    """The labels are what is looked at, and may be wrong."""
 
     def __len__(self) -> int:
         return len(self.index)
@@ -68,8 +70,8 @@ class Cases:
 
     @property
     def rival_is(self) -> str:
-        """What `rival` holds: "true" or "second"."""
-        return "second" if self.labels is None else "true"
+        """What `rival` holds: the "true", "labelled" or "second" class."""
+        return "second" if self.labels is None else "labelled" if self.questioned else "true"
 
     @cached_property
     def probabilities(self) -> Floats:

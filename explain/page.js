@@ -381,7 +381,7 @@ function build() {
   );
   const rows = [...shown(i), "margin"].map((which, place) => row(i, which, place));
   const facts = data.loss
-    ? `true class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`
+    ? `${data.rival} class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`
     : `${count(place + 1)} of ${count(order.length)}`;
   panel.replaceChildren(
     element("div", { className: "top" }, heading, element("span", { className: "move" }, ...move)),

@@ -72,7 +72,7 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
         chart=None if study.calibration is None else reliability(study.calibration),
         grid=f"{METHODS[maps.method]} at {maps.layer}, {height} x {width} cells",
         reduced=f"{fitting.shape[-2]} x {fitting.shape[-1]}" if fitting.shape != maps.values.shape else "",
-        coarse=maps.layer == "layer4",
+        coarse=maps.layer == "layer4" and not study.cases.questioned,
         sheet=sheet,
         data=_data(maps, fitting, options) | {"side": side, "columns": columns},
     )

@@ -118,7 +118,7 @@ def of_folds(checkpoints: Iterable[Checkpoint]) -> Study:
     )
     split = train.take(judged[order], train.name)
     split = replace(split, disputed=tuple(np.flatnonzero(surer(together.logits, split.labels)).tolist()))
-    return _study(together, split, spent, reported=errors)
+    return _study(together, split, spent, questioned=True, reported=errors)
 
 
 def surer(logits: torch.Tensor, labels: Ints) -> Bools:
@@ -150,7 +150,7 @@ def _judged(explainer: Explainer, split: Split) -> tuple[Outcome, float]:
     return outcome, phase.seconds
 
 
-def _study(outcome: Outcome, split: Split, seconds: float, **known: Any) -> Study:
+def _study(outcome: Outcome, split: Split, seconds: float, questioned: bool = False, **known: Any) -> Study:
     """The errors among the images of a split, and the figures of all of them."""
     wrong = split.take(outcome.index, split.name)
     cases = outcome.cases(
@@ -160,6 +160,7 @@ def _study(outcome: Outcome, split: Split, seconds: float, **known: Any) -> Stud
         pictures=wrong.images,
         files=wrong.files,
         disputed=np.isin(np.arange(len(wrong)), wrong.disputed),
+        questioned=questioned,
     )
     matrix = confusion_matrix(split.labels, outcome.logits.argmax(1).numpy(), len(cases.classes))
     return Study(cases, seconds, matrix, calibration(outcome.logits, split.labels), **known)

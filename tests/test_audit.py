@@ -64,7 +64,8 @@ def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
     for row in rows.values():
         assert train_part.files[int(row["index"])] == row["file"]
     assert np.load(tmp_path / "heatmaps.npz")["maps"].shape[0] == len(rows) == result["errors"]
-    assert "label disputed" in (tmp_path / "labels.html").read_text()
+    page = (tmp_path / "labels.html").read_text()
+    assert "label disputed" in page and "the labelled class" in page and "--layer" not in page
 
 
 def test_each_image_is_judged_by_the_model_that_has_not_seen_it(models: list[Path]):
