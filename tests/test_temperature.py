@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import checkpoint
-from engine.config import COLDEST, HOTTEST
+from engine.config import HOTTEST
 from engine.learner import Batch
 from engine.machine import Machine
 from engine.temperature import FEWEST, fit_temperature
@@ -58,12 +59,21 @@ def test_padding_does_not_count():
     assert fit_temperature(Given(), batches(more, padded), MACHINE) == alone
 
 
-def test_few_images_give_none_and_no_error_ends_at_a_bound():
+def test_few_images_give_none_and_all_wrong_ends_at_a_bound():
     logits, labels = drawn(0.4, FEWEST)
     assert fit_temperature(Given(), batches(logits[1:], labels[1:]), MACHINE) is None
     assert fit_temperature(Given(), [], MACHINE) is None
-    assert fit_temperature(Given(), batches(logits, logits.argmax(1)), MACHINE) == pytest.approx(COLDEST)
     assert fit_temperature(Given(), batches(logits, logits.argmin(1)), MACHINE) == pytest.approx(HOTTEST)
+
+
+@pytest.mark.parametrize("count", [200, 5000])
+def test_a_model_that_makes_no_error_is_not_made_as_sure_as_can_be(count: int):
+    labels = torch.arange(count) % 10
+    logits = 3.0 * F.one_hot(labels, 10)
+    found = fit_temperature(Given(), batches(logits, labels, 100), MACHINE)
+    assert found is not None
+    wrong = 1 - (logits.double() / found).softmax(1).amax(1)
+    assert wrong.numpy() == pytest.approx(1 / (count + 2), rel=1e-6)
 
 
 RUN = "smoke --data generated:2048/128 --epochs 1 --resolutions 16 --precision fp32 --threads 1 --run-dir run".split()
