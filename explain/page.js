@@ -263,13 +263,15 @@ function card(i, place) {
     bar.style.setProperty("--p", Math.sqrt(p).toFixed(3));
     strip.append(bar);
   });
-  const lines = [
-    element("b", {}, classes[pred], " ", element("span", {}, percent(confidence[i]))),
-    element("span", {}, `${data.rival} `, element("em", {}, classes[other]), ` ${percent(probability(i, other))}`),
-  ];
+  // Of a line that is too long the name is cut, never the number.
+  const [cut, word] = ["em", "span"].map((tag) => (text) => element(tag, {}, text));
   const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
-  const last = data.loss ? `${name} · loss ${data.loss[i].toFixed(2)}` : name;
-  const words = element("div", { className: "words" }, ...lines, element("small", {}, last));
+  const lines = [
+    element("b", {}, cut(classes[pred]), word(percent(confidence[i]))),
+    element("span", {}, word(data.rival), cut(classes[other]), word(percent(probability(i, other)))),
+    element("small", {}, cut(name), ...(data.loss ? [word(`· loss ${data.loss[i].toFixed(2)}`)] : [])),
+  ];
+  const words = element("div", { className: "words" }, ...lines);
   const frame = element("div", { className: "frame" }, picture("tile"), element("span", { className: "tag" }));
   if (disputed.has(i)) frame.append(element("span", { className: "badge", textContent: "label disputed" }));
   const node = element("div", { className: "card", id: `error-${i}` }, frame, strip, words);
