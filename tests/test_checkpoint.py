@@ -189,10 +189,10 @@ BOMBS = {
 def test_a_file_made_to_cost_much_is_refused_at_once(tmp_path, name, kind):
     path = tmp_path / "bomb.pt"
     BOMBS[name](path)
-    began, before = time.perf_counter(), high_water()
+    began, before = time.process_time(), high_water()
     with pytest.raises(ValueError, match=r"bomb\.pt") as caught:
         checkpoint.read(path, kind)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert high_water() - before < 200_000, "kilobytes"
     assert "\n" not in str(caught.value)
     assert "SHA-256" not in str(caught.value), "refused before it is unpacked"
