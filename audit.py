@@ -61,7 +61,7 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
         except KeyboardInterrupt:  # the training has it too: it saves its state and ends
             continue
     if code == 2 and goes_on:
-        print(f"audit.py: {out} holds an audit; for one with other settings name another --out", file=sys.stderr)
+        print(f"audit.py: {out} holds an audit; for one of other settings or data name another --out", file=sys.stderr)
     if code:
         sys.exit(code if code > 0 else 128 - code)
     return model

@@ -163,7 +163,8 @@ def _study(outcome: Outcome, split: Split, seconds: float, questioned: bool = Fa
         questioned=questioned,
     )
     matrix = confusion_matrix(split.labels, outcome.logits.argmax(1).numpy(), len(cases.classes))
-    return Study(cases, seconds, matrix, calibration(outcome.logits, split.labels), **known)
+    calibrated = calibration(outcome.logits, split.labels)
+    return Study(cases, seconds, matrix, calibrated, **{"error_without": calibrated.error} | known)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:
