@@ -41,7 +41,8 @@ class Project:
 
     def start(self, *arguments, **settings):
         # What an outer make hands down must not reach this one.
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "VENV"}
+        own = ("VENV", "ARGS", "GPUS", "PYTHON")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name not in own}
         return subprocess.Popen(
             ["make", *arguments, f"PYTHON={self.python}"],
             cwd=self.folder, env={**kept, "MAKEFLAGS": "", "CALLS": str(self.log), **settings}, text=True,
