@@ -131,7 +131,7 @@ def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
 
 @pytest.mark.slow
 def test_sigterm_stops_the_training_too_and_the_audit_goes_on(tmp_path: Path):
-    words = "smoke --width 1 --epochs 300 --threads 1 --folds 2 --out".split()
+    words = "smoke --width 1 --epochs 30 --threads 1 --folds 2 --out".split()
     command = [sys.executable, str(ROOT / "audit.py"), *words, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         log = tmp_path / "fold-1-of-2" / "log.jsonl"
@@ -142,3 +142,7 @@ def test_sigterm_stops_the_training_too_and_the_audit_goes_on(tmp_path: Path):
     assert process.returncode == 128 + signal.SIGTERM
     assert list((tmp_path / "fold-1-of-2").glob("resume-*.pt"))
     assert not (tmp_path / "fold-1-of-2.pt").exists()
+    before = log.read_text()
+    again = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    assert again.returncode == 0 and json.loads(again.stdout.splitlines()[-1])["total"] == 2048
+    assert log.read_text().startswith(before) and len(log.read_text().splitlines()) == 30
