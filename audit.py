@@ -73,16 +73,13 @@ def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
     from explain import outputs, page, study
     from explain.explainer import Explainer
     from explain.options import Options
-    from ground.files import destination, write_whole
 
     found = study.of_folds(map(checkpoint.load, models))
     cases = found.cases
     explainer = Explainer.of(checkpoint.load(models[0]), "cpu")  # layer4's maps are there already
     maps = explainer.explain(cases, "layer4", "gradcam", "pred", several=True)
-    paths = outputs.paths(str(out / PAGE), own=False)
     content = page.render(found, maps, None, Options(out=PAGE), f"{len(models)} folds, each by a {explainer}")
-    for path, data in zip(paths, (content, outputs.table(cases), outputs.archive(maps)), strict=True):
-        write_whole(destination(path), data)
+    files = outputs.write(str(out / PAGE), own=False, content=content, maps=maps)
     worst = [
         {
             "image": cases.title(i),
@@ -92,7 +89,7 @@ def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
         }
         for i in cases.select()[:SHOWN]
     ]
-    return found.plain() | {"disputed": int(cases.disputed.sum()), "worst": worst, "files": list(map(str, paths))}
+    return found.plain() | {"disputed": int(cases.disputed.sum()), "worst": worst, "files": files}
 
 
 def report(result: dict[str, Any]) -> None:

@@ -99,16 +99,13 @@ def write_files(
 ) -> dict[str, Any]:
     """The table, the archive and the picture or page; each is whole or as it was before."""
     from explain import gallery, outputs, page
-    from ground.files import destination, write_whole
 
     if options.page:
         content = page.render(found, maps, checks, options, source)
     else:
         content = gallery.draw(maps, drawn, options.choice, source, on_row)
-    paths = outputs.paths(options.out, bool(options.images))
-    for path, data in zip(paths, (content, outputs.table(maps.cases), outputs.archive(maps)), strict=True):
-        write_whole(destination(path), data)
-    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": [str(path) for path in paths]}
+    files = outputs.write(options.out, bool(options.images), content, maps)
+    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": files}
 
 
 def report(result: dict[str, Any]) -> None:

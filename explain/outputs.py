@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from explain.cases import Cases, Maps
+from ground.files import destination, write_whole
 
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
 FILE_COLUMNS = ("file", "predicted", "p_predicted", "second", "p_second")
@@ -20,6 +21,18 @@ def paths(out: str, own: bool) -> tuple[Path, ...]:
     """`out` and, beside it, where the table and the archive go; those of one's own pictures under other names."""
     names = ("images.csv", "images.npz") if own else ("errors.csv", "heatmaps.npz")
     return Path(out), *(Path(out).with_name(name) for name in names)
+
+
+def write(out: str, own: bool, content: bytes, maps: Maps) -> list[str]:
+    """Write the picture or page, the table and the archive; returns their names.
+
+    Raises:
+        OSError: one of them cannot be written; each is whole or as it was before.
+    """
+    places = paths(out, own)
+    for path, data in zip(places, (content, table(maps.cases), archive(maps)), strict=True):
+        write_whole(destination(path), data)
+    return [str(path) for path in places]
 
 
 def table(cases: Cases) -> bytes:
