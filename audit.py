@@ -74,9 +74,10 @@ def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
     from explain.explainer import Explainer
     from explain.options import Options
 
-    found = study.of_folds(map(checkpoint.load, models))
+    checkpoints = [checkpoint.load(model) for model in models]
+    found = study.of_folds(checkpoints)
     cases = found.cases
-    explainer = Explainer.of(checkpoint.load(models[0]), "cpu")  # layer4's maps are there already
+    explainer = Explainer.of(checkpoints[0], "cpu")  # layer4's maps are there already
     maps = explainer.explain(cases, "layer4", "gradcam", "pred", several=True)
     content = page.render(found, maps, None, Options(out=PAGE), f"{len(models)} folds, each by a {explainer}")
     files = outputs.write(str(out / PAGE), own=False, content=content, maps=maps)

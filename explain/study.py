@@ -8,7 +8,7 @@ of all training images, each judged by the one of several checkpoints that has n
 All run the models over all images, with a bar for the time left.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -88,7 +88,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     return _study(outcome, split, seconds, temperature=temperature, error_without=without, reported=missed(checkpoint))
 
 
-def of_folds(checkpoints: Iterable[Checkpoint]) -> Study:
+def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
 
     Args:
@@ -100,10 +100,10 @@ def of_folds(checkpoints: Iterable[Checkpoint]) -> Study:
     """
     parts: list[tuple[Ints, Outcome]] = []
     spent, errors = 0.0, 0
+    config = checkpoints[0].config
+    train = open_dataset(config.data, config.size, config.fit).load("train")
     for checkpoint in checkpoints:
-        config = checkpoint.config
-        train = open_dataset(config.data, config.size, config.fit).load("train")
-        own = places(train, config.fold)
+        own = places(train, checkpoint.config.fold)
         outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))
         parts.append((own, outcome))
         spent, errors = spent + seconds, errors + missed(checkpoint)

@@ -84,8 +84,11 @@ def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
     Raises:
         ValueError: no image is in that fold.
     """
+    chosen = places(train, fold)
+    if train.shuffled and chosen[-1] == len(train) - 1:  # the end of it: neither needs a copy
+        return train.take(slice(chosen[0]), "training"), train.take(slice(chosen[0], None), "validation")
     held = np.zeros(len(train), bool)
-    held[places(train, fold)] = True
+    held[chosen] = True
     return train.take(np.flatnonzero(~held), "training"), train.take(np.flatnonzero(held), "validation")
 
 

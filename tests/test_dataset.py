@@ -44,6 +44,11 @@ def test_validate_holds_out_the_last_tenth_of_cifar10_and_never_opens_the_test_s
     assert (cifar10.reported(True).name, opened[4:]) == ("validation", ["train"])
 
 
+def test_a_shuffled_set_is_cut_without_a_copy():
+    train, held_out = hold_out(whole := generated(100), VALIDATION)
+    assert np.shares_memory(train.images, whole.images) and np.shares_memory(held_out.images, whole.images)
+
+
 def test_of_a_set_sorted_by_class_each_class_gives_a_tenth():
     whole = by_class(100, 57, 9, 2, 1)
     train, held_out = hold_out(whole, VALIDATION)
