@@ -21,12 +21,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ground.files import check_writable, write_whole
-from pipeline import folder
+from pipeline import folder, near
 from pipeline.cifar10 import cache, facts
 from pipeline.pictures import Fit
 from pipeline.split import UInt8, channel_statistics
 
 SHEET_ROWS, SHEET_COLUMNS = 20, 8
+COMPARED = 2000  # pictures of a part with all to train on
 
 
 def main() -> int:
@@ -71,9 +72,26 @@ def report_folder(options: argparse.Namespace) -> int:
         print(f"{least} to {most} pixels, the median {median}, brought to {images.shape[1]} x {images.shape[2]}")
         write_whole(Path(options.sheet), sheet(listing, images))
         print(f"the first ones of each class: {options.sheet}")
+        for part in ("validation", "test"):
+            report_near(listing, images, part)
     for line in listing.left_out:
         print(f"left out {line}")
     return 0
+
+
+def report_near(listing: folder.Listing, images: UInt8, part: str) -> None:
+    """One line where pictures of the part, COMPARED of them at most, are nearly the same as some to train on."""
+    every = range(len(listing.pictures))
+    train, own = every[listing.places("train")], every[listing.places(part)]
+    some = own[:: math.ceil(len(own) / COMPARED) or 1]
+    if not train or not some:
+        return
+    likeness, which = near.nearest(images[some], images[train.start : train.stop])
+    order = [i for i in (-likeness).argsort() if likeness[i] >= near.ALIKE]
+    if order:
+        pairs = [(some[i], train[which[i]]) for i in order[: folder.SHOWN]]
+        named = "; ".join(" and ".join(listing.pictures[i].path for i in pair) for pair in pairs)
+        print(f"{part}: {len(order):,} of {len(some):,} are nearly the same as a picture to train on: {named}")
 
 
 def sheet(listing: folder.Listing, images: UInt8) -> bytes:
