@@ -26,9 +26,14 @@ from typing import Any
 
 SHOWN = 10
 PAGE = "labels.html"
+OWN = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the audit makes itself
 
 
 def main(arguments: Sequence[str]) -> None:
+    from engine.config import typed
+    from explain import outputs
+    from ground.files import check_writable
+
     parser = argparse.ArgumentParser(
         prog="audit.py",
         allow_abbrev=False,
@@ -40,7 +45,11 @@ def main(arguments: Sequence[str]) -> None:
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
         raise ValueError(f"--folds is {options.folds}: it must be 2 to 99")
+    for name in sorted(OWN & typed(recipe)):
+        raise ValueError(f"--{name.replace('_', '-')}: leave it out; an audit trains on folds of its own, into --out")
     options.out.mkdir(parents=True, exist_ok=True)
+    for path in outputs.paths(str(options.out / PAGE), own=False):
+        check_writable(path)
     models = [train(recipe, options.out, f"{k}/{options.folds}") for k in range(1, options.folds + 1)]
     report(judge(models, options.out))
 
@@ -53,13 +62,14 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     goes_on = (out / name).exists()
     print(f"fold {fold}", flush=True)
     process = subprocess.Popen([sys.executable, str(preflight.ROOT / "train.py"), *recipe, *own])
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     while True:
         try:
             code = process.wait()
             break
         except KeyboardInterrupt:  # the training has it too: it saves its state and ends
             continue
+    signal.signal(signal.SIGTERM, before)
     if code == 2 and goes_on:
         print(f"audit.py: {out} holds an audit; for one of other settings or data name another --out", file=sys.stderr)
     if code:

@@ -115,7 +115,7 @@ def report(result: dict[str, Any]) -> None:
     if "errors" in result:
         print("{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right".format_map(result), end="")
         agree = result["errors"] == result["checkpoint_errors"]
-        differ = "; the checkpoint says {checkpoint_errors:,}: hardware, precision or versions differ"
+        differ = "; the checkpoint says {checkpoint_errors:,}: data, hardware, precision or versions differ"
         print(", just as the checkpoint says" if agree else differ.format_map(result))
         if result["confusions"]:
             print("most often " + ", ".join(f"{true} taken for {said} ({n})" for true, said, n in result["confusions"]))

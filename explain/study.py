@@ -95,7 +95,7 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
         checkpoints: of the same data, one for each fold.
 
     Raises:
-        ValueError: a logit is not a finite number, or the data have other classes now.
+        ValueError: a logit is not a finite number, or the data have other classes, or folds of other sizes, now.
         OSError: the data set cannot be read.
     """
     parts: list[tuple[Ints, Outcome]] = []
@@ -104,6 +104,8 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     train = open_dataset(config.data, config.size, config.fit).load("train")
     for checkpoint in checkpoints:
         own = places(train, checkpoint.config.fold)
+        if len(own) != checkpoint.metrics["test_total"]:
+            raise ValueError("the data have changed since the first fold was trained: start another audit")
         outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))
         parts.append((own, outcome))
         spent, errors = spent + seconds, errors + missed(checkpoint)
@@ -131,7 +133,8 @@ def surer(logits: torch.Tensor, labels: Ints) -> Bools:
     predicted = probabilities.argmax(1)
     own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
     sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (own, None))
-    return (predicted != labels) & (probabilities.max(1) >= (sums / np.maximum(counts, 1))[predicted])
+    thresholds = np.where(counts, sums / np.maximum(counts, 1), np.inf)  # of a class without images there is none
+    return (predicted != labels) & (probabilities.max(1) >= thresholds[predicted])
 
 
 def missed(checkpoint: Checkpoint) -> int:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ground.files import check_writable, write_whole
+from ground.terminal import printable
 from pipeline import folder, near
 from pipeline.cifar10 import cache, facts
 from pipeline.pictures import Fit
@@ -90,7 +91,7 @@ def report_near(listing: folder.Listing, images: UInt8, part: str) -> None:
     order = [i for i in (-likeness).argsort() if likeness[i] >= near.ALIKE]
     if order:
         pairs = [(some[i], train[which[i]]) for i in order[: folder.SHOWN]]
-        named = "; ".join(" and ".join(listing.pictures[i].path for i in pair) for pair in pairs)
+        named = "; ".join(" and ".join(printable(listing.pictures[i].path) for i in pair) for pair in pairs)
         print(f"{part}: {len(order):,} of {len(some):,} are nearly the same as a picture to train on: {named}")
 
 

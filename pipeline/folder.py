@@ -45,7 +45,7 @@ PART_NAMES = {
 }
 SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
 SHOWN = 3  # files left out that are named on the way; `python -m pipeline` names all
-FORM = 3  # of the cache; changes when the decoding does
+FORM = 4  # of the cache; changes when the decoding does
 USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
 LOOKED_AT = 200  # pictures, for their sizes
 BLOCK = 256  # pictures that are decoded, or written, one after the other
@@ -56,7 +56,7 @@ class Picture:
     """A file that could be decoded."""
 
     path: str
-    """Relative to the folder, or the CSV file's, with escapes where it cannot be printed."""
+    """Relative to the folder, or the CSV file's; bytes that are no UTF-8 as surrogates."""
     label: int
     part: str
     digest: str
@@ -118,7 +118,10 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         part = "validation"
     own = listing.pictures[listing.places(part)]
     if not own:
-        raise ValueError(f"--data is {root}: it has no pictures for {part}; a class of two or more gives one")
+        raise ValueError(
+            f"--data is {root}: it has no pictures for {part}: add some, or train with --validate; without parts a "
+            "class of two or more gives one"
+        )
     labels = {one.label for one in own}
     missing = [name for label, name in enumerate(listing.classes) if label not in labels]
     if part == "train" and missing:
@@ -147,7 +150,7 @@ def prepare(root: Path, size: int, fit: Fit) -> tuple[Listing, UInt8]:
     size = size or usual_size(found)
     home = folders()[-1] / "pictures"
     home.mkdir(parents=True, exist_ok=True)
-    path = home / f"{key(root, found, size, fit)}.pictures"
+    path = home / f"{key(root, classes, found, size, fit)}.pictures"
     cached = read(path, size)
     if cached is None:
         descriptor = lock(home / "lock", lambda holder: _say(f"waiting for process {holder}, which is decoding"))
@@ -237,13 +240,14 @@ def usual_size(found: Sequence[Found]) -> int:
     return small if shorter and np.median(shorter) < (small + usual) / 2 else usual
 
 
-def key(root: Path, found: Sequence[Found], size: int, fit: Fit) -> str:
-    """Of the cache: changes with the files' names, lengths and times, and with how they are decoded."""
-    digest = hashlib.sha256(f"{FORM} {PIL.__version__} {size} {fit}".encode())
+def key(root: Path, classes: tuple[str, ...], found: Sequence[Found], size: int, fit: Fit) -> str:
+    """Of the cache: changes with the classes, the files' names, lengths, times and rights, and how they are decoded."""
+    digest = hashlib.sha256(f"{FORM} {PIL.__version__} {size} {fit} {classes}".encode())
     for one in found:
         with contextlib.suppress(OSError):  # a broken link; it is named when it is read
             status = one.path.stat()
-            digest.update(f"{status.st_size} {status.st_mtime_ns} ".encode())
+            readable = os.access(one.path, os.R_OK, effective_ids=True)
+            digest.update(f"{status.st_size} {status.st_mtime_ns} {readable} ".encode())
         digest.update(f"{one.part} {one.label} ".encode())
         digest.update(os.fsencode(os.path.relpath(one.path, base(root))) + b"\0")
     return digest.hexdigest()[:32]
@@ -281,12 +285,12 @@ def decode_all(
             shown_bar.update(task, advance=count, refresh=True)
     parts = _parts(found, digests, reasons)
     kept = [i for part in PART_NAMES for i in range(len(found)) if parts[i] == part and not reasons[i]]
-    names = [printable(os.path.relpath(one.path, base(root))) for one in found]
+    names = [os.path.relpath(one.path, base(root)) for one in found]
     distinct = {(found[i].label, digests[i]) for i in kept}
     listing = Listing(
         classes,
         tuple(Picture(names[i], found[i].label, parts[i], digests[i], *sides[i]) for i in kept),
-        tuple(f"{names[i]}: {reasons[i]}" for i in range(len(found)) if reasons[i]),
+        tuple(f"{printable(names[i])}: {reasons[i]}" for i in range(len(found)) if reasons[i]),
         len(kept) - len(distinct),
     )
     return listing, images, kept
@@ -295,24 +299,25 @@ def decode_all(
 def _parts(found: Sequence[Found], digests: Sequence[str], reasons: list[str]) -> list[str]:
     """The part of each file. Leaves out, by a reason, what would make the report dishonest.
 
-    That is a picture that stands in two classes, and a picture to train on that is also one to report on.
+    That is a picture that stands in two classes, and one to train on or for validation that is also in a part after its
+    own.
     """
     parts = [one.part for one in found]
     labels: dict[str, set[int]] = defaultdict(set)
-    reported: set[str] = set()
+    order = ["", *PART_NAMES]
+    last: dict[str, int] = defaultdict(int)  # of the parts that a picture is in
     for one, digest in zip(found, digests, strict=True):
         if digest:
             labels[digest].add(one.label)
-            if one.part not in ("", "train"):
-                reported.add(digest)
+            last[digest] = max(last[digest], order.index(one.part))
     of_class: dict[int, set[str]] = defaultdict(set)
     for i, (one, digest) in enumerate(zip(found, digests, strict=True)):
         if not digest:
             continue
         if len(labels[digest]) > 1:
             reasons[i] = "the same picture is in two classes"
-        elif one.part == "train" and digest in reported:
-            reasons[i] = "the same picture is among those to report on"
+        elif order.index(one.part) < last[digest]:
+            reasons[i] = f"the same picture is among those for {order[last[digest]]}"
         else:
             of_class[one.label].add(digest)
     if "" in parts:

@@ -10,8 +10,8 @@ from PIL import Image
 from pipeline.split import UInt8
 
 ALIKE = 0.97
-"""Correlation from which on two pictures are one. Measured on five public sets: the 26 test pictures of one and
-two validation pictures of another that reach it are copies, by eye; the highest of four sets' 2,048 others is 0.964."""
+"""Correlation from which on two pictures are likely one. Measured on five public sets: of 61 validation and test
+pictures of two of them that reach it all but one are copies, by eye; in the other three the highest is 0.960."""
 SIDE = 16  # pixels that are compared
 BLOCK = 4096  # pictures
 
@@ -34,8 +34,8 @@ def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _standardised(images: UInt8) -> np.ndarray:
-    """(N, 3 SIDE^2) float32, each of mean 0 and length 1; of one colour all over: zeros."""
+    """(N, 3 SIDE^2) float32, each of length 1 and of mean 0 in each channel; of one colour all over: zeros."""
     small = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images]
-    rows = np.stack(small).reshape(len(images), -1).astype(np.float32)
-    rows -= rows.mean(1, keepdims=True)
+    pixels = np.stack(small).astype(np.float32)
+    rows = (pixels - pixels.mean((1, 2), keepdims=True)).reshape(len(images), -1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)

@@ -61,6 +61,7 @@ def dimensions(path: Path) -> tuple[int, int]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
+        path.stat()  # says so where there is none
         raise ValueError("not a regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its size is checked before anything is decoded

@@ -85,6 +85,8 @@ def test_disputed_is_what_the_model_is_as_sure_of_as_on_average():
     labels = np.array([0, 0, 1, 0, 1])
     # Of its own images class 0 has 0.58 on average, class 1 has 0.6.
     assert study.surer(torch.tensor(probabilities).log(), labels).tolist() == [False, False, False, True, True]
+    three = torch.tensor([[0.3, 0.3, 0.4], [0.6, 0.4, 0.0]])
+    assert not study.surer(three.log(), np.array([0, 0])).any(), "no image of the third class says what it should reach"
     labels[3] = 1  # now class 0 has 0.7, which the last image does not reach
     assert not study.surer(torch.tensor(probabilities).log(), labels).any()
 
@@ -111,6 +113,27 @@ def test_a_model_of_other_classes_is_refused(models: list[Path], monkeypatch):
         study.of_folds([one])
 
 
+def test_data_that_have_changed_since_a_fold_was_trained_are_refused(models: list[Path]):
+    one = checkpoint.load(models[0])
+    one.metrics["test_total"] -= 1
+    with pytest.raises(ValueError, match="the data have changed"):
+        study.of_folds([one])
+
+
+@pytest.mark.parametrize("words", [["--validate"], ["--run-dir=x"], ["cpu", "--fold", "1/2"], ["--resume", "auto"]])
+def test_what_the_audit_decides_itself_is_refused(words: list[str], tmp_path: Path):
+    with pytest.raises(ValueError, match="leave it out"):
+        audit.main([*words, "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_cannot_be_written_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch):
+    (tmp_path / audit.PAGE).mkdir()
+    monkeypatch.setattr(audit, "train", lambda *_: pytest.fail("trained"))
+    with pytest.raises(OSError, match="it is a folder"):
+        audit.main(["--out", str(tmp_path)])
+
+
 @pytest.mark.parametrize("folds", ["1", "100"])
 def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
     with pytest.raises(ValueError, match=f"--folds is {folds}: it must be 2 to 99"):
@@ -118,9 +141,11 @@ def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
 
 
 def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         audit.main(["nonsense", "--out", str(tmp_path / "out")])
     assert end.value.code == 2
+    assert signal.getsignal(signal.SIGTERM) == before, "it ends the audit again"
     error = capfd.readouterr().err
     assert error.startswith("train.py: preset 'nonsense' is unknown") and error.count("\n") == 1
     (tmp_path / "out" / "fold-1-of-4").mkdir()

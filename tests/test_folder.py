@@ -122,7 +122,29 @@ def test_what_would_make_the_report_dishonest_is_left_out(tmp_path: Path):
     for name in ("cat", "dog"):
         picture(root / "test" / name / "new.png", 500 + len(name) + ord(name[0]))
     (root / "test" / "cat" / "seen.png").write_bytes((root / "train" / "cat" / "2.png").read_bytes())
-    assert listing(root).left_out == ("train/cat/2.png: the same picture is among those to report on",)
+    assert listing(root).left_out == ("train/cat/2.png: the same picture is among those for test",)
+    for place, name in (("val/cat", "2.png"), ("val/dog", "4.png")):
+        (root / place).mkdir(parents=True)
+        (root / place / name).write_bytes((root / "train" / place[4:] / name).read_bytes())
+    assert sorted(listing(root).left_out) == [
+        "train/cat/2.png: the same picture is among those for test",
+        "train/dog/4.png: the same picture is among those for validation",
+        "val/cat/2.png: the same picture is among those for test",
+    ]
+
+
+def test_a_class_that_is_renamed_or_goes_is_not_remembered(tmp_path: Path):
+    root = flat(tmp_path, a=4, b=4)
+    (root / "c").mkdir()
+    assert listing(root).classes == ("a", "b", "c")
+    (root / "c").rmdir()
+    assert listing(root).classes == ("a", "b")
+    table = tmp_path / "pictures.csv"
+    for names in (("no", "yes"), ("old", "young")):
+        table.write_text(
+            "path,label\n" + "".join(f"{c}/{i}.png,{n}\n" for c, n in zip("ab", names, strict=True) for i in range(4))
+        )
+        assert listing(table).classes == names
 
 
 def test_the_pictures_are_those_of_the_files(tmp_path: Path):
@@ -211,7 +233,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path
         f"cat/{name}" for name in ("cut.png", "empty.png", "notes.jpg", "nowhere.png", "pipe.png")
     }
     assert all(line.isprintable() and line.partition(": ")[2] for line in found.left_out)
-    assert all(one.path.isprintable() for one in found.pictures)
+    assert all((root / one.path).is_file() for one in found.pictures)
     assert sorted(root.rglob("*")) == before, "nothing is written there"
     said = capfd.readouterr().err
     assert said.count("left out") == folder.SHOWN + 1 and "2 more" in said
@@ -268,7 +290,7 @@ def test_three_hundred_classes_and_a_class_of_one_picture(tmp_path: Path):
 
 
 def test_two_pictures_are_too_few(tmp_path: Path):
-    with pytest.raises(ValueError, match="it has no pictures for validation; a class of two or more gives one"):
+    with pytest.raises(ValueError, match="it has no pictures for validation: add some"):
         trained(flat(tmp_path / "own", cat=1, dog=1), tmp_path)
     assert trained(flat(tmp_path / "more", cat=2, dog=2), tmp_path).metrics["test_total"] == 2
 

@@ -35,6 +35,11 @@ def test_a_picture_that_was_changed_a_little_is_found_and_another_is_not():
     assert likeness[-1] < 0.8
 
 
+def test_a_colour_in_common_makes_nothing_alike():
+    leaves = np.random.default_rng(0).normal((60, 140, 50), 10, (9, 64, 64, 3)).clip(0, 255).astype(np.uint8)
+    assert near.nearest(leaves[:3], leaves[3:])[0].max() < 0.5
+
+
 def test_pictures_of_one_colour_are_like_none():
     assert near.nearest(np.full((2, 8, 8, 3), 255, np.uint8), np.zeros((3, 8, 8, 3), np.uint8))[0].max() == 0
 
@@ -42,7 +47,8 @@ def test_pictures_of_one_colour_are_like_none():
 def test_the_most_alike_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch):
     images, others = stack(*map(drawn, range(4))), stack(*map(drawn, range(9, 1, -1)))
     likeness, which = near.nearest(images, others)
-    direct = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in others] for a in images]
+    own, its = (x.astype(float) - x.mean((1, 2), keepdims=True) for x in (images, others))
+    direct = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in its] for a in own]
     assert which[2:].tolist() == [7, 6] and which.tolist() == np.argmax(direct, 1).tolist()
     monkeypatch.setattr(near, "BLOCK", 3)
     in_blocks = near.nearest(images, others)
