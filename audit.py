@@ -71,7 +71,7 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
             continue
     signal.signal(signal.SIGTERM, before)
     if code == 2 and goes_on:
-        print(f"audit.py: {out} holds an audit; for one of other settings or data name another --out", file=sys.stderr)
+        print(f"audit.py: {out} holds an audit; if of other settings or data, name another --out", file=sys.stderr)
     if code:
         sys.exit(code if code > 0 else 128 - code)
     return model
