@@ -45,8 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
         raise ValueError(f"--folds is {options.folds}: it must be 2 to 99")
-    for name in sorted(OWN & typed(recipe)):
-        raise ValueError(f"--{name.replace('_', '-')}: leave it out; an audit trains on folds of its own, into --out")
+    if taken := sorted(OWN & typed(recipe)):
+        flag = taken[0].replace("_", "-")
+        raise ValueError(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
     options.out.mkdir(parents=True, exist_ok=True)
     for path in outputs.paths(str(options.out / PAGE), own=False):
         check_writable(path)
