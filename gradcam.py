@@ -120,8 +120,9 @@ def report(result: dict[str, Any]) -> None:
         if result["confusions"]:
             print("most often " + ", ".join(f"{true} taken for {said} ({n})" for true, said, n in result["confusions"]))
         print("confidence and accuracy differ by {calibration_error:.2%} on average (ECE)".format_map(result), end="")
-        without = "; without the checkpoint's temperature of {temperature:.2f}, by {calibration_error_without:.2%}"
-        print(without.format_map(result) if result["temperature"] != 1 else "")
+        without = "; by {calibration_error_without:.2%} without the checkpoint's temperature of {temperature:.2f}"
+        fitted = ", which was fitted to these very images" if result["temperature_fitted_here"] else ""
+        print(without.format_map(result) + fitted if result["temperature"] != 1 else "")
     else:
         print("{pictures:,} pictures".format_map(result))
         for line in result["skipped"]:

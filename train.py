@@ -31,6 +31,7 @@ from engine.model import create
 from engine.resume import State
 from engine.stopwatch import Stopwatch
 from ground.files import check_writable
+from pipeline import folder
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
@@ -87,6 +88,8 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
     preflight.check_driver(config.device)
     if world.first:
         check_writable(config.out)
+        if config.own_pictures:
+            folder.check_outside(config.data, config.run_dir or "runs")
     return preset, replace(config, resume=""), state
 
 

@@ -49,6 +49,8 @@ class Study:
     """That the model's logits are divided by."""
     error_without: float = 0.0
     """Expected calibration error at a temperature of 1."""
+    fitted: bool = False
+    """Whether the temperature is one that these very images gave."""
     reported: int = 0
     """Errors that the checkpoint itself reports."""
     skipped: tuple[str, ...] = ()
@@ -70,6 +72,7 @@ class Study:
             "calibration_error": self.calibration.error,
             "temperature": self.temperature,
             "calibration_error_without": self.error_without,
+            "temperature_fitted_here": self.fitted,
             "confusions": [(cases.classes[true], cases.classes[said], n) for true, said, n in confusions],
         }
 
@@ -85,7 +88,9 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     split = open_dataset(config.data, config.size, config.fit).reported(config.validate, config.fold)
     outcome, seconds = _judged(explainer, split)
     without = calibration(outcome.logits * temperature, split.labels).error
-    return _study(outcome, split, seconds, temperature=temperature, error_without=without, reported=missed(checkpoint))
+    fitted = split.name == "validation" and temperature != config.temperature
+    known = {"temperature": temperature, "error_without": without, "fitted": fitted, "reported": missed(checkpoint)}
+    return _study(outcome, split, seconds, **known)
 
 
 def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:

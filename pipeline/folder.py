@@ -225,6 +225,14 @@ def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
     return tuple(map(printable, names)), [Found(path, order[label], part) for path, label, part in rows]
 
 
+def check_outside(data: str, run_dir: str) -> None:
+    """Raises ValueError where a run's folder is to lie in the folder of pictures: its curves would become a class."""
+    if Path(run_dir).resolve().is_relative_to(Path(data).expanduser().resolve()):
+        raise ValueError(
+            f"--run-dir is {run_dir}: it lies in {data}, where it would be a class of its own: name a folder elsewhere"
+        )
+
+
 def base(root: Path) -> Path:
     """What the names of pictures are relative to."""
     return root.parent if root.is_file() else root

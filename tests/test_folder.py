@@ -22,6 +22,7 @@ from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
+from tests.commands import run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -287,6 +288,16 @@ def test_three_hundred_classes_and_a_class_of_one_picture(tmp_path: Path):
     root = flat(tmp_path / "own", **{f"kind {i}": 2 for i in range(299)}, **{"only one": 1})
     found = trained(root, tmp_path)
     assert len(found.model.classes) == 300 and found.metrics["test_total"] == 299
+
+
+@pytest.mark.parametrize("flags", [(), ("--run-dir", "a/run"), ("--run-dir", "../holiday/run")])
+def test_a_run_leaves_nothing_among_the_pictures(tmp_path: Path, monkeypatch, capsys, flags):
+    root = flat(tmp_path / "holiday", cat=10, dog=10)
+    before = sorted(root.rglob("*"))
+    monkeypatch.chdir(root)
+    code, _, stderr = run(capsys, "smoke", "--data", ".", *flags, "--out", str(tmp_path / "m.pt"))
+    assert code == 2 and stderr.count("\n") == 1 and "it lies in ., where it would be a class" in stderr
+    assert sorted(root.rglob("*")) == before
 
 
 def test_two_pictures_are_too_few(tmp_path: Path):

@@ -88,7 +88,7 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
     assert code == 0 and json.loads(out.splitlines()[-1])["temperature"] == temperature != 1
     found = study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).plain()
     assert found["calibration_error"] < found["calibration_error_without"]
-    assert found["temperature"] == temperature
+    assert found["temperature"] == temperature and found["temperature_fitted_here"]
 
     content = checkpoint.read("model.pt", checkpoint.MODEL)
     content["config"] = checkpoint.config_dict(content["config"])
@@ -104,4 +104,6 @@ def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkey
     assert run(capsys, *RUN)[0] == 0
     assert checkpoint.load("model.pt").metrics["temperature"] == 1
     assert run(capsys, *RUN, "--run-dir", "other", "--temperature", "0.5")[0] == 0
-    assert checkpoint.load("model.pt").metrics["temperature"] == 0.5
+    loaded = checkpoint.load("model.pt")
+    assert loaded.metrics["temperature"] == 0.5
+    assert not study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).fitted
