@@ -4,6 +4,7 @@
     python train.py cpu --epochs 8        # a preset, then any setting as a flag (--help lists them)
     python train.py --resume runs/mine    # go on where a run stopped, to the same weights
     python train.py cpu --resume auto     # go on if there is something to go on with, else start
+    python train.py --data holiday --pretrained model.pt        # pictures of one's own, from what a model has learnt
     torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
 Writes model.pt (`--out`) and, in the run folder, the log, TensorBoard scalars, curves.png and the resume states. The
@@ -28,6 +29,7 @@ from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
+from engine.pretrained import shaped, start_from
 from engine.resume import State
 from engine.stopwatch import Stopwatch
 from ground.files import check_writable
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         test = evaluated(reported)
 
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
+    if config.pretrained and not state.path:
+        start_from(model, config.pretrained)
     learner = Learner(model, config, len(loader), machine)
     if state.path:
         resume.restore(learner, state, config, train.digest)
@@ -85,6 +89,8 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
     state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
     if state.path:
         preset, config = parse(arguments, preset, state.config)
+    if config.pretrained:
+        config = shaped(config, typed(arguments), state)
     preflight.check_driver(config.device)
     if world.first:
         check_writable(config.out)

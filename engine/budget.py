@@ -70,7 +70,7 @@ def fit(config: Config, typed: Collection[str], state: State, train: Images, rep
                 break
             epochs = longer.epochs
         config = replace(config, epochs=max(1, epochs))
-        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in typed:
+        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in typed or config.pretrained:
             return config
         config = replace(config, width=config.width // 2)
 

@@ -93,6 +93,9 @@ class Config:
     """Mirror images at random, or each image in every second epoch."""
     cutout: int = setting(8, "batches", ge=0)
     """Side in pixels, of the stored image, of a square filled with the mean colour (0: none)."""
+    pretrained: str = ""
+    """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
+    taken over; what --whiten and --dirac start is overwritten."""
     data: str = "cifar10"
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""

@@ -103,10 +103,11 @@ class Reporter:
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
         why = f" for {config.minutes:g} minutes" if config.minutes else ""
+        start = f", from {printable(config.pretrained)}" if config.pretrained else ""
         self._block(
             {
                 "preset": f"{preset}: {config.epochs} epoch{'s' * (config.epochs > 1)}{why}, "
-                f"batch {config.batch_size}, {pixels}, ResNet-{config.depth} width {config.width}",
+                f"batch {config.batch_size}, {pixels}, ResNet-{config.depth} width {config.width}{start}",
                 "device": ", ".join(f"{name} {value}" for name, value in machine.card().items()),
                 "precision": machine.precision + (", compiled" if machine.compiled else ", not compiled"),
                 "run folder": config.run_dir,

@@ -1,0 +1,49 @@
+"""Starting from what a finished model has learnt instead of from random weights: `--pretrained model.pt`.
+
+Worth it where there are few pictures: see docs/YOUR_PICTURES.md.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from engine import checkpoint
+from engine.config import Config
+from engine.model import ResNet
+from engine.resume import State
+
+OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
+
+
+def shaped(config: Config, typed: Collection[str], state: State) -> Config:
+    """The config with the depth and the width of the checkpoint `config.pretrained`, or of the run that goes on.
+
+    Args:
+        typed: the settings that a person has given.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is damaged, or no checkpoint of this program; another depth or width was given; or it was trained
+            on the very images that this run holds out.
+    """
+    theirs = state.config if state.path else checkpoint.load(config.pretrained).config
+    (data, *held_out), (now, *holds_out) = ((Path(c.data).resolve(), c.validate, c.fold) for c in (theirs, config))
+    if data == now and any(holds_out) and holds_out != held_out:
+        raise ValueError(f"--pretrained {config.pretrained} was trained on images that this run would hold out")
+    shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
+    for name, needed in shape.items():
+        if name in typed and getattr(config, name) != needed:
+            given, path = getattr(config, name), config.pretrained
+            raise ValueError(f"--{name} is {given}, but --pretrained {path} has {needed}: leave --{name} out")
+    return replace(config, **shape)
+
+
+def start_from(model: ResNet, path: str) -> None:
+    """Give the model the weights of a checkpoint of its shape, all but those of its last layer.
+
+    Raises:
+        OSError, ValueError: as `shaped`.
+    """
+    weights = checkpoint.load(path).model.state_dict()
+    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)}, strict=False)

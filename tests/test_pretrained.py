@@ -1,0 +1,74 @@
+"""`--pretrained`: what is taken from a finished model, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.config import Config
+from engine.model import create
+from engine.pretrained import OWN, start_from
+from pipeline.synthetic import load
+from tests.commands import run, weights
+
+RUN = "smoke --data generated:256/64 --epochs 2 --resolutions 16 --precision fp32 --threads 1".split()
+
+
+@pytest.fixture(autouse=True)
+def first(tmp_path: Path, monkeypatch, capsys) -> Path:
+    """A finished model of width 4."""
+    monkeypatch.chdir(tmp_path)
+    assert run(capsys, *RUN, "--width", "4", "--run-dir", "first", "--out", "first.pt")[0] == 0
+    return tmp_path / "first.pt"
+
+
+def test_all_weights_but_the_last_layer_s_are_taken(first: Path):
+    model = create(Config(width=4), load("train", 64, 64))
+    before, theirs = {k: v.clone() for k, v in model.state_dict().items()}, weights(first)
+    start_from(model, str(first))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, (before if name.startswith(OWN) else theirs)[name]), name
+    assert {name for name in before if name.startswith(OWN)} == {"fc.weight", "fc.bias", "mean", "std"}
+
+
+def test_a_run_starts_there_with_its_width_and_other_classes(first: Path, capsys):
+    """With steps of nothing the filters stay what they were."""
+    still = "--max-lr 1e-30 --muon-lr 0 --weight-decay 0".split()
+    code, out, _ = run(capsys, *RUN, *still, "--pretrained", "first.pt", "--run-dir", "second", "--out", "second.pt")
+    assert code == 0 and "width 4, from first.pt" in out
+    assert checkpoint.load("second.pt").config.width == 4
+    old, new = weights(first), weights("second.pt")
+    assert all(torch.equal(old[name], new[name]) for name in old if "conv" in name)
+    assert not torch.equal(old["fc.weight"], new["fc.weight"])
+
+
+def test_it_is_not_read_again_when_the_run_goes_on(first: Path, capsys):
+    given = [*RUN, "--pretrained", "first.pt", "--resume", "auto", "--run-dir"]
+    assert run(capsys, *given, "whole", "--out", "whole.pt")[0] == 0
+    assert run(capsys, *given, "cut", "--out", "cut.pt", "--checkpoint-every", "0")[0] == 0
+    early, *later = sorted(Path("cut").glob("resume-*.pt"))
+    for state in later:
+        state.unlink()
+    first.unlink()
+    code, out, _ = run(capsys, *given, "cut", "--out", "cut.pt")
+    assert code == 0 and f"going on from {early}" in out and later
+    whole, cut = weights("whole.pt"), weights("cut.pt")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--width", "8"], "--width is 8, but --pretrained first.pt has 4: leave --width out"),
+        (["--depth", "34"], "--depth is 34, but --pretrained first.pt has 18: leave --depth out"),
+        (["--validate"], "first.pt was trained on images that this run would hold out"),
+        (["--fold", "1/3"], "first.pt was trained on images that this run would hold out"),
+        (["--pretrained", "none.pt"], "none.pt"),
+        (["--pretrained", "first/log.jsonl"], "first/log.jsonl is not a model checkpoint"),
+    ],
+)
+def test_what_cannot_be_is_a_line(capsys, flags, said):
+    code, _, stderr = run(capsys, *RUN, "--pretrained", "first.pt", *flags, "--run-dir", "other")
+    assert code == 2 and said in stderr and stderr.count("\n") == 1
+    assert not Path("other").exists()
