@@ -4,7 +4,7 @@
     python train.py cpu --epochs 8        # a preset, then any setting as a flag (--help lists them)
     python train.py --resume runs/mine    # go on where a run stopped, to the same weights
     python train.py cpu --resume auto     # go on if there is something to go on with, else start
-    python train.py --data holiday --pretrained model.pt        # pictures of one's own, from what a model has learnt
+    python train.py --data holiday --pretrained cifar10.pt      # pictures of one's own, from what a model has learnt
     torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
 Writes model.pt (`--out`) and, in the run folder, the log, TensorBoard scalars, curves.png and the resume states. The

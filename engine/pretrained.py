@@ -24,13 +24,18 @@ def shaped(config: Config, typed: Collection[str], state: State) -> Config:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, or no checkpoint of this program; another depth or width was given; or it was trained
-            on the very images that this run holds out.
+        ValueError: it is damaged, or no checkpoint of this program; the run would overwrite it; it may have learnt
+            images that the run holds out; or another depth or width was given.
     """
+    if Path(config.out).resolve() == Path(config.pretrained).resolve():
+        raise ValueError(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
     theirs = state.config if state.path else checkpoint.load(config.pretrained).config
     (data, *held_out), (now, *holds_out) = ((Path(c.data).resolve(), c.validate, c.fold) for c in (theirs, config))
     if data == now and any(holds_out) and holds_out != held_out:
-        raise ValueError(f"--pretrained {config.pretrained} was trained on images that this run would hold out")
+        raise ValueError(
+            f"--pretrained {config.pretrained} was trained on this data without the same --validate or --fold: it may "
+            "have learnt the very images that are to be held out"
+        )
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
     for name, needed in shape.items():
         if name in typed and getattr(config, name) != needed:
