@@ -30,9 +30,9 @@ OWN = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the
 
 
 def main(arguments: Sequence[str]) -> None:
-    from engine.config import typed
+    from engine.config import parse, typed
     from explain import outputs
-    from ground.files import check_writable
+    from pipeline import folder
 
     parser = argparse.ArgumentParser(
         prog="audit.py",
@@ -48,9 +48,11 @@ def main(arguments: Sequence[str]) -> None:
     if taken := sorted(OWN & typed(recipe)):
         flag = taken[0].replace("_", "-")
         raise ValueError(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
+    config = parse(recipe, "cpu")[1]
+    if config.own_pictures:
+        folder.check_outside(config.data, str(options.out), "--out")
     options.out.mkdir(parents=True, exist_ok=True)
-    for path in outputs.paths(str(options.out / PAGE), own=False):
-        check_writable(path)
+    outputs.check(str(options.out / PAGE), own=False)
     models = [train(recipe, options.out, f"{k}/{options.folds}") for k in range(1, options.folds + 1)]
     report(judge(models, options.out))
 

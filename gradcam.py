@@ -45,10 +45,8 @@ def explain_errors(options: Options) -> dict[str, Any]:
     from explain import cam, faithfulness, outputs, study
     from explain.explainer import Explainer
     from explain.phase import Phase
-    from ground.files import check_writable
 
-    for path in outputs.paths(options.out, bool(options.images)):
-        check_writable(path)
+    outputs.check(options.out, bool(options.images))
     if not Path(options.ckpt).exists():
         raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)
@@ -56,7 +54,7 @@ def explain_errors(options: Options) -> dict[str, Any]:
     options.check_classes(explainer.model.classes)
 
     if options.images:
-        found = study.of_pictures(explainer, options.images, loaded.config.fit)
+        found = study.of_pictures(explainer, options.images, loaded.config.side, loaded.config.fit)
     else:
         found = study.of_split(explainer, loaded)
     cases = found.cases

@@ -95,7 +95,7 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
     if world.first:
         check_writable(config.out)
         if config.own_pictures:
-            folder.check_outside(config.data, config.run_dir or "runs")
+            folder.check_outside(config.data, config.run_dir or "runs", "--run-dir")
     return preset, replace(config, resume=""), state
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from engine import runtime
-from engine.config import Config
+from engine.config import PICTURES, PRESETS, Config
 from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
@@ -44,13 +44,15 @@ def fit(config: Config, typed: Collection[str], state: State, train: Images, rep
         reported: number of the images that are evaluated after each epoch.
     """
     chosen: dict[str, Any] = {}
+    # The shift is meant for the preset's last resolution, whatever resolutions were typed.
+    meant = (PRESETS[PICTURES] if "resolutions" in typed else config).resolutions[-1]
     if config.own_pictures:
         chosen = {
             "size": train.side,
             "resolutions": tuple(
                 max(8, round(r * train.side / config.resolutions[-1] / 8) * 8) for r in config.resolutions
             ),
-            "translate": round(config.translate * train.side / config.resolutions[-1]),
+            "translate": round(config.translate * train.side / meant),
             "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
             "batch_size": max(2, machine.world.size * 2, min(config.batch_size, len(train) // STEPS)),
         }

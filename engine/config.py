@@ -177,6 +177,11 @@ class Config:
         """Whether `data` is a folder or a CSV file."""
         return self.data != "cifar10" and not self.data.startswith("generated")
 
+    @property
+    def side(self) -> int:
+        """Of the stored images in pixels, which the resolutions are made from."""
+        return self.size if self.own_pictures else 32
+
     def compiles(self, cuda: bool) -> bool:
         """Whether `compile` means yes on a CUDA GPU or on a CPU."""
         return self.compile == "on" or (self.compile == "auto" and cuda and not self.sync_batch_norm)

@@ -3,9 +3,9 @@
 Worth it where there are few pictures: see docs/YOUR_PICTURES.md.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from engine import checkpoint
@@ -27,14 +27,14 @@ def shaped(config: Config, typed: Collection[str], state: State) -> Config:
         ValueError: it is damaged, or no checkpoint of this program; the run would overwrite it; it may have learnt
             images that the run holds out; or another depth or width was given.
     """
-    if Path(config.out).resolve() == Path(config.pretrained).resolve():
+    if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise ValueError(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
     theirs = state.config if state.path else checkpoint.load(config.pretrained).config
-    (data, *held_out), (now, *holds_out) = ((Path(c.data).resolve(), c.validate, c.fold) for c in (theirs, config))
-    if data == now and any(holds_out) and holds_out != held_out:
+    same = os.path.realpath(theirs.data) == os.path.realpath(config.data)
+    if same and (config.validate or config.fold) and not state.path:
         raise ValueError(
-            f"--pretrained {config.pretrained} was trained on this data without the same --validate or --fold: it may "
-            "have learnt the very images that are to be held out"
+            f"--pretrained {config.pretrained} was trained on this data: it may have learnt the very images that "
+            "--validate or --fold holds out"
         )
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
     for name, needed in shape.items():

@@ -10,14 +10,13 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.pictures import Fit, files_in, fitted, open_picture, reason
+from pipeline.pictures import Fit, decode, files_in, reason
 from pipeline.split import UInt8
 
 MOST_FILES = 1_000
@@ -30,7 +29,7 @@ class Pictures:
 
     names: tuple[str, ...]
     inputs: Tensor
-    """(n, 3, R, R) uint8, channels_last, as the model takes them."""
+    """(n, 3, S, S) uint8, channels_last, as training had them."""
     tiles: UInt8
     """(n, 96, 96, 3), to look at."""
     skipped: tuple[str, ...]
@@ -41,7 +40,7 @@ def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] 
     """Every picture among the files, and in the folders and theirs, hidden ones apart.
 
     Args:
-        side: R, of the squares for the model in pixels.
+        side: S, of the squares that training had, in pixels.
         fit: how a picture becomes a square, as in training.
         on_file: called after each file.
 
@@ -52,9 +51,9 @@ def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] 
     names, inputs, tiles, skipped = [], [], [], []
     for path in find(paths):
         try:
-            picture = open_picture(path, max(side, TILE))
-            inputs.append(fitted(picture, side, fit))
-            tiles.append(fitted(picture, TILE, fit))
+            squares = decode(path, side, fit), decode(path, TILE, fit)
+            inputs.append(squares[0])
+            tiles.append(squares[1])
             names.append(str(path))
         except Exception as error:  # a decoder raises nearly anything on a damaged file
             skipped.append(f"{path}: {reason(error, path)}")
@@ -79,8 +78,12 @@ def find(paths: Sequence[str]) -> list[Path]:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             yield from files_in(path) if path.is_dir() else [path]
 
-    found = list(dict.fromkeys(islice(files(), MOST_FILES + 1)))
+    found: dict[Path, None] = {}
+    for path in files():
+        found[path] = None
+        if len(found) > MOST_FILES:
+            break
     if not 1 <= len(found) <= MOST_FILES:
         count = "no files" if not found else f"more than {MOST_FILES:,} files"
         raise ValueError(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
-    return found
+    return list(found)

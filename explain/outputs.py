@@ -6,12 +6,13 @@ archive. For pictures of one's own they are images.csv and images.npz. The same 
 
 import csv
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from explain.cases import Cases, Maps
-from ground.files import destination, write_whole
+from ground.files import check_writable, destination, write_whole
 
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
 FILE_COLUMNS = ("file", "predicted", "p_predicted", "second", "p_second")
@@ -21,6 +22,27 @@ def paths(out: str, own: bool) -> tuple[Path, ...]:
     """`out` and, beside it, where the table and the archive go; those of one's own pictures under other names."""
     names = ("images.csv", "images.npz") if own else ("errors.csv", "heatmaps.npz")
     return Path(out), *(Path(out).with_name(name) for name in names)
+
+
+def check(out: str, own: bool) -> None:
+    """Before the work: can all three be written, and are the table and the archive that are there ones of ours?
+
+    Raises:
+        OSError, ValueError: no; says which file and what to do.
+    """
+    for path in paths(out, own):
+        check_writable(path)
+    for path in paths(out, own)[1:]:
+        if path.exists() and not _ours(path):
+            raise ValueError(f"{path} would be overwritten, and is not of this program: move it, or name another --out")
+
+
+def _ours(path: Path) -> bool:
+    """Whether `table` or `archive` made it."""
+    if path.suffix == ".npz":
+        return zipfile.is_zipfile(path) and "layer4_class_maps.npy" in zipfile.ZipFile(path).namelist()
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.readline(200).startswith((",".join(COLUMNS), ",".join(FILE_COLUMNS)))
 
 
 def write(out: str, own: bool, content: bytes, maps: Maps) -> list[str]:

@@ -2,7 +2,7 @@
 of all training images, each judged by the one of several checkpoints that has not seen it.
 
     study = of_split(explainer, checkpoint)
-    study = of_pictures(explainer, ["holiday"], "crop")
+    study = of_pictures(explainer, ["holiday"], 64, "crop")
     study = of_folds([checkpoint, ...])
 
 All run the models over all images, with a bar for the time left.
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from engine.checkpoint import Checkpoint
+from engine.model import resize
 from explain import images
 from explain.cases import Bools, Cases, Floats, Ints
 from explain.explainer import BATCH, Explainer, Outcome
 from explain.phase import Phase
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import open_dataset, places
+from pipeline.dataset import DataSet, open_dataset, places
 from pipeline.pictures import Fit
 from pipeline.split import Split
 
@@ -85,12 +86,20 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
         OSError: the data set cannot be read.
     """
     config, temperature = checkpoint.config, checkpoint.metrics.get("temperature", 1.0)
-    split = open_dataset(config.data, config.size, config.fit).reported(config.validate, config.fold)
+    data = open_dataset(config.data, config.size, config.fit)
+    split = data.reported(config.validate, config.fold)
     outcome, seconds = _judged(explainer, split)
     without = calibration(outcome.logits * temperature, split.labels).error
-    fitted = split.name == "validation" and temperature != config.temperature
+    fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
     known = {"temperature": temperature, "error_without": without, "fitted": fitted, "reported": missed(checkpoint)}
     return _study(outcome, split, seconds, **known)
+
+
+def fitted_to_it(checkpoint: Checkpoint, data: DataSet) -> bool:
+    """Whether the temperature is that of the validation images or of the fold that the run reported on."""
+    config, metrics = checkpoint.config, checkpoint.metrics
+    elsewhere = bool(config.fold) and data.own_validation()
+    return not elsewhere and metrics.get("temperature", config.temperature) != config.temperature
 
 
 def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
@@ -106,7 +115,8 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     parts: list[tuple[Ints, Outcome]] = []
     spent, errors = 0.0, 0
     config = checkpoints[0].config
-    train = open_dataset(config.data, config.size, config.fit).load("train")
+    data = open_dataset(config.data, config.size, config.fit)
+    train = data.load("train")
     for checkpoint in checkpoints:
         own = places(train, checkpoint.config.fold)
         if len(own) != checkpoint.metrics["test_total"]:
@@ -125,7 +135,8 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     )
     split = train.take(judged[order], train.name)
     split = replace(split, disputed=tuple(np.flatnonzero(surer(together.logits, split.labels)).tolist()))
-    return _study(together, split, spent, questioned=True, reported=errors)
+    fitted = any(fitted_to_it(checkpoint, data) for checkpoint in checkpoints)
+    return _study(together, split, spent, questioned=True, reported=errors, fitted=fitted)
 
 
 def surer(logits: torch.Tensor, labels: Ints) -> Bools:
@@ -175,17 +186,18 @@ def _study(outcome: Outcome, split: Split, seconds: float, questioned: bool = Fa
     return Study(cases, seconds, matrix, calibrated, **{"error_without": calibrated.error} | known)
 
 
-def of_pictures(explainer: Explainer, paths: Sequence[str], fit: Fit) -> Study:
-    """Pictures of one's own, made square as `fit` says, and classified.
+def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
+    """Pictures of one's own, made squares of `side` pixels as `fit` says, like those of training, and classified.
 
     Raises:
         ValueError: none of them can be read, or a logit is not a finite number.
         OSError: a path does not exist.
     """
     with Phase("reading", len(images.find(paths))) as phase:
-        pictures = images.read(paths, explainer.model.resolution, fit, phase.advance)
+        pictures = images.read(paths, side, fit, phase.advance)
     with Phase("evaluation", len(pictures.names)) as phase:
-        batches = ((part.to(explainer.machine.device), None) for part in pictures.inputs.split(BATCH))
+        inputs = resize(pictures.inputs, explainer.model.resolution)
+        batches = ((part.to(explainer.machine.device), None) for part in inputs.split(BATCH))
         outcome = explainer.examine(batches, phase.advance)
     cases = outcome.cases(
         name="own",

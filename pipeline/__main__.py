@@ -11,6 +11,7 @@ preflight.require_environment("-m pipeline")
 import argparse
 import io
 import math
+import os
 import sys
 import time
 from collections import Counter
@@ -57,8 +58,8 @@ def report_folder(options: argparse.Namespace) -> int:
     check_writable(options.sheet)
     if options.size and not 8 <= options.size <= 256:
         raise ValueError(f"--size is {options.size}: it must be 0, or 8 to 256")
-    root = Path(options.data).expanduser()
-    if not root.exists():
+    root = Path(os.path.expanduser(options.data))
+    if not options.data or not root.exists():
         raise ValueError(f"--data is {options.data}: there is no such folder")
     listing, images = folder.prepare(root, options.size, options.fit)
     counts = Counter((one.label, one.part) for one in listing.pictures)

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
     if generated := re.fullmatch(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?", name):
         train, test = generated.groups()
         return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
-    root = Path(name).expanduser()
+    root = Path(os.path.expanduser(name))
     if name and (root.is_dir() or (root.is_file() and root.suffix.lower() == ".csv")):
         return DataSet(name, *folder.loader(root, size, fit))
     raise ValueError(

@@ -225,11 +225,11 @@ def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
     return tuple(map(printable, names)), [Found(path, order[label], part) for path, label, part in rows]
 
 
-def check_outside(data: str, run_dir: str) -> None:
-    """Raises ValueError where a run's folder is to lie in the folder of pictures: its curves would become a class."""
-    if Path(run_dir).resolve().is_relative_to(Path(data).expanduser().resolve()):
+def check_outside(data: str, place: str, flag: str) -> None:
+    """Raises ValueError where the folder `place`, named by `flag`, is to lie in the pictures': it would be a class."""
+    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(os.path.expanduser(data))):
         raise ValueError(
-            f"--run-dir is {run_dir}: it lies in {data}, where it would be a class of its own: name a folder elsewhere"
+            f"{flag} is {place}: it lies in {data}, where it would be a class of its own: name a folder elsewhere"
         )
 
 

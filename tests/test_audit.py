@@ -140,17 +140,26 @@ def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
         audit.main(["--folds", folds])
 
 
+def test_nothing_is_left_among_the_pictures(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match="--out is pictures/audit: it lies in pictures, where it would be a class"):
+        audit.main(["--data", "pictures", "--out", "pictures/audit"])
+    assert not any(Path("pictures").iterdir())
+
+
 def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
+    wrong = ["smoke", "--translate", "40"]
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        audit.main(["nonsense", "--out", str(tmp_path / "out")])
+        audit.main([*wrong, "--out", str(tmp_path / "out")])
     assert end.value.code == 2
     assert signal.getsignal(signal.SIGTERM) == before, "it ends the audit again"
     error = capfd.readouterr().err
-    assert error.startswith("train.py: preset 'nonsense' is unknown") and error.count("\n") == 1
+    assert error.startswith("train.py: --translate is 40") and error.count("\n") == 1
     (tmp_path / "out" / "fold-1-of-4").mkdir()
     with pytest.raises(SystemExit):
-        audit.main(["nonsense", "--out", str(tmp_path / "out")])
+        audit.main([*wrong, "--out", str(tmp_path / "out")])
     assert capfd.readouterr().err.endswith("name another --out\n")
 
 

@@ -54,6 +54,11 @@ def test_a_recipe_follows_the_pictures(count, side, resolutions, stride, batch, 
     )
 
 
+def test_typed_resolutions_leave_the_shift_as_it_is():
+    config = replace(OWN, minutes=0.0, resolutions=(8, 16))
+    assert fit(config, {"resolutions"}, State(), split(3000, 64), 10, CPU).translate == OWN.translate
+
+
 def test_what_is_typed_stays(speed):
     typed: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem_stride": 1, "translate": 1, "width": 64}
     config = fit(replace(OWN, minutes=0.01, **typed), typed, State(), split(200, 128), 10, CPU)

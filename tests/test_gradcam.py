@@ -191,11 +191,20 @@ def test_own_pictures_by_confidence_with_the_unreadable_ones_named(run, split: S
     assert data["start"]["sort"] == "confidence" and data["files"] == [row["file"] for row in rows]
     net = trained()[0]
     with torch.no_grad():
-        seen = [decode(Path(row["file"]), net.resolution, "crop") for row in rows]
+        seen = [decode(Path(row["file"]), 32, "crop") for row in rows]  # as the data set has them
         likely = net.predict(torch.from_numpy(np.stack(seen))).topk(2)
     for row, values, classes in zip(rows, likely.values.tolist(), likely.indices.tolist(), strict=True):
         assert [row["predicted"], row["second"]] == [CLASSES[k] for k in classes]
         assert [float(row["p_predicted"]), float(row["p_second"])] == pytest.approx(values, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["images.csv", "images.npz"])
+def test_a_file_of_the_person_s_own_is_not_overwritten(run, split: Split, name: str):
+    Image.fromarray(split.images[0]).save("one.png")
+    Path(name).write_text("path,label\none.png,cat\n")
+    code, _, err = run("--images", "one.png")
+    assert code == 2 and f"{name} would be overwritten, and is not of this program: move it" in err
+    assert Path(name).read_text() == "path,label\none.png,cat\n"
 
 
 def test_names_that_are_no_text_or_more_than_text_are_drawn_and_written_as_text(run, split: Split):

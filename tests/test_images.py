@@ -32,7 +32,8 @@ def only(path: Path, side: int = 32) -> np.ndarray:
     return read([str(path)], side, "crop").inputs[0].permute(1, 2, 0).numpy()
 
 
-def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("side", [24, 32])  # the network's own, and another, brought to it as in training
+def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path, monkeypatch, side: int):
     net, test = trained()
     shapes = [(32, 32), (48, 64), (17, 90), (300, 200), (1, 1)]
     for i, shape in enumerate(shapes):
@@ -40,11 +41,11 @@ def test_probabilities_are_those_of_predict_whatever_the_size(tmp_path: Path, mo
     for i in range(4):
         save(tmp_path / f"{len(shapes) + i}.png", test.images[i].numpy())
     monkeypatch.setattr(study, "BATCH", 4)
-    found = study.of_pictures(explainer(net), [str(tmp_path)], "crop")
+    found = study.of_pictures(explainer(net), [str(tmp_path)], side, "crop")
     cases = found.cases
     assert [Path(name).stem for name in cases.files] == [str(i) for i in range(9)] and found.skipped == ()
     for i in range(9):
-        seen = decode(tmp_path / f"{i}.png", net.resolution, "crop")
+        seen = decode(tmp_path / f"{i}.png", side, "crop")
         expected = net.predict(torch.from_numpy(seen.copy())[None])[0].numpy()
         np.testing.assert_allclose(cases.probabilities[i], expected, atol=1e-5)
         assert [cases.predicted[i], cases.rival[i]] == np.argsort(-expected)[:2].tolist()
@@ -61,6 +62,13 @@ def test_folders_are_searched_in_the_order_of_names_and_files_taken_once(tmp_pat
         save(tmp_path / name, noise(4, 4))
     names = [str(path.relative_to(tmp_path)) for path in find([str(tmp_path / "b.png"), str(tmp_path)])]
     assert names == ["b.png", "a.png", "inner/c.png"]
+
+
+def test_paths_that_overlap_leave_room_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "MOST_FILES", 3)
+    for name in ("a/1.png", "a/2.png", "b/3.png"):
+        save(tmp_path / name, noise(4, 4))
+    assert [path.stem for path in find([str(tmp_path / "a"), str(tmp_path / "a"), str(tmp_path / "b")])] == list("123")
 
 
 def test_missing_paths_empty_folders_and_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

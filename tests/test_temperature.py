@@ -10,13 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine import checkpoint
-from engine.config import HOTTEST
+from engine.checkpoint import Checkpoint
+from engine.config import HOTTEST, Config
 from engine.learner import Batch
 from engine.machine import Machine
+from engine.model import ResNet
 from engine.temperature import FEWEST, fit_temperature
 from explain import study
 from explain.explainer import Explainer
 from explain.study import calibration
+from pipeline.dataset import DataSet
+from pipeline.synthetic import generated
 from tests.commands import run
 
 CPU = torch.device("cpu")
@@ -107,3 +111,9 @@ def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkey
     loaded = checkpoint.load("model.pt")
     assert loaded.metrics["temperature"] == 0.5
     assert not study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).fitted
+
+
+@pytest.mark.parametrize(("fold", "own", "fitted"), [("", True, True), ("1/2", True, False), ("1/2", False, True)])
+def test_a_fold_s_temperature_comes_from_the_validation_part_if_there_is_one(fold: str, own: bool, fitted: bool):
+    trained = Checkpoint(ResNet(["a", "b"], width=1), Config(fold=fold), {"temperature": 0.7})
+    assert study.fitted_to_it(trained, DataSet("x", lambda part: generated(8), lambda: own)) == fitted
