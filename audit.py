@@ -8,7 +8,7 @@ a model that has learnt its label. Where the two differ the label may be wrong, 
 largest. Disputed are those where the model is as sure of its own answer as it is on average of images of that class.
 
 Writes labels.html, errors.csv and heatmaps.npz into the folder `--out`, beside the folds' models and run folders. Run
-again, it goes on where it stopped. The last line on stdout is JSON.
+again, it goes on where it stopped; folds of seconds are trained again. The last line on stdout is JSON.
 """
 
 import preflight

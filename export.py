@@ -78,12 +78,13 @@ def export(options: Options) -> dict[str, Any]:
     facts = classifier.facts(loaded, ckpt, split.side)
     content, run = formats.made(out.suffix, model, facts, threads)
     images = split.sample(CHECKED)
-    difference = check.difference(run, loaded.model, images)
+    difference = check.checked(run, loaded.model, images)
     measured = {}
     if train is not None:
         small = formats.quantised(content, train.sample(CALIBRATED))
         runs = {"checkpoint": (ckpt.stat().st_size, formats.of_torch(model)), "float32": (len(content), run)}
         runs["int8"] = len(small), formats.of_onnx(small, threads)
+        difference = check.difference(runs["int8"][1], loaded.model, images)
         measured = {name: {"size": size} | check.measure(one, split) for name, (size, one) in runs.items()}
         on = classifier.accuracy_on(loaded, "this file")
         facts |= {"accuracy": str(measured["int8"]["accuracy"]), "accuracy_on": on}

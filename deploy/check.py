@@ -13,22 +13,23 @@ from pipeline.split import Split, UInt8
 TOLERANCE = 1e-4
 
 
-def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest between a file's outputs and the network's own; of maps in units of their largest value.
+def checked(run: Run, net: ResNet, images: UInt8) -> float:
+    """The `difference`. Raises ValueError where it is above TOLERANCE."""
+    largest = difference(run, net, images)
+    if not largest <= TOLERANCE:
+        raise ValueError(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
+    return largest
 
-    Raises:
-        ValueError: it is above TOLERANCE.
-    """
+
+def difference(run: Run, net: ResNet, images: UInt8) -> float:
+    """The largest between a file's outputs and the network's own; of maps in units of their largest value."""
     inputs, outputs = torch.tensor(images), run(images)
     expected = [net.predict(inputs)]
     if len(outputs) > 1:
         with torch.no_grad():
             expected.append(class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc))
     pairs = zip(outputs, (own.numpy() for own in expected), strict=True)
-    largest = max(float(np.abs(found - own).max() / max(1, np.abs(own).max())) for found, own in pairs)
-    if not largest <= TOLERANCE:
-        raise ValueError(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
-    return largest
+    return max(float(np.abs(found - own).max() / max(1, np.abs(own).max())) for found, own in pairs)
 
 
 def measure(run: Run, split: Split) -> dict[str, float]:

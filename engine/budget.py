@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from engine.machine import Machine
 from engine.model import Images, network
 from engine.resume import State
 
+C = TypeVar("C", bound=Config)
 MOST_EPOCHS = 200
 FEWEST_EPOCHS = 3  # before the network is made narrower: see docs/RESULTS.md, accuracy against time
 NARROWEST = 8
@@ -30,7 +31,7 @@ TRIED_SECONDS = 0.7  # of each resolution
 EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
 
 
-def fit(config: Config, typed: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> Config:
+def fit(config: C, typed: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
     """The config with all settings decided.
 
     With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With

@@ -8,6 +8,7 @@ import pytest
 from bench import __main__ as entry
 from bench import gpu_check
 from bench.core.options import SpeedOptions, parse_speed
+from bench.recipe import reference
 from bench.speed import compare, suite, sweep
 from engine import runtime
 from engine.config import PRESETS
@@ -21,6 +22,9 @@ from tests.measured import last_line
         (entry.main, ["data", "--device", "cpu"], "parts go by --only"),
         (sweep.main, ["fast"], "preset 'fast' is unknown"),
         (sweep.main, ["--batch-sizes", "16", "60000", "--data", "generated"], "--batch-sizes is 60000: it must be"),
+        (sweep.main, ["--batch-sizes", "16", "32", "--data", "generated:20/20"], "--batch-sizes is 32: it must be"),
+        (reference.main, ["--data", "nowhere"], "--data is nowhere"),
+        (reference.main, ["--data", "generated", "--minutes", "0"], "--minutes is 0.0: it must be above 0"),
         (suite.main, ["--batch-size", "50000", "--data", "generated"], "--batch-size is 50000"),
         (sweep.main, ["--compile-modes", "default", "--data", "generated", "--device", "cpu"], "--compile on"),
         (sweep.main, ["--compile-modes", "fast", "--compile", "on", "--data", "generated"], "--compile-mode is fast"),

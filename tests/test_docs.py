@@ -41,7 +41,9 @@ def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = replace(PRESETS["smoke"], width=4, data="holiday", size=32)
     checkpoint.save_model(tmp_path / "model.pt", create(config, generated(64)), config, {})
     wide = Classifier(create(replace(config, width=64), generated(64)), 32)
-    (tmp_path / "model.safetensors").write_bytes(to_safetensors(wide, {"classes": json.dumps(wide.net.classes)}))
+    (tmp_path / "model.safetensors").write_bytes(
+        to_safetensors(wide, {"classes": json.dumps(wide.net.classes), "stem_stride": "1"})
+    )
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", PAGES[page].read_text(), re.S):

@@ -113,6 +113,7 @@ def test_the_file_says_what_it_is(model: Path, ckpt: Path):
     sha256 = subprocess.run(["sha256sum", ckpt], capture_output=True, text=True, check=True).stdout.split()[0]
     assert facts["checkpoint_sha256"] == sha256
     assert "MIT" in facts["licence"]
+    assert facts["stem_stride"] == "1"
     content = onnx.load(model)
     assert [one.version for one in content.opset_import if one.domain == ""] == [formats.OPSET]
     assert {node.domain for node in content.graph.node} == {""}  # no operator but ONNX's own
@@ -207,7 +208,7 @@ def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.nd
     other = [one.copy() for one in own]
     other[output][3, 2] += change
     with pytest.raises(ValueError, match="differs from the checkpoint"):
-        check.difference(lambda images: other, net, images[:20])
+        check.checked(lambda images: other, net, images[:20])
 
 
 def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
@@ -269,8 +270,14 @@ def with_fit(model: Path, fit: str) -> bytes:
 def test_the_example_says_what_the_checkpoint_says_with_nothing_of_torch_or_ours(model, net, pictures, tmp_path, fit):
     (tmp_path / "model.onnx").write_bytes(with_fit(model, fit))
     script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0]); print(*sys.modules)"
-    command = [sys.executable, "-c", script, ROOT / "examples" / "classify.py", "model.onnx", *pictures]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    deep, bad = tmp_path / "deep.png", tmp_path / "bad.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16)).save(deep)
+    bad.write_bytes(deep.read_bytes()[:60])
+    pictures = [*pictures, deep]
+    command = [sys.executable, "-c", script, ROOT / "examples" / "classify.py", "model.onnx", bad, *pictures]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = done.stdout.splitlines()
+    assert done.stderr.startswith(f"{bad} cannot be read: ") and done.stderr.count("\n") == 1
     assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(said[-1].split())
     assert len(said) == len(pictures) + 1
     for line, path in zip(said, pictures, strict=False):

@@ -47,6 +47,15 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     assert first.images == 2 * 256
 
 
+def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
+    monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
+    options = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
+    trainer = trial.Trainer(options)
+    assert trainer.fit(options, ["smoke", "--minutes", "2"]).epochs == 5  # of 2,048 images and a third of 512
+    by_hand = trainer.fit(replace(options, epochs=3), ["smoke", "--epochs", "3"])
+    assert (by_hand.epochs, by_hand.minutes) == (3, 0)
+
+
 def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, tmp_path):
     accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -116,7 +125,7 @@ def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monke
 
     monkeypatch.setattr(trial.Trainer, "run", known)
     monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
-    curve.main([*TINY, "--budgets", "0.16", "0.12", "--out", "results"])
+    curve.main([TINY[0], *TINY[3:], "--budgets", "0.16", "0.12", "--out", "results"])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(one.epochs, one.validate, one.minutes) for one in trained] == [(3, True, 0.12), (4, True, 0.16)]
     first, second = [record.Row(**row) for row in report["rows"]]

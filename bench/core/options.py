@@ -23,6 +23,7 @@ class Options(Config):
     """Folder for the results."""
     run_dir: Suppress[str] = ""
     resume: Suppress[str] = ""
+    pretrained: Suppress[str] = ""
     checkpoint_every: Suppress[float] = 60.0
 
     def recorded(self) -> dict[str, Any]:

@@ -73,9 +73,10 @@ def ingredients(config: Config) -> list[Pair]:
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, "ablate", __doc__, "cpu")
     options = replace(options, validate=True)
+    trainer = Trainer(options)
+    options = trainer.fit(options, arguments)
     bases = options.each()
     pairs = [pair for one in bases for pair in chosen_ingredients(one, options.only)]
-    trainer = Trainer(options)
     recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
     trials: dict[Config, Trial] = {}
     command, data = ["ablate", *arguments], trainer.held_out.name

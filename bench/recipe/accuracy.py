@@ -25,6 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     default = default_preset(torch.cuda.is_available())
     options = parse(TrialOptions, arguments, "accuracy", __doc__, default)
     trainer = Trainer(options)
+    options = trainer.fit(options, arguments)
     trials: list[Trial] = []
     command, data = ["accuracy", *arguments], trainer.held_out.name
     with session("accuracy", command, options, trainer.machine, data, label=options.preset) as shown:

@@ -10,14 +10,14 @@ test set is not opened. The result is written anew after each training.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tyro.conf import Suppress
+
 from bench.core import chart
 from bench.core.options import Options, parse
 from bench.core.record import Row
 from bench.core.session import session
 from bench.recipe.trial import Trainer, Trial
-from engine.budget import fit
 from engine.config import Config, setting
-from engine.resume import State
 
 PART = "curve"
 
@@ -26,6 +26,8 @@ PART = "curve"
 class CurveOptions(Options):
     budgets: tuple[float, ...] = setting((1.0, 2.0, 5.0, 10.0), gt=0, le=100_000)
     """Minutes of training, each a training of its own."""
+    epochs: Suppress[int] = 20
+    minutes: Suppress[float] = 0.0
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -34,8 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     command, data, budgets = ["curve", *arguments], trainer.held_out.name, sorted(options.budgets)
     with session("curve", command, options, trainer.machine, data, chart.draw_accuracy_curve, options.preset) as shown:
         for minutes in shown.steps(budgets, budgets):
-            wanted = replace(options, minutes=minutes)
-            config = fit(wanted, (), State(), trainer.train, len(trainer.held_out), trainer.machine)
+            config = trainer.fit(replace(options, minutes=minutes), arguments)
             trial = trainer.run(config, shown.saying(f"{minutes:g} minutes"))
             shown.rows.append(row_of(minutes, config, trial))
 

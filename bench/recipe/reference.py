@@ -10,6 +10,7 @@ CPU or GPU is fast at it, and a length in minutes.
 
 import argparse
 import time
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +26,19 @@ from pipeline.split import Split
 SIDE, STORED, BATCH = 64, 96, 64
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Train torchvision's ResNet-18 by torchvision's recipe.")
     parser.add_argument("--data", required=True, help="a folder of pictures")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    if not options.minutes > 0:
+        raise ValueError(f"--minutes is {options.minutes}: it must be above 0")
     machine = Machine.of(Config(threads=options.threads))
     data = open_dataset(options.data, STORED)
-    train, validation, test = (data.load(part) for part in ("train", "validation", "test"))
+    train, *reported = (data.load(part) for part in ("train", "validation", "test"))
+    held_out = {split.name: split for split in reported}  # one, where the validation pictures stand for those to test
     torch.manual_seed(options.seed)
     model = resnet18(num_classes=len(train.classes)).to(machine.device).to(memory_format=torch.channels_last)
     rate = 0.1 * BATCH / 256
@@ -56,13 +60,15 @@ def main() -> None:
     model.eval()
     middle = v2.Compose([v2.Resize(round(SIDE * 256 / 224), antialias=True), v2.CenterCrop(SIDE)])
     right = 0
-    for split in (validation, test):
+    for split in held_out.values():
         with torch.no_grad(), runtime.autocast(machine.device, machine.precision):
             logits = [model(normalised(middle(some), train, machine)) for some in nchw(split).split(200)]
         right += int((torch.cat(logits).argmax(1).cpu() == torch.from_numpy(split.labels)).sum())
-    total = len(validation) + len(test)
+    total = sum(map(len, held_out.values()))
     epochs = steps * BATCH / len(train)
-    print(f"{right} of {total} validation and test pictures right ({right / total:.1%}), after {epochs:.1f} epochs")
+    print(
+        f"{right} of {total} {' and '.join(held_out)} pictures right ({right / total:.1%}), after {epochs:.1f} epochs"
+    )
 
 
 def nchw(split: Split) -> torch.Tensor:
@@ -76,4 +82,4 @@ def normalised(images: torch.Tensor, train: Split, machine: Machine) -> torch.Te
 
 
 if __name__ == "__main__":
-    main()
+    runtime.run(main, "-m bench.recipe.reference")

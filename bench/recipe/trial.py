@@ -1,22 +1,26 @@
 """Whole trainings one after the other in one process, for what a recipe reaches rather than how fast a step is."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 
 from bench.core.options import Options
 from engine import runtime
-from engine.config import Config, setting
+from engine.budget import fit
+from engine.config import Config, setting, typed
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
+from engine.resume import State
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,13 @@ class Trainer:
         data = open_dataset(config.data, config.size, config.fit)
         self.train, self.held_out = data.splits(config.validate, config.fold)
         self._models: dict[tuple[int, ...], ResNet] = {}
+
+    def fit(self, config: C, arguments: Sequence[str]) -> C:
+        """The recipe with what these images and `--minutes` decide, but for what the command line gives."""
+        given = typed(arguments)
+        if "epochs" in given:
+            config = replace(config, minutes=0.0)
+        return fit(config, given, State(), self.train, len(self.held_out), self.machine)
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""

@@ -43,7 +43,7 @@ class Options(SpeedOptions):
 
 def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "sweep", __doc__)
-    setup = prepare(options)
+    setup = prepare(replace(options, batch_size=2))  # the sizes themselves are checked below
     if options.compile_modes and not setup.machine.compiled:
         raise ValueError("--compile-modes is for what is compiled: add --compile on")
     sizes = sorted(set(options.batch_sizes))
