@@ -334,14 +334,22 @@ def test_precision_follows_cuda_capability(monkeypatch, capability, precision):
 
 
 @pytest.mark.parametrize(
-    ("flags", "precision"),
-    [("fpu avx512_bf16", "bf16"), ("fpu amx_bf16 amx_tile", "bf16"), ("fpu avx512f avx2", "fp32"), ("", "fp32")],
+    ("vendor", "flags", "precision"),
+    [
+        ("AuthenticAMD", "fpu avx512_bf16", "bf16"),
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16 amx_tile", "bf16"),
+        ("GenuineIntel", "fpu avx512_bf16 avx512_fp16", "fp32"),
+        ("AuthenticAMD", "fpu avx512f avx2", "fp32"),
+        ("", "", "fp32"),
+    ],
 )
-def test_precision_follows_the_cpus_flags(monkeypatch, tmp_path, flags, precision):
+def test_precision_follows_the_cpus_maker_and_flags(monkeypatch, tmp_path, vendor, flags, precision):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"processor\t: 0\nmodel name\t: X\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t: amx_bf16\n")
-    assert runtime.cpu_info("flags", cpuinfo) == flags
-    monkeypatch.setattr(runtime, "cpu_info", lambda field: flags)
+    first = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: X\nflags\t\t: {flags}\n"
+    cpuinfo.write_text(f"{first}\nprocessor\t: 1\nflags\t: amx_bf16\n")
+    read = runtime.cpu_info
+    assert read("flags", cpuinfo) == flags
+    monkeypatch.setattr(runtime, "cpu_info", lambda field: read(field, cpuinfo))
     assert runtime.pick_precision(CPU) == precision
 
 
