@@ -9,19 +9,18 @@ from collections.abc import Collection
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from engine import runtime
-from engine.config import PICTURES, PRESETS, Config
+from engine.config import PICTURES, PRESETS, C, Config
 from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import Images, network
 from engine.resume import State
 
-C = TypeVar("C", bound=Config)
 MOST_EPOCHS = 200
 FEWEST_EPOCHS = 3  # before the network is made narrower: see docs/RESULTS.md, accuracy against time
 NARROWEST = 8

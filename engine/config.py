@@ -9,7 +9,7 @@ what it decides. Where none is named it decides the weights, and so may not chan
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -26,6 +26,7 @@ Role = Literal[
 ]
 COLDEST, HOTTEST = 0.05, 20.0  # temperature that a model's logits can be divided by
 T = TypeVar("T")
+C = TypeVar("C", bound="Config")
 
 
 def setting(default: T, role: Role = "weights", **bounds: float) -> T:
@@ -258,10 +259,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     config = tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
-    if "epochs" in typed(arguments):
-        if "minutes" in typed(arguments):
-            raise ValueError("--epochs and --minutes: give one of them, the other follows")
-        config = replace(config, minutes=0.0)
+    config = with_one_length(config, typed(arguments))
     if config.own_pictures and not named and not resumed and name != PICTURES:
         return parse([PICTURES, *arguments], default)
     return name, config
@@ -270,6 +268,19 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 def typed(arguments: Sequence[str]) -> set[str]:
     """Names of the settings that a command line gives."""
     return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
+
+
+def with_one_length(config: C, typed: Collection[str]) -> C:
+    """The config without the `minutes` of its preset where the epochs are typed.
+
+    Raises:
+        ValueError: both are typed.
+    """
+    if "epochs" not in typed:
+        return config
+    if "minutes" in typed:
+        raise ValueError("--epochs and --minutes: give one of them, the other follows")
+    return replace(config, minutes=0.0)
 
 
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:

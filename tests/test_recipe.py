@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.core import record
+from bench.core import options, record
 from bench.recipe import ablate, accuracy, curve, trial
 from engine import budget
 from engine.config import PRESETS, parse
@@ -49,11 +49,15 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
 
 def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
     monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
-    options = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
-    trainer = trial.Trainer(options)
-    assert trainer.fit(options, ["smoke", "--minutes", "2"]).epochs == 5  # of 2,048 images and a third of 512
-    by_hand = trainer.fit(replace(options, epochs=3), ["smoke", "--epochs", "3"])
-    assert (by_hand.epochs, by_hand.minutes) == (3, 0)
+    config = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
+    assert trial.Trainer(config).fit(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
+
+
+def test_epochs_and_minutes_are_either_or():
+    config = options.parse(trial.TrialOptions, ["pictures", "--epochs", "3"], "accuracy", "", "cpu")
+    assert (config.epochs, config.minutes) == (3, 0)
+    with pytest.raises(ValueError, match="--epochs and --minutes: give one of them"):
+        options.parse(trial.TrialOptions, ["--epochs", "3", "--minutes", "3"], "accuracy", "", "cpu")
 
 
 def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, tmp_path):

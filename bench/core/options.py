@@ -11,7 +11,7 @@ import torch
 import tyro
 from tyro.conf import Suppress
 
-from engine.config import PRESETS, Config
+from engine.config import PRESETS, Config, typed, with_one_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def parse(
         default: the preset without a name, with `changes`.
 
     Raises:
-        ValueError: the preset is unknown, or a value is out of range.
+        ValueError: the preset is unknown, a value is out of range, or both --epochs and --minutes are given.
         SystemExit: after --help, or one message on stderr about a flag.
     """
     named = bool(arguments) and not arguments[0].startswith("-")
@@ -66,13 +66,14 @@ def parse(
         raise ValueError(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
     values = PRESETS[preset].values("weights", "network", "batches", "machine")
     summary = (about or "").split("\n\n")[0]
-    return tyro.cli(
+    options = tyro.cli(
         kind,
         default=kind(preset=preset, **values | ({} if named else changes)),
         args=list(arguments[named:]),
         prog=f"python -m bench {command}".rstrip(),
         description=f"{summary} Before the flags may stand a preset: {', '.join(PRESETS)}.",
     )
+    return with_one_length(options, typed(arguments))
 
 
 def parse_speed(kind: type[T], arguments: Sequence[str], command: str, about: str | None) -> T:

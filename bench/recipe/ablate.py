@@ -73,6 +73,7 @@ def ingredients(config: Config) -> list[Pair]:
 def main(arguments: Sequence[str]) -> None:
     options = parse(Options, arguments, "ablate", __doc__, "cpu")
     options = replace(options, validate=True)
+    chosen_ingredients(options, options.only)  # refuses a wrong name before the data is opened
     trainer = Trainer(options)
     options = trainer.fit(options, arguments)
     bases = options.each()

@@ -4,14 +4,14 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Self, TypeVar
+from typing import Self
 
 import torch
 
 from bench.core.options import Options
 from engine import runtime
 from engine.budget import fit
-from engine.config import Config, setting, typed
+from engine.config import C, Config, setting, typed
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
@@ -19,8 +19,6 @@ from engine.resume import State
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-
-C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +57,7 @@ class Trainer:
 
     def fit(self, config: C, arguments: Sequence[str]) -> C:
         """The recipe with what these images and `--minutes` decide, but for what the command line gives."""
-        given = typed(arguments)
-        if "epochs" in given:
-            config = replace(config, minutes=0.0)
-        return fit(config, given, State(), self.train, len(self.held_out), self.machine)
+        return fit(config, typed(arguments), State(), self.train, len(self.held_out), self.machine)
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
