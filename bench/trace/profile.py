@@ -73,6 +73,8 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     if setup.machine.compiled:
         learner.warm_up(setup.batch_size)
     loader = setup.dali(setup.batch_size, setup.side)
+    if not setup.cuda:
+        runtime.map_large_blocks()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
     open_ranges = ExitStack()
 
