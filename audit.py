@@ -75,6 +75,8 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     signal.signal(signal.SIGTERM, before)
     if code == 2 and goes_on:
         print(f"audit.py: {out} holds an audit; if of other settings or data, name another --out", file=sys.stderr)
+    if code > 128:  # by a signal, and saved: train.py has said how to go on with this fold alone
+        print(f"audit.py: stopped in fold {fold}; to go on, run audit.py again as before", file=sys.stderr)
     if code:
         sys.exit(code if code > 0 else 128 - code)
     return model

@@ -168,12 +168,13 @@ def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
 def test_sigterm_stops_the_training_too_and_the_audit_goes_on(tmp_path: Path):
     words = "smoke --width 1 --epochs 30 --threads 1 --folds 2 --out".split()
     command = [sys.executable, str(ROOT / "audit.py"), *words, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "fold-1-of-2" / "log.jsonl"
         while not log.exists() or not log.read_text():
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        error = process.communicate(timeout=60)[1]
+    assert error.endswith("audit.py: stopped in fold 1/2; to go on, run audit.py again as before\n")
     assert process.returncode == 128 + signal.SIGTERM
     assert list((tmp_path / "fold-1-of-2").glob("resume-*.pt"))
     assert not (tmp_path / "fold-1-of-2.pt").exists()
