@@ -118,7 +118,7 @@ class Config:
     sync_batch_norm: bool = False
     """With several GPUs, batch norm by the whole batch instead of each GPU's share of it; not with --compile."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile; auto is on for CUDA, off for a CPU: there it takes a minute a resolution and gains a fifth."""
+    """torch.compile; auto is on for CUDA, off for a CPU: there it takes a minute a size and gains a fifth at most."""
     compile_mode: Literal["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"] = "default"
     """torch.compile's mode; reduce-overhead and max-autotune replay CUDA graphs, the max ones try many kernels."""
     cuda_graph: bool = True
