@@ -27,6 +27,7 @@ OUT_OF_MEMORY = (
     "resource temporarily unavailable",
 )
 STATISTICS = Path("/proc/stat")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -49,9 +50,7 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
     """Type for "auto": bf16 where it is fast, fp16 on older CUDA, else fp32; anything else as asked.
 
     On a CPU bf16 is fast with AMX, and on AMD's with AVX512-BF16. An Intel Xeon that has that but no AMX, which a
-    virtual machine may hide, multiplies it no faster than float32: there `cpu` trains 1.25 times as many images per
-    second in float32 at 16 px, 1.5 times at 32 px (2 cores, model 207 of family 6, torch 2.15, 2026-11-27, `python -m
-    bench cpu --only ladder --quick --resolutions 32 --precision bf16` and `fp32`, in turns).
+    virtual machine may hide, trains faster in float32: measured in docs/RESULTS.md, "The CPU runs".
 
     Raises:
         ValueError: it is none of DTYPES, or fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
@@ -117,10 +116,8 @@ def _keep_freed_memory() -> None:
 
     A step of width 64 at 32 pixels and batch 256 then runs 1.27 times as fast; width 32 at 20 pixels, 1.03 times.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block is a mapping of its own
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the heap's end is never given back
+    _mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own
+    _mallopt(M_TRIM_THRESHOLD, -1)  # the heap's end is never given back
 
 
 def map_large_blocks() -> None:
@@ -130,9 +127,14 @@ def map_large_blocks() -> None:
     on the heap, which grew by 0.9 GB a step of width 32 at 32 pixels and batch 256, and a step took three times as long
     (2 cores, Intel Xeon without AMX, 2026-11-27). Mapped, it takes 1.25 times as long and the memory stays.
     """
+    _mallopt(M_MMAP_MAX, 1 << 16)  # as it is by default
+
+
+def _mallopt(option: int, value: int) -> None:
+    """Set what glibc's allocator does; nothing with another libc."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 1 << 16)  # M_MMAP_MAX, as it is by default
+        libc.mallopt(option, value)
 
 
 def release_freed_memory() -> None:
