@@ -72,7 +72,7 @@ fuzz: $(TO_TEST)  ## forged and damaged files of all kinds: 12 minutes with ARGS
 
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy $(wildcard *.py ground engine pipeline report explain bench deploy examples tests)
+	@$(PY) -m mypy $(wildcard *.py ground engine pipeline run explain bench deploy examples tests)
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.png) and the data set stay

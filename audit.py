@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ground.mistake import Mistake
+
 SHOWN = 10
 PAGE = "labels.html"
 OWN = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the audit makes itself
@@ -44,10 +46,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("label-audit"), help="folder (default: label-audit)")
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
-        raise ValueError(f"--folds is {options.folds}: it must be 2 to 99")
+        raise Mistake(f"--folds is {options.folds}: it must be 2 to 99")
     if taken := sorted(OWN & typed(recipe)):
         flag = taken[0].replace("_", "-")
-        raise ValueError(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
+        raise Mistake(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
     config = parse(recipe, "cpu")[1]
     if config.own_pictures:
         folder.check_outside(config.data, str(options.out), "--out")
@@ -121,6 +123,6 @@ def report(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    from engine import runtime
+    from ground.entry import execute
 
-    runtime.run(main, "audit.py")
+    execute(main, "audit.py")

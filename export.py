@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ground.mistake import Mistake
+
 CHECKED, CALIBRATED = 256, 512  # images
 
 
@@ -38,13 +40,13 @@ class Options:
     def __post_init__(self) -> None:
         kind = Path(self.out).suffix
         if kind not in (".onnx", ".pt2", ".safetensors"):
-            raise ValueError(f"--out is {self.out}: its name must end in .onnx, .pt2 or .safetensors")
+            raise Mistake(f"--out is {self.out}: its name must end in .onnx, .pt2 or .safetensors")
         if self.int8 and kind != ".onnx":
-            raise ValueError(f"--out is {self.out}: with --int8 its name must end in .onnx")
+            raise Mistake(f"--out is {self.out}: with --int8 its name must end in .onnx")
         if self.maps and kind == ".safetensors":
-            raise ValueError(f"--out is {self.out}: weights alone give no --maps")
+            raise Mistake(f"--out is {self.out}: weights alone give no --maps")
         if not 0 <= self.threads <= 1024:
-            raise ValueError(f"--threads is {self.threads}: it must be 0 to 1024")
+            raise Mistake(f"--threads is {self.threads}: it must be 0 to 1024")
 
 
 def main() -> None:
@@ -52,9 +54,9 @@ def main() -> None:
 
     options = tyro.cli(Options, description=(__doc__ or "").split("\n\n")[0], prog="export.py")
     preflight.require_export(Path(options.out).suffix)
-    from engine import runtime
+    from ground.entry import execute
 
-    runtime.run(lambda arguments: report(export(options)), "export.py")
+    execute(lambda arguments: report(export(options)), "export.py")
 
 
 def export(options: Options) -> dict[str, Any]:
@@ -62,16 +64,17 @@ def export(options: Options) -> dict[str, Any]:
     import torch
 
     from deploy import check, classifier, formats
-    from engine import checkpoint, runtime
+    from engine import checkpoint
+    from engine.device import configure
     from ground.files import check_writable, write_whole
     from pipeline.dataset import open_dataset
 
     out, ckpt = Path(options.out), Path(options.ckpt)
     check_writable(out)
     if not ckpt.exists():
-        raise ValueError(f"{ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
+        raise Mistake(f"{ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(ckpt)
-    config, threads = loaded.config, runtime.configure(torch.device("cpu"), options.threads)
+    config, threads = loaded.config, configure(torch.device("cpu"), options.threads)
     data, held_out = open_dataset(config.data, config.size, config.fit), (config.validate, config.fold)
     train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
     model = classifier.Classifier(loaded.model, split.side, options.maps)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from explain.options import Options
+from ground.mistake import Mistake
 
 if TYPE_CHECKING:  # --help loads nothing heavy
     from explain.cases import Ints, Maps
@@ -34,9 +35,9 @@ def main() -> None:
     options = tyro.cli(Options, description=(__doc__ or "").split("\n\n")[0], prog="gradcam.py")
     preflight.require_dali()
     preflight.check_driver(options.device)
-    from engine import runtime
+    from ground.entry import execute
 
-    runtime.run(lambda arguments: report(explain_errors(options)), "gradcam.py")
+    execute(lambda arguments: report(explain_errors(options)), "gradcam.py")
 
 
 def explain_errors(options: Options) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def explain_errors(options: Options) -> dict[str, Any]:
 
     outputs.check(options.out, bool(options.images))
     if not Path(options.ckpt).exists():
-        raise ValueError(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
+        raise Mistake(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
     loaded = checkpoint.load(options.ckpt)
     explainer = Explainer.of(loaded, options.device, options.precision, options.threads)
     options.check_classes(explainer.model.classes)

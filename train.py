@@ -22,22 +22,23 @@ from functools import partial
 
 import torch
 
-from engine import distributed, resume
-from engine.budget import fit
+from engine import distributed
 from engine.config import Config, default_preset, parse, typed
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
-from engine.pretrained import shaped, start_from
-from engine.resume import State
-from engine.stopwatch import Stopwatch
 from ground.files import check_writable
 from pipeline import folder
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from report.run import Run
+from run import resume
+from run.budget import fit
+from run.pretrained import shaped, start_from
+from run.resume import State
+from run.run import Run
+from run.stopwatch import Stopwatch
 
 
 def main(arguments: Sequence[str], world: World = ALONE) -> None:
@@ -100,4 +101,4 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
 
 
 if __name__ == "__main__":
-    distributed.run(main, "train.py")
+    distributed.execute(main, "train.py")

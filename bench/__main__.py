@@ -26,8 +26,9 @@ from bench import gpu_check
 from bench.recipe import ablate, accuracy, curve
 from bench.speed import compare, scaling, suite, sweep
 from bench.trace import profile
-from engine import runtime
 from engine.config import PRESETS
+from ground.entry import execute
+from ground.mistake import Mistake
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sweep": sweep.main,
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
     elif arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
         known = ", ".join([*COMMANDS, *PRESETS])
-        raise ValueError(f"{arguments[0]!r} is no command and no preset, which are {known}; parts go by --only")
+        raise Mistake(f"{arguments[0]!r} is no command and no preset, which are {known}; parts go by --only")
     check_driver(arguments)
     suite.main(arguments)
 
@@ -62,4 +63,4 @@ def check_driver(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run(main, "bench")
+    execute(main, "bench")

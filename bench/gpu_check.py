@@ -37,6 +37,7 @@ from bench.core.record import Result, Row
 from engine.config import PRESETS
 from engine.machine import Machine
 from ground.files import check_writable, write_whole
+from ground.mistake import Mistake
 
 NO_TESTS = 5  # pytest's exit code when it found none
 LOG_LINES = 20  # of a part that failed, in the summary
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> None:
     description = (__doc__ or "").split("\n\n")[0]
     options = tyro.cli(Options, args=list(arguments), prog="python -m bench gpu-check", description=description)
     if not 0 < options.patience <= 100:
-        raise ValueError(f"--patience is {options.patience}: it must be above 0 and at most 100")
+        raise Mistake(f"--patience is {options.patience}: it must be above 0 and at most 100")
     machine = Machine.of(replace(PRESETS["full"], device=options.device))
     out, work = Path(options.out).absolute(), Path(options.work).absolute()
     every = parts(work / f"{datetime.now():%Y%m%d-%H%M%S}", options.device, options.quick)

@@ -8,6 +8,7 @@ import torch
 from deploy.formats import BATCH, Run
 from engine.model import ResNet, resize
 from explain.cam import class_maps
+from ground.mistake import Mistake
 from pipeline.split import Split, UInt8
 
 TOLERANCE = 1e-4
@@ -17,7 +18,7 @@ def checked(run: Run, net: ResNet, images: UInt8) -> float:
     """The `difference`. Raises ValueError where it is above TOLERANCE."""
     largest = difference(run, net, images)
     if not largest <= TOLERANCE:
-        raise ValueError(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
+        raise Mistake(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
     return largest
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from deploy.classifier import Classifier
+from ground.mistake import Mistake
 from pipeline.split import UInt8
 
 OPSET = 20  # of ONNX: runtimes know it since 2024
@@ -66,7 +67,7 @@ def example(classifier: Classifier) -> tuple[torch.Tensor]:
 def to_onnx(classifier: Classifier, facts: dict[str, str]) -> bytes:
     """The facts are its metadata."""
     if sum(parameter.nbytes for parameter in classifier.parameters()) > MOST_BYTES:
-        raise ValueError("an ONNX file holds 2 GB at most, and this network has more: use --out model.pt2")
+        raise Mistake("an ONNX file holds 2 GB at most, and this network has more: use --out model.pt2")
     with torch.no_grad():
         program = torch.onnx.export(
             classifier,

@@ -9,7 +9,7 @@ it and nothing in it can run), with the keys
     config   the run's Config as a dict
     model:   classes (list of names), weights (name -> tensor; the images' mean and std among them), metrics (name ->
              number or string)
-    resume:  what engine/resume.py says
+    resume:  what run/resume.py says
 
 Version 1 is read too. It knew CIFAR-10 and generated images alone: it has no classes, and its config says `generated`
 (true or false) where `data` stands today.
@@ -28,6 +28,7 @@ import pickle
 import pickletools
 import stat
 import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from engine.config import Config
 from engine.model import ResNet, network
 from engine.schema import Stored
 from ground.files import destination, write_whole
+from ground.mistake import Mistake
 
 VERSION = 2
 # fmt: off
@@ -88,7 +90,7 @@ def load(path: str | Path) -> Checkpoint:
         OSError: there is no such file, or it cannot be read.
         ValueError: it is damaged, or no checkpoint of this program.
     """
-    content = read(path, MODEL)
+    content = read(path, MODEL, schema.model)
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
@@ -122,12 +124,15 @@ def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
     buffer = io.BytesIO()  # torch.save on a full disk raises an odd RuntimeError, so the writing is ours
     torch.save({"format": kind, "version": VERSION, "sha256": digest(content)} | content, buffer)
     if buffer.tell() > MAX_BYTES:
-        raise ValueError(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
+        raise Mistake(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
     write_whole(path, buffer.getbuffer(), durable=True)
 
 
-def read(path: str | Path, kind: str) -> dict[str, Any]:
+def read(path: str | Path, kind: str, check: Callable[[Mapping[str, Any]], Config]) -> dict[str, Any]:
     """The content of a file that `write` made, checked, with its config as a Config.
+
+    Args:
+        check: gives the config of what stands in such a file, or raises schema.MisfitError.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -139,21 +144,21 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is no regular file")
+            raise Mistake(f"{path} is no regular file")
         if status.st_size > MAX_BYTES:
-            raise ValueError(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
+            raise Mistake(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
         if file.read(2) != b"PK":
-            raise ValueError(f"{foreign}, or it is damaged")
+            raise Mistake(f"{foreign}, or it is damaged")
         try:
             with zipfile.ZipFile(file) as archive:
                 file.most = MAX_BYTES
-                return _content(archive, status.st_size, kind)
+                return _content(archive, status.st_size, kind, check)
         except _RefusedError as error:
-            raise ValueError(f"{foreign}: {error}") from error
+            raise Mistake(f"{foreign}: {error}") from error
         except schema.MisfitError as error:
-            raise ValueError(f"{foreign} in this version, or it is damaged: {error}") from error
+            raise Mistake(f"{foreign} in this version, or it is damaged: {error}") from error
         except Exception as error:  # zipfile and pickle raise nearly anything over a damaged file
-            raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
+            raise Mistake(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
 
 
 class _RefusedError(Exception):
@@ -171,7 +176,9 @@ class _File(io.FileIO):
         return super().read(self.most if size is None or size < 0 else size) or b""
 
 
-def _content(archive: zipfile.ZipFile, size: int, kind: str) -> dict[str, Any]:
+def _content(
+    archive: zipfile.ZipFile, size: int, kind: str, check: Callable[[Mapping[str, Any]], Config]
+) -> dict[str, Any]:
     members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise _RefusedError("its members are compressed")
@@ -192,7 +199,7 @@ def _content(archive: zipfile.ZipFile, size: int, kind: str) -> dict[str, Any]:
     if type(version) is not int or version not in (1, VERSION):
         raise _RefusedError(f"it has another format version, this program reads 1 and {VERSION}")
     translate = _from_version_1 if version == 1 else dict
-    config = (schema.model if kind == MODEL else schema.state)(translate(content))
+    config = check(translate(content))
 
     storages: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
@@ -210,7 +217,7 @@ def _content(archive: zipfile.ZipFile, size: int, kind: str) -> dict[str, Any]:
 
     content = filled(content)
     if digest(content) != expected:
-        raise ValueError("its SHA-256 does not match its content")
+        raise Mistake("its SHA-256 does not match its content")
     return translate(content) | {"config": config}
 
 
@@ -247,7 +254,7 @@ def _stored(storage: Any, offset: Any, shape: Any, stride: Any, gradient: Any, h
 def _storage(archive: zipfile.ZipFile, name: str, stored: Stored) -> torch.Tensor:
     size = archive.getinfo(name).file_size
     if size != stored.length * stored.dtype.itemsize:
-        raise ValueError("a tensor has another size than its file")
+        raise Mistake("a tensor has another size than its file")
     data = bytearray(archive.read(name))  # checks its CRC-32; torch wants bytes that may be written
     storage = torch.frombuffer(data, dtype=stored.dtype) if size else torch.empty(0, dtype=stored.dtype)
     # Sums of the metrics are in float64, and hold one infinity by design.

@@ -16,6 +16,8 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import tyro
 
+from ground.mistake import Mistake
+
 # What a setting decides. On resume only those of "machine" and "files" may change.
 Role = Literal[
     "weights",  # the weights that come out
@@ -143,7 +145,7 @@ class Config:
     def __post_init__(self) -> None:
         def need(ok: bool, name: str, rule: str) -> None:
             if not ok:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be {rule}")
+                raise Mistake(f"--{name.replace('_', '-')} is {getattr(self, name)}: it must be {rule}")
 
         for name, kind in get_type_hints(type(self)).items():
             if kind is float:  # 5 is 5.0, also where it is read back
@@ -252,7 +254,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
     if named:
         name, arguments = arguments[0], arguments[1:]
         if name not in PRESETS:
-            raise ValueError(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
+            raise Mistake(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
         base = replace(PRESETS[name], run_dir=resumed.run_dir) if resumed else PRESETS[name]
     else:
         name = "the resumed run's" if resumed else default
@@ -279,7 +281,7 @@ def with_one_length(config: C, typed: Collection[str]) -> C:
     if "epochs" not in typed:
         return config
     if "minutes" in typed:
-        raise ValueError("--epochs and --minutes: give one of them, the other follows")
+        raise Mistake("--epochs and --minutes: give one of them, the other follows")
     return replace(config, minutes=0.0)
 
 

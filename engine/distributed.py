@@ -30,7 +30,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from engine import runtime
+from engine.device import pick_device
+from ground.entry import execute as execute_alone
+from ground.mistake import Mistake
 
 T = TypeVar("T")
 
@@ -58,14 +60,14 @@ class World:
         return self.rank == 0
 
     def device(self, wanted: str) -> torch.device:
-        """This rank's own device, as `runtime.pick_device` says it.
+        """This rank's own device, as `pick_device` says it.
 
         Raises:
             ValueError: CUDA is wanted and there is none, or not one GPU for each process of this machine.
         """
-        device = runtime.pick_device(wanted)
+        device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
-            raise ValueError(
+            raise Mistake(
                 f"{self.local_size} processes on a machine with {torch.cuda.device_count()} GPU: start one for each "
                 "GPU (torchrun --nproc-per-node, make train GPUS=), or use --device cpu"
             )
@@ -89,7 +91,7 @@ class World:
             ValueError: `sync_batch_norm` on a CPU, where torch has none.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
-            raise ValueError("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
+            raise Mistake("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
         if self.size == 1:
             return lambda function, *inputs: function(model, *inputs)
         if sync_batch_norm:
@@ -151,17 +153,17 @@ class _Applied(nn.Module):
         return function(self.model, *inputs)
 
 
-def run(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
-    """`runtime.run` for one process, or for one of those that torchrun started; RANK and the like say which."""
+def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
+    """`ground.entry.execute` of one process, or of one that torchrun started: RANK and the like say which."""
     alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
     rank, size, local_rank, local_size, restarts = (int(os.environ.get(name, n)) for name, n in alone.items())
     world = World(rank, size, local_rank, local_size, restarts > 0)
     if world.size == 1:
-        runtime.run(lambda arguments: main(arguments, world), entry)
+        execute_alone(lambda arguments: main(arguments, world), entry)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     code = 1
     try:
-        runtime.run(lambda arguments: _joined(main, arguments, world), f"{entry}, rank {world.rank}")
+        execute_alone(lambda arguments: _joined(main, arguments, world), f"{entry}, rank {world.rank}")
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:

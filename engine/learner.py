@@ -13,14 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import runtime
 from engine.config import Config
+from engine.device import autocast, synchronise
 from engine.distributed import ALONE, World
 from engine.graph import StepGraph
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.optimizer import create_optimizer
 from engine.schedule import one_cycle
+from ground.memory import out_of_memory
+from ground.mistake import Mistake
 
 Batch = tuple[Tensor, Tensor]
 
@@ -78,7 +80,7 @@ class Learner:
 
     def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
         if config.batch_size < 2 * machine.world.size:
-            raise ValueError(f"--batch-size is {config.batch_size}: {machine.world.size} processes need 2 images each")
+            raise Mistake(f"--batch-size is {config.batch_size}: {machine.world.size} processes need 2 images each")
         self.model, self.config, self.machine = model, config, machine
         self._replica = machine.world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
@@ -169,7 +171,7 @@ class Learner:
         if stream:
             torch.cuda.current_stream().wait_stream(stream)
         self._restore(before)
-        runtime.synchronise(self.machine.device)
+        synchronise(self.machine.device)
         return time.perf_counter() - start
 
     @property
@@ -191,7 +193,7 @@ class Learner:
         try:
             self._graphs[images.shape] = StepGraph(self._update, self.optimizer, images, labels)
         except RuntimeError as error:
-            if runtime.out_of_memory(error):
+            if out_of_memory(error):
                 raise
             why = str(error).splitlines()[0]
             self.notes.append(f"slower than it could be: no CUDA graph of a step at {images.shape[-1]} px ({why})")
@@ -271,7 +273,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
             if kept["momentum_buffer"] is not None and kept["momentum_buffer"].shape != parameter.shape:
-                raise ValueError("the optimizer's momentum does not have the weights' shapes")
+                raise Mistake("the optimizer's momentum does not have the weights' shapes")
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.machine.device) for t in state["lookahead"]])
@@ -290,7 +292,7 @@ def _forward_and_loss(
     model: ResNet, images: Tensor, labels: Tensor, smoothing: float, precision: str
 ) -> tuple[Tensor, Tensor]:
     # Not around the call: torch.compile would then trace the backward pass in mixed precision too, also the head's.
-    with runtime.autocast(images.device, precision):
+    with autocast(images.device, precision):
         logits = model(images)
     correct = (logits.argmax(1) == labels).sum()
     if (weights := model.loss_weights) is None:
@@ -396,6 +398,6 @@ def predict_logits(
     model: nn.Module, images: Tensor, device: torch.device, precision: str, flip: bool = False
 ) -> Tensor:
     """Logits (B, classes) float32 of uint8 images (B, 3, H, W) on the device, in mixed precision."""
-    with runtime.autocast(device, precision):
+    with autocast(device, precision):
         logits = model(images)
         return (logits + model(images.flip(3))) / 2 if flip else logits

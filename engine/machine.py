@@ -6,9 +6,10 @@ from typing import Self
 
 import torch
 
-from engine import runtime
 from engine.config import Config
+from engine.device import configure, environment_card, pick_precision
 from engine.distributed import ALONE, World
+from ground.cpu import busy_cores
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Machine:
             ValueError: the device is not here, or cannot compute in the precision that is asked for.
         """
         device = world.device(config.device)
-        precision = runtime.pick_precision(device, config.precision)
-        threads = runtime.configure(device, world.threads(config.threads), config.deterministic)
+        precision = pick_precision(device, config.precision)
+        threads = configure(device, world.threads(config.threads), config.deterministic)
         return cls(device, precision, threads, config.compiles(device.type == "cuda"), world)
 
     def crowded(self) -> str:
@@ -42,7 +43,7 @@ class Machine:
         """
         if self.device.type != "cpu" or self.threads == 1 or self.world.size > 1:
             return ""
-        busy, cores = runtime.busy_cores(), len(os.sched_getaffinity(0))
+        busy, cores = busy_cores(), len(os.sched_getaffinity(0))
         if busy < cores - self.threads + 0.5:
             return ""
         return (
@@ -52,7 +53,7 @@ class Machine:
 
     def card(self) -> dict[str, str]:
         """What a number must carry to mean something: hardware, driver, versions, processes."""
-        return runtime.environment_card(self.device) | self.world.card()
+        return environment_card(self.device) | self.world.card()
 
     def choices(self) -> dict[str, str]:
         """What may change the rounding of results besides the card's: to compare with another run's."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from engine.config import Config
 from engine.model import parameter_groups
+from ground.mistake import Mistake
 
 # Of the quintic iteration that moves all singular values towards 1; three rounds do, as in airbench94_muon.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -25,7 +26,7 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         ValueError: a learning rate is too large for the weights' type.
     """
     if not max(config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr) <= torch.finfo(torch.float32).max:
-        raise ValueError("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
+        raise Mistake("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
     filters, weights, gains, biases = parameter_groups(model)
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.model import STAGES, ResNet, resize
+from ground.mistake import Mistake
 
 METHODS = ("gradcam", "hirescam")
 
@@ -57,9 +58,9 @@ def heatmaps(
     known = STAGES if isinstance(net, ResNet) else [name for name, _ in net.named_modules() if name]
     if layer not in known:
         near = known if known is STAGES else get_close_matches(layer, known) or dict(net.named_children())
-        raise ValueError(f"layer {layer!r} is unknown: it must be one of {', '.join(near)}")
+        raise Mistake(f"layer {layer!r} is unknown: it must be one of {', '.join(near)}")
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
+        raise Mistake(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
     device = next(net.parameters()).device
     parts = []
     with evaluating(net), torch.inference_mode(False):
@@ -71,7 +72,7 @@ def heatmaps(
                 some = resize(some, net.resolution)
             activations, logits = _cut(net, some, layer)
             if not 0 <= low <= high < logits.shape[1]:
-                raise ValueError(f"targets run from {low} to {high}: they must be 0 to {logits.shape[1] - 1}")
+                raise Mistake(f"targets run from {low} to {high}: they must be 0 to {logits.shape[1] - 1}")
             parts.append(_maps(activations, logits, wanted, method))
     maps = torch.cat(parts)
     return maps if targets.ndim == 2 else maps[:, 0]
@@ -103,7 +104,7 @@ def check_class_maps(net: ResNet, images: Tensor) -> float:
     every = torch.arange(net.fc.out_features).expand(len(images), -1)
     difference = float((heatmaps(net, images, every) - analytic).abs().max() / analytic.abs().max().clamp_min(1e-30))
     if not difference <= 5e-3:
-        raise ValueError(f"the last stage's maps differ from autograd's by {difference:.1e} of their largest value")
+        raise Mistake(f"the last stage's maps differ from autograd's by {difference:.1e} of their largest value")
     return difference
 
 
@@ -120,7 +121,7 @@ def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tens
         ValueError: a value is not finite.
     """
     if not maps.isfinite().all():
-        raise ValueError("a heatmap has values that are not finite")
+        raise Mistake("a heatmap has values that are not finite")
     unit = _over_peak(maps if signed else maps.relu()).float()  # before enlarging: no raw value over- or underflows
     enlarged = F.interpolate(unit[:, None], (size, size), mode="bilinear", align_corners=False)[:, 0]
     return _over_peak(enlarged), (unit == 0).flatten(1).all(1)
@@ -156,7 +157,7 @@ def _cut(net: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
 
     def cut(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim != 4 or leaves:
-            raise ValueError(f"layer {layer!r} gives no maps: it must run once and give (N, K, h, w)")
+            raise Mistake(f"layer {layer!r} gives no maps: it must run once and give (N, K, h, w)")
         leaves.append(output.detach().requires_grad_())
         torch.set_grad_enabled(True)  # from here on, until no_grad's block ends
         return leaves[-1].clone()  # which the network may overwrite
@@ -168,7 +169,7 @@ def _cut(net: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
     finally:
         hook.remove()
     if not leaves:
-        raise ValueError(f"layer {layer!r} gives no maps: the network does not run it")
+        raise Mistake(f"layer {layer!r} gives no maps: the network does not run it")
     return leaves[0], logits
 
 
@@ -190,11 +191,11 @@ def _weighted(values: Tensor, gradient: Tensor, method: str) -> Tensor:
 def _checked(targets: Tensor, count: int) -> Tensor:
     """Targets as a new tensor (N, T) int64: one that was made under inference_mode could not take part in autograd."""
     if targets.ndim not in (1, 2) or len(targets) != count:
-        raise ValueError(
+        raise Mistake(
             f"targets have the shape {tuple(targets.shape)}: {count} images need ({count},) or ({count}, T)"
         )
     if targets.is_floating_point() or targets.dtype == torch.bool:
-        raise ValueError(f"targets are {targets.dtype}: they must be integers")
+        raise Mistake(f"targets are {targets.dtype}: they must be integers")
     columns = targets.to(torch.int64, copy=True)
     return columns if targets.ndim == 2 else columns[:, None]
 

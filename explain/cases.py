@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ground.mistake import Mistake
 from pipeline.split import UInt8
 
 Array = npt.NDArray[np.generic]
@@ -99,7 +100,7 @@ class Cases:
     def every(self, name: str) -> Ints:
         """(E,) the class of that name. Raises ValueError where the model has none."""
         if name not in self.classes:
-            raise ValueError(f"class {name!r} is unknown: it is none of the model's {len(self.classes)} classes")
+            raise Mistake(f"class {name!r} is unknown: it is none of the model's {len(self.classes)} classes")
         return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
@@ -125,14 +126,14 @@ class Cases:
             "random": lambda: np.random.default_rng(seed).permutation(len(self)),
         }
         if sort not in keys:
-            raise ValueError(f"--sort is {sort}: it must be one of {', '.join(keys)}")
+            raise Mistake(f"--sort is {sort}: it must be one of {', '.join(keys)}")
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.rival), (predicted, self.predicted)):
             if name != "any":
                 keep &= classes == self.every(name)
         if len(self) and not keep.any():
             what = "pictures is of" if self.labels is None else f"errors is of true class {true} and"
-            raise ValueError(f"none of the {len(self)} {what} predicted class {predicted}")
+            raise Mistake(f"none of the {len(self)} {what} predicted class {predicted}")
         order = np.argsort(keys[sort](), kind="stable")
         return order[keep[order]]
 

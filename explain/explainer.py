@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine import runtime
 from engine.checkpoint import Checkpoint
+from engine.device import autocast, configure, pick_device, pick_precision
 from engine.machine import Machine
 from engine.model import ResNet
 from explain.cam import class_maps, evaluating, heatmaps
 from explain.cases import Cases, Ints, Maps
+from ground.mistake import Mistake
 
 BATCH = 250
 SEVERAL = 10
@@ -66,13 +67,13 @@ class Explainer:
         Raises:
             ValueError: the device is not here, or cannot compute in that precision.
         """
-        place = runtime.pick_device(device)
+        place = pick_device(device)
         if precision == "checkpoint":
             precision = checkpoint.metrics.get("precision", "auto")
             if precision == "fp16" and place.type == "cpu":
                 precision = "fp32"  # fp16 is for GPUs alone
-        threads = runtime.configure(place, threads)
-        return cls(checkpoint.model.to(place), Machine(place, runtime.pick_precision(place, precision), threads))
+        threads = configure(place, threads)
+        return cls(checkpoint.model.to(place), Machine(place, pick_precision(place, precision), threads))
 
     def __str__(self) -> str:
         net = self.model
@@ -80,7 +81,7 @@ class Explainer:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The machine's precision, for a forward pass."""
-        return runtime.autocast(self.machine.device, self.machine.precision)
+        return autocast(self.machine.device, self.machine.precision)
 
     def examine(
         self,
@@ -113,7 +114,7 @@ class Explainer:
         bad = int((~logits.isfinite()).any(1).sum())
         if bad:
             what = f"the model's logits are not finite for {bad} of {len(logits)} images"
-            raise ValueError(f"{what}: its weights are spoilt")
+            raise Mistake(f"{what}: its weights are spoilt")
         inputs = inputs.contiguous(memory_format=torch.channels_last)
         return Outcome(logits, np.flatnonzero(cases.numpy()), maps, inputs)
 

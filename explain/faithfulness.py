@@ -25,6 +25,7 @@ from engine.model import ResNet
 from explain.cam import evaluating, heatmaps
 from explain.cases import Ints, Maps
 from explain.explainer import Explainer
+from ground.mistake import Mistake
 
 IMAGES = 200
 STEPS = 16
@@ -79,7 +80,7 @@ def measure(
     """
     errors = maps.cases
     if len(errors) < 2:
-        raise ValueError(f"--faithfulness needs two errors or more, and there are {len(errors)}")
+        raise Mistake(f"--faithfulness needs two errors or more, and there are {len(errors)}")
     sample = np.sort(np.random.default_rng(seed).permutation(len(errors))[:IMAGES])
     generator = torch.Generator().manual_seed(seed)
     images, classes = errors.inputs[sample], torch.from_numpy(errors.predicted[sample])

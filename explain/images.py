@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ground.mistake import Mistake
 from pipeline.pictures import Fit, decode, files_in, reason
 from pipeline.split import UInt8
 
@@ -59,7 +60,7 @@ def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] 
             skipped.append(f"{path}: {reason(error, path)}")
         on_file()
     if not names:
-        raise ValueError(f"none of the {len(skipped)} files is a picture that can be read: " + "; ".join(skipped[:3]))
+        raise Mistake(f"none of the {len(skipped)} files is a picture that can be read: " + "; ".join(skipped[:3]))
     channels_last = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2)
     return Pictures(tuple(names), channels_last, np.stack(tiles), tuple(skipped))
 
@@ -85,5 +86,5 @@ def find(paths: Sequence[str]) -> list[Path]:
             break
     if not 1 <= len(found) <= MOST_FILES:
         count = "no files" if not found else f"more than {MOST_FILES:,} files"
-        raise ValueError(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
+        raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
     return list(found)

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from ground.mistake import Mistake
+
 ORDERS = {
     "loss": "largest loss first",
     "confidence": "most confident first",
@@ -55,13 +57,13 @@ class Options:
     def __post_init__(self) -> None:
         for name, low, high in (("n", 1, 200), ("seed", 0, 2**31 - 1), ("threads", 0, 1024)):
             if not low <= getattr(self, name) <= high:
-                raise ValueError(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+                raise Mistake(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
         if Path(self.out).suffix.lower() not in (".png", ".html"):
-            raise ValueError(f"--out is {self.out}: its name must end in .png or .html")
+            raise Mistake(f"--out is {self.out}: its name must end in .png or .html")
         if self.images and (self.true != "any" or self.target == "true" or self.faithfulness):
-            raise ValueError("--true, --target true and --faithfulness need labels, which --images do not have")
+            raise Mistake("--true, --target true and --faithfulness need labels, which --images do not have")
         if self.true == self.pred != "any":
-            raise ValueError(f"--true and --pred are both {self.true}, but an error's two classes differ")
+            raise Mistake(f"--true and --pred are both {self.true}, but an error's two classes differ")
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ValueError where a flag names a class that is none of the model's."""
@@ -70,7 +72,7 @@ class Options:
             if name not in (*words, *classes):
                 near = get_close_matches(name, classes) or [*classes[:10], *["..."] * (len(classes) > 10)]
                 known = ", ".join((*words, *near))
-                raise ValueError(f"--{flag} is {name}: {self.ckpt} has no such class; it knows {known}")
+                raise Mistake(f"--{flag} is {name}: {self.ckpt} has no such class; it knows {known}")
 
     @property
     def page(self) -> bool:

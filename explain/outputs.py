@@ -13,6 +13,7 @@ import numpy as np
 
 from explain.cases import Cases, Maps
 from ground.files import check_writable, destination, write_whole
+from ground.mistake import Mistake
 
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
 FILE_COLUMNS = ("file", "predicted", "p_predicted", "second", "p_second")
@@ -34,7 +35,7 @@ def check(out: str, own: bool) -> None:
         check_writable(path)
     for path in paths(out, own)[1:]:
         if path.exists() and not _ours(path):
-            raise ValueError(f"{path} would be overwritten, and is not of this program: move it, or name another --out")
+            raise Mistake(f"{path} would be overwritten, and is not of this program: move it, or name another --out")
 
 
 def _ours(path: Path) -> bool:

@@ -21,6 +21,7 @@ from explain import images
 from explain.cases import Bools, Cases, Floats, Ints
 from explain.explainer import BATCH, Explainer, Outcome
 from explain.phase import Phase
+from ground.mistake import Mistake
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import DataSet, open_dataset, places
 from pipeline.pictures import Fit
@@ -120,7 +121,7 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     for checkpoint in checkpoints:
         own = places(train, checkpoint.config.fold)
         if len(own) != checkpoint.metrics["test_total"]:
-            raise ValueError("the data have changed since the first fold was trained: start another audit")
+            raise Mistake("the data have changed since the first fold was trained: start another audit")
         outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))
         parts.append((own, outcome))
         spent, errors = spent + seconds, errors + missed(checkpoint)
@@ -162,7 +163,7 @@ def _judged(explainer: Explainer, split: Split) -> tuple[Outcome, float]:
     """What the model makes of a split, and the seconds it took."""
     machine = explainer.machine
     if split.classes != explainer.model.classes:
-        raise ValueError("the data have other classes than the checkpoint: they have changed since it was trained")
+        raise Mistake("the data have other classes than the checkpoint: they have changed since it was trained")
     with Phase("evaluation", len(split)) as phase:
         loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
         outcome = explainer.examine(loader, phase.advance)

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ground.mistake import Mistake
+
 
 def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
     """Write the parts one after the other under a temporary name in the same folder, then rename it to `path`.
@@ -65,7 +67,7 @@ def destination(path: str | Path) -> Path:
     except FileNotFoundError:
         mode = stat.S_IFREG | stat.S_IWUSR
     if str(path).startswith("~"):
-        raise ValueError(f"{path}: ~ stands for itself here: write the home folder out")
+        raise Mistake(f"{path}: ~ stands for itself here: write the home folder out")
     if stat.S_ISDIR(mode) or str(path).endswith("/"):
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
     if not stat.S_ISREG(mode):

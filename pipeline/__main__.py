@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ground.files import check_writable, write_whole
+from ground.mistake import Mistake
 from ground.terminal import printable
 from pipeline import folder, near
 from pipeline.cifar10 import cache, facts
@@ -57,10 +58,10 @@ def report_folder(options: argparse.Namespace) -> int:
     """Pictures of each class and part, their sizes, every file that is left out, with the reason, and a sheet."""
     check_writable(options.sheet)
     if options.size and not 8 <= options.size <= 256:
-        raise ValueError(f"--size is {options.size}: it must be 0, or 8 to 256")
+        raise Mistake(f"--size is {options.size}: it must be 0, or 8 to 256")
     root = Path(os.path.expanduser(options.data))
     if not options.data or not root.exists():
-        raise ValueError(f"--data is {options.data}: there is no such folder")
+        raise Mistake(f"--data is {options.data}: there is no such folder")
     listing, images = folder.prepare(root, options.size, options.fit)
     counts = Counter((one.label, one.part) for one in listing.pictures)
     width = max(map(len, listing.classes))

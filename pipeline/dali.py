@@ -15,6 +15,7 @@ import torch
 from nvidia.dali import fn, pipeline_def
 from torch import Tensor
 
+from ground.mistake import Mistake
 from pipeline.memory import zeros
 from pipeline.plan import Draws, Plan
 from pipeline.split import Split
@@ -48,13 +49,13 @@ class DaliLoader:
         pad_last: bool = False,
     ) -> None:
         if (plan.count, plan.side) != (len(split), split.side):
-            raise ValueError(
+            raise Mistake(
                 f"the plan is for {plan.count} images of {plan.side} pixels, but the data set has {len(split)} of "
                 f"{split.side}"
             )
         if device.type == "cuda" and plan.cutout and plan.share < CHUNKS:
             # Seen on an H200, DALI 2.4.0, batch 5: the first batch came out wrong. From 9 on all were right.
-            raise ValueError(f"--batch-size is {plan.batch_size}: on a GPU each process needs {CHUNKS} images or more")
+            raise Mistake(f"--batch-size is {plan.batch_size}: on a GPU each process needs {CHUNKS} images or more")
         self.plan, self.device, self.threads, self.resolution = plan, device, threads, resolution
         self.fill = tuple(map(float, split.mean_colour)) if plan.cutout else ()
         self.labels, self.pad_last = split.labels, pad_last

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.mistake import Mistake
 from pipeline import folder, synthetic
 from pipeline.cifar10 import cache
 from pipeline.pictures import Fit
@@ -73,7 +74,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
     root = Path(os.path.expanduser(name))
     if name and (root.is_dir() or (root.is_file() and root.suffix.lower() == ".csv")):
         return DataSet(name, *folder.loader(root, size, fit))
-    raise ValueError(
+    raise Mistake(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
         "pictures, or a CSV file, and there is no such folder or file"
     )
@@ -118,5 +119,5 @@ def places(train: Split, fold: str) -> Int64:
                 chosen[own] = np.isin(hashes[own], distinct[part(len(distinct))])
         found = np.flatnonzero(chosen)
     if not len(found):
-        raise ValueError(f"no image to hold out: of {len(train)} images none is in fold {fold}")
+        raise Mistake(f"no image to hold out: of {len(train)} images none is in fold {fold}")
     return found

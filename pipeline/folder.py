@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, TimeRemainingColumn
 
 from ground.files import lock, write_whole
+from ground.mistake import Mistake
 from ground.terminal import bar, printable
 from pipeline.cifar10.cache import folders
 from pipeline.memory import fits, zeros
@@ -118,14 +119,14 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         part = "validation"
     own = listing.pictures[listing.places(part)]
     if not own:
-        raise ValueError(
+        raise Mistake(
             f"--data is {root}: it has no pictures for {part}: add some, or train with --validate; without parts a "
             "class of two or more gives one"
         )
     labels = {one.label for one in own}
     missing = [name for label, name in enumerate(listing.classes) if label not in labels]
     if part == "train" and missing:
-        raise ValueError(f"--data is {root}: class {missing[0]} has no picture to train on")
+        raise Mistake(f"--data is {root}: class {missing[0]} has no picture to train on")
     return Split(
         images=images[listing.places(part)],
         labels=np.array([one.label for one in own], np.int64),
@@ -181,7 +182,7 @@ def find(root: Path) -> tuple[tuple[str, ...], list[Found]]:
     of_part = {part: [f for top in tops for f in _folders(top)] for part, tops in parts.items()}
     names = sorted({folder.name for found in of_part.values() for folder in found})
     if len(names) < 2:
-        raise ValueError(
+        raise Mistake(
             f"--data is {root}: it must have two folders or more, one for each class, or train and test with these in "
             f"each; it has {', '.join(map(printable, names)) or 'none'}"
         )
@@ -206,21 +207,21 @@ def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
         with open(table, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := {"path", "label"} - set(reader.fieldnames or ()):
-                raise ValueError(f"its first line must name the columns path and label; {min(missing)} is missing")
+                raise Mistake(f"its first line must name the columns path and label; {min(missing)} is missing")
             for row in reader:
                 name, label, split = (row.get(column) for column in ("path", "label", "split"))
                 parts = [part for part, names in PART_NAMES.items() if (split or "").lower() in names]
                 if not name or not label or "\0" in name or ("split" in row and not parts):
                     allowed = ", ".join(PART_NAMES)
-                    raise ValueError(
+                    raise Mistake(
                         f"line {reader.line_num}: it needs a path, a label and, if any does, a split: {allowed}"
                     )
                 rows.append((table.parent / name, label, parts[0] if parts else ""))
     except (ValueError, csv.Error) as error:
-        raise ValueError(f"--data is {table}: {error}") from None
+        raise Mistake(f"--data is {table}: {error}") from None
     names = sorted({label for _, label, _ in rows})
     if len(names) < 2:
-        raise ValueError(f"--data is {table}: it must have two labels or more")
+        raise Mistake(f"--data is {table}: it must have two labels or more")
     order = {name: place for place, name in enumerate(names)}
     return tuple(map(printable, names)), [Found(path, order[label], part) for path, label, part in rows]
 
@@ -228,7 +229,7 @@ def listed(table: Path) -> tuple[tuple[str, ...], list[Found]]:
 def check_outside(data: str, place: str, flag: str) -> None:
     """Raises ValueError where the folder `place`, named by `flag`, is to lie in the pictures': it would be a class."""
     if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(os.path.expanduser(data))):
-        raise ValueError(
+        raise Mistake(
             f"{flag} is {place}: it lies in {data}, where it would be a class of its own: name a folder elsewhere"
         )
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from ground.mistake import Mistake
 from pipeline.split import UInt8
 
 Fit = Literal["crop", "squash", "pad"]
@@ -62,13 +63,13 @@ def dimensions(path: Path) -> tuple[int, int]:
 def _opened(path: Path) -> Iterator[Image.Image]:
     if not path.is_file():
         path.stat()  # says so where there is none
-        raise ValueError("not a regular file")
+        raise Mistake("not a regular file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its size is checked before anything is decoded
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MOST_PIXELS:
-                raise ValueError(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS / 1e6:.0f} million")
+                raise Mistake(f"{width:,} x {height:,} pixels are more than {MOST_PIXELS / 1e6:.0f} million")
             yield image
 
 

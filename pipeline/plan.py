@@ -9,6 +9,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from ground.mistake import Mistake
+
 
 @dataclass(frozen=True)
 class Draws:
@@ -61,20 +63,20 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.count:
-            raise ValueError(
+            raise Mistake(
                 f"--batch-size is {self.batch_size}: it must be 1 to {self.count}, the number of images in the data set"
             )
         for name, most in (("translate", self.side // 2), ("cutout", self.side)):
             if not 0 <= getattr(self, name) <= most:
-                raise ValueError(
+                raise Mistake(
                     f"--{name} is {getattr(self, name)}: it must be 0 to {most} for images of {self.side} pixels"
                 )
         if not 0 <= self.rank < self.world:
-            raise ValueError(f"rank {self.rank} of {self.world} cannot be")
+            raise Mistake(f"rank {self.rank} of {self.world} cannot be")
         if self.batch_size < self.world and not self.whole:
-            raise ValueError(f"--batch-size is {self.batch_size}: it must be {self.world}, one a process, or more")
+            raise Mistake(f"--batch-size is {self.batch_size}: it must be {self.world}, one a process, or more")
         if self.flip not in ("random", "alternating", "none"):
-            raise ValueError(f"flip is {self.flip!r}: it must be random, alternating or none")
+            raise Mistake(f"flip is {self.flip!r}: it must be random, alternating or none")
 
     @cached_property
     def steps_per_epoch(self) -> int:

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 import train
-from engine import checkpoint, runtime
+from engine import checkpoint
+from ground.entry import execute
 
 
-def run(capsys, *arguments):
+def call(capsys, *arguments):
     """Exit code, stdout, stderr of one command line in this process."""
     sys.argv = ["train.py", *arguments]
     with pytest.raises(SystemExit) as end:
-        runtime.run(train.main, "train.py")
+        execute(train.main, "train.py")
     captured = capsys.readouterr()
     return end.value.code, captured.out, captured.err
 

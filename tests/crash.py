@@ -33,9 +33,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 import train
-from engine import checkpoint, resume, runtime
+from engine import checkpoint
 from engine.learner import Learner
+from ground.entry import execute
 from pipeline.synthetic import generated
+from run import resume
 
 EPOCHS, STEPS = 3, 8
 COMMAND = ["smoke", "--epochs", f"{EPOCHS}", "--batch-size", "16", "--resolutions", "16", "--device", "cpu"]
@@ -78,7 +80,7 @@ class Run:
         sys.argv += ["--checkpoint-every", str(self.every)]
         code = 1
         try:
-            runtime.run(train.main, "train.py")
+            execute(train.main, "train.py")
         except SystemExit as end:
             code = int(str(end.code))
         finally:

@@ -44,19 +44,20 @@ from PIL import Image
 
 from bench.core import record
 from bench.speed import compare
-from engine import checkpoint, resume
+from engine import checkpoint
 from engine.config import PRESETS
 from engine.learner import Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, network
-from engine.runtime import describe
-from engine.schema import COLUMNS
-from engine.stopwatch import Stopwatch
 from explain import images as own_images
 from explain.explainer import Explainer
+from ground.entry import describe
 from pipeline import folder, pictures
 from pipeline.dataset import open_dataset
-from report.run_folder import RunFolder
+from run import resume
+from run.folder import RunFolder
+from run.schema import COLUMNS
+from run.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, width=4, muon_lr=0.1)

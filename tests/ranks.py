@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from engine import distributed, resume, temperature
+from engine import distributed, temperature
 from engine.config import PRESETS
 from engine.distributed import ALONE
 from engine.learner import Learner
@@ -24,6 +24,7 @@ from engine.machine import Machine
 from engine.model import ResNet
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
+from run import resume
 
 CPU = torch.device("cpu")
 STEPS, EPOCHS, BATCH = 5, 4, 33
@@ -125,4 +126,4 @@ def train(folder, world):
 
 if __name__ == "__main__":
     task = {"learn": learn, "sync": sync, "train": train}[sys.argv.pop(1)]
-    distributed.run(lambda arguments, world: task(arguments[0], world), "train.py")
+    distributed.execute(lambda arguments, world: task(arguments[0], world), "train.py")

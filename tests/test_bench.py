@@ -10,8 +10,8 @@ from bench import gpu_check
 from bench.core.options import SpeedOptions, parse_speed
 from bench.recipe import reference
 from bench.speed import compare, suite, sweep
-from engine import runtime
 from engine.config import PRESETS
+from ground.entry import execute
 from tests.measured import last_line
 
 
@@ -38,7 +38,7 @@ from tests.measured import last_line
 def test_bad_input_is_one_message(command, arguments, said, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as exit:
-        runtime.run(command, "bench")
+        execute(command, "bench")
     assert exit.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("bench: ") and said in line

@@ -1,4 +1,4 @@
-"""engine/budget.py: what the pictures and the minutes decide, and what a person has typed."""
+"""run/budget.py: what the pictures and the minutes decide, and what a person has typed."""
 
 import json
 from dataclasses import replace
@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import train
-from engine import budget, checkpoint
-from engine.budget import MOST_EPOCHS, fit, image_seconds
+from engine import checkpoint
 from engine.config import PRESETS, Config, parse
 from engine.machine import Machine
-from engine.resume import State
 from pipeline.split import Split
 from pipeline.synthetic import generated
+from run import budget
+from run.budget import MOST_EPOCHS, fit, image_seconds
+from run.resume import State
 
 CPU = Machine(torch.device("cpu"))
 OWN = replace(PRESETS["pictures"], data="holiday")

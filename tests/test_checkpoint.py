@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import checkpoint
+from engine import checkpoint, schema
 from engine.config import PRESETS
 from engine.model import ResNet, create
 from ground.files import check_writable
@@ -191,7 +191,7 @@ def test_a_file_made_to_cost_much_is_refused_at_once(tmp_path, name, kind):
     BOMBS[name](path)
     began, before = time.process_time(), high_water()
     with pytest.raises(ValueError, match=r"bomb\.pt") as caught:
-        checkpoint.read(path, kind)
+        checkpoint.read(path, kind, schema.model)
     assert time.process_time() - began < 2
     assert high_water() - before < 200_000, "kilobytes"
     assert "\n" not in str(caught.value)

@@ -10,10 +10,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import report.run
 import train
-from engine import checkpoint, runtime, schema
+from engine import checkpoint, schema
 from engine.config import PRESETS, Config, differences, parse
+from ground.entry import execute
 
 WHOLE = st.integers(-3, 40) | st.sampled_from([0, 1, 2, 255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
 REAL = (
@@ -130,7 +130,7 @@ def test_any_command_line_is_accepted_or_refused_with_one_message(capsys, values
 @pytest.fixture
 def quiet(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
+    monkeypatch.setattr("run.run.model_summary", lambda *args: "")
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -141,7 +141,7 @@ def quiet(monkeypatch, tmp_path):
 def test_ten_accepted_ones_run(quiet, capsys, values):
     sys.argv = ["train.py", "smoke", *flags(values), *HERE]
     with pytest.raises(SystemExit) as end:
-        runtime.run(train.main, "train.py")
+        execute(train.main, "train.py")
     err = capsys.readouterr().err
     assert (end.value.code, err) == (0, "") or (end.value.code == 2 and "not finite" in err and err.count("\n") == 1)
 

@@ -16,15 +16,16 @@ from torch import nn
 
 import train
 from bench.speed import scaling
-from engine import checkpoint, distributed, resume, temperature
+from engine import checkpoint, distributed, temperature
 from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.schedule import one_cycle
-from engine.stopwatch import Stopwatch
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
+from run import resume
+from run.stopwatch import Stopwatch
 from tests import ranks
 from tests.commands import weights
 
@@ -188,7 +189,7 @@ def test_one_process_has_no_group_and_no_wrapper():
 
 
 def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(distributed.runtime, "pick_device", lambda wanted: torch.device("cuda", 0))
+    monkeypatch.setattr(distributed, "pick_device", lambda wanted: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert World().device("cuda").type == "cuda"
     with pytest.raises(ValueError, match=r"2 processes on a machine with 1 GPU: start one for each GPU"):

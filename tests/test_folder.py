@@ -22,7 +22,7 @@ from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
-from tests.commands import run
+from tests.commands import call
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -295,7 +295,7 @@ def test_a_run_leaves_nothing_among_the_pictures(tmp_path: Path, monkeypatch, ca
     root = flat(tmp_path / "holiday", cat=10, dog=10)
     before = sorted(root.rglob("*"))
     monkeypatch.chdir(root)
-    code, _, stderr = run(capsys, "smoke", "--data", ".", *flags, "--out", str(tmp_path / "m.pt"))
+    code, _, stderr = call(capsys, "smoke", "--data", ".", *flags, "--out", str(tmp_path / "m.pt"))
     assert code == 2 and stderr.count("\n") == 1 and "it lies in ., where it would be a class" in stderr
     assert sorted(root.rglob("*")) == before
 

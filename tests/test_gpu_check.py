@@ -15,7 +15,7 @@ import torch
 
 from bench import gpu_check
 from bench.core import record
-from engine import runtime
+from ground.entry import execute
 
 CARD = {"command": "c", "date": "d", "cpu": "some"}
 WRITES_A_RESULT = """
@@ -111,7 +111,7 @@ def test_without_a_gpu_the_check_says_so(tmp_path, monkeypatch, capsys):
         pytest.skip("there is a GPU")
     monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path)])
     with pytest.raises(SystemExit) as exit:
-        runtime.run(gpu_check.main, "bench")
+        execute(gpu_check.main, "bench")
     assert exit.value.code == 2 and "no usable NVIDIA GPU" in capsys.readouterr().err
 
 

@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 
 import gradcam
-from engine import checkpoint, runtime
+from engine import checkpoint
 from engine.config import Config
+from engine.device import DTYPES
 from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import STAGES, ResNet
@@ -416,7 +417,7 @@ def test_flags_name_the_stages_methods_and_orders():
     assert get_args(fields["layer"].type) == STAGES
     assert get_args(fields["method"].type) == cam.METHODS
     assert get_args(fields["sort"].type) == tuple(options.ORDERS)
-    assert {"checkpoint", *runtime.DTYPES} == set(get_args(fields["precision"].type))
+    assert {"checkpoint", *DTYPES} == set(get_args(fields["precision"].type))
 
 
 def test_help_loads_nothing_heavy():

@@ -1,4 +1,4 @@
-"""Imports point down only: entries -> bench, deploy -> explain, report -> engine, pipeline -> ground.
+"""Imports point down only: entries -> bench, deploy -> explain, run -> engine, pipeline -> ground.
 
 So engine learns from any iterable of batches, and one file alone needs DALI. The rules are a function over sources;
 it is tried on samples that break each, then on the project.
@@ -18,9 +18,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ground": {"ground"},
     "engine": {"engine", "ground"},
     "pipeline": {"pipeline", "ground"},
-    "report": {"report", "engine", "pipeline", "ground"},
+    "run": {"run", "engine", "pipeline", "ground"},
     "explain": {"explain", "engine", "pipeline", "ground"},
-    "bench": {"bench", "explain", "engine", "pipeline", "ground"},  # it measures the heatmaps too
+    "bench": {"bench", "explain", "run", "engine", "pipeline", "ground"},  # it measures the heatmaps too
     "deploy": {"deploy", "explain", "engine", "pipeline", "ground"},
     "examples": set(),  # they run without this project
 }
@@ -102,7 +102,7 @@ def test_the_project_keeps_the_rules():
     [
         ("engine/learner.py", "import pipeline.plan"),
         ("engine/learner.py", "from pipeline import plan"),
-        ("engine/learner.py", "def late():\n    from report.curves import draw"),
+        ("engine/learner.py", "def late():\n    from run.curves import draw"),
         ("engine/learner.py", "import torch, bench"),
         ("engine/learner.py", "from .. import pipeline"),
         ("engine/learner.py", "from ..pipeline.plan import order"),
@@ -112,15 +112,14 @@ def test_the_project_keeps_the_rules():
         ("engine/deeper/learner.py", "from ...explain import cam"),
         ("pipeline/plan.py", "from engine.config import Config"),
         ("pipeline/plan.py", "import train"),
-        ("report/curves.py", "import explain.cam"),
-        ("report/curves.py", "from bench.core import clock"),
-        ("explain/cam.py", "from report import curves"),
+        ("run/curves.py", "import explain.cam"),
+        ("run/curves.py", "from bench.core import clock"),
+        ("explain/cam.py", "from run import curves"),
         ("explain/cam.py", "import gradcam"),
-        ("bench/core/clock.py", "from report import curves"),
         ("bench/core/clock.py", "import preflight"),
         ("train.py", "import gradcam"),
         ("explain/cam.py", "from deploy import formats"),
-        ("deploy/formats.py", "from report import run"),
+        ("deploy/formats.py", "from run import run"),
         ("examples/classify.py", "from engine import model"),
         ("gradcam.py", "from train import main"),
         ("pipeline/plan.py", "import nvidia.dali"),
@@ -147,12 +146,12 @@ def test_each_breach_is_found(path, source):
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("engine/learner.py", "import torch\nfrom engine import model\nfrom . import runtime\nfrom .model import A"),
+        ("engine/learner.py", "import torch\nfrom engine import model\nfrom . import device\nfrom .model import A"),
         ("pipeline/dali.py", "from nvidia.dali import fn\nimport numpy\nfrom pipeline.plan import order"),
-        ("report/curves.py", "from engine import config\nimport pipeline.plan\nfrom report import progress"),
+        ("run/curves.py", "from engine import config\nimport pipeline.plan\nfrom run import reporter"),
         ("explain/cases.py", "from explain import cam\nfrom engine.model import A\nfrom pipeline import dali"),
         ("bench/__main__.py", "import preflight\nfrom bench.core import clock\nfrom engine import model"),
-        ("train.py", "import preflight, bench, explain, report, engine, pipeline\n" + "pass\n" * 149),
+        ("train.py", "import preflight, bench, explain, run, engine, pipeline\n" + "pass\n" * 149),
         ("preflight.py", "import importlib.util\nimport sys"),
         ("engine/checkpoint.py", "try:\n    import io\n    io.open('x')\nexcept OSError:\n    raise"),
     ],

@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from engine import checkpoint, runtime
+from engine import checkpoint
 from engine.config import PRESETS, Config
+from engine.device import configure, pick_device, pick_precision
 from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.machine import Machine
 from engine.model import ResNet, create
 from engine.schedule import one_cycle
+from ground.cpu import cpu_info
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
@@ -307,7 +309,7 @@ def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
     sides = (8, 9, 10)
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
-    runtime.configure(CPU, 1)  # which raises the limit
+    configure(CPU, 1)  # which raises the limit
     learner, loader = start(replace(SMALL, epochs=len(sides), resolutions=sides), count=64)
     learner.use_backend("aot_eager")
     learner.warm_up(32)
@@ -329,8 +331,8 @@ def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
 )
 def test_precision_follows_cuda_capability(monkeypatch, capability, precision):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert runtime.pick_precision(torch.device("cuda", 0)) == precision
-    assert runtime.pick_precision(torch.device("cuda", 0), "fp32") == "fp32"
+    assert pick_precision(torch.device("cuda", 0)) == precision
+    assert pick_precision(torch.device("cuda", 0), "fp32") == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -347,25 +349,25 @@ def test_precision_follows_the_cpus_maker_and_flags(monkeypatch, tmp_path, vendo
     cpuinfo = tmp_path / "cpuinfo"
     first = f"processor\t: 0\nvendor_id\t: {vendor}\nmodel name\t: X\nflags\t\t: {flags}\n"
     cpuinfo.write_text(f"{first}\nprocessor\t: 1\nflags\t: amx_bf16\n")
-    read = runtime.cpu_info
+    read = cpu_info
     assert read("flags", cpuinfo) == flags
-    monkeypatch.setattr(runtime, "cpu_info", lambda field: read(field, cpuinfo))
-    assert runtime.pick_precision(CPU) == precision
+    monkeypatch.setattr("engine.device.cpu_info", lambda field: read(field, cpuinfo))
+    assert pick_precision(CPU) == precision
 
 
 def test_without_a_list_of_flags_there_are_none(tmp_path):
-    assert runtime.cpu_info("flags", tmp_path / "none") == ""
+    assert cpu_info("flags", tmp_path / "none") == ""
 
 
 def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="--precision is fp16 on a CPU"):
-        runtime.pick_precision(CPU, "fp16")
+        pick_precision(CPU, "fp16")
     with pytest.raises(ValueError, match="precision 'int8' is unknown"):
-        runtime.pick_precision(CPU, "int8")
+        pick_precision(CPU, "int8")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="--device is cuda, but torch finds no usable NVIDIA GPU"):
-        runtime.pick_device("cuda")
-    assert runtime.pick_device("auto") == CPU
+        pick_device("cuda")
+    assert pick_device("auto") == CPU
 
 
 def test_resolutions_spread_evenly_over_the_epochs():
@@ -385,7 +387,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     plan = Plan(side=32, count=512, batch_size=32, translate=4, flip="random", cutout=8)
     loader = DaliLoader(split, plan, device, 2, config.resolution)
     model = create(config, split).to(device).to(memory_format=torch.channels_last)
-    learner = Learner(model, config, plan.steps_per_epoch, Machine(device, runtime.pick_precision(device)))
+    learner = Learner(model, config, plan.steps_per_epoch, Machine(device, pick_precision(device)))
     learner.warm_up(32)
     learner.train_epoch(loader.epoch(0))
     model.train()
@@ -435,7 +437,7 @@ def test_compiled_steps_on_a_gpu_are_the_uncompiled_ones(monkeypatch, mode, muon
 
 def test_deterministic_leaves_a_cpu_alone():
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    runtime.configure(CPU, 1, deterministic=True)
+    configure(CPU, 1, deterministic=True)
     assert (torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark) == before
 
 

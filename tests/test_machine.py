@@ -7,9 +7,9 @@ import torch
 
 import train
 from bench.recipe import accuracy
-from engine import runtime
 from engine.distributed import World
 from engine.machine import Machine
+from ground.cpu import busy_cores
 
 SMALL = ["smoke", "--epochs", "1", "--resolutions", "8", "--width", "4"]
 SMALL += ["--threads", "1", "--data", "generated:256/128"]
@@ -20,12 +20,12 @@ def test_busy_cores_are_those_of_other_programs_on_the_cores_this_one_may_use(tm
     before = ["cpu 9 9 9 9", "cpu0 100 10 20 5000 7 1 2 900 0 0", "cpu1 5 5 5 5 5 5 5", "cpu3 1 1 1 1 1 1 1 1 1 1"]
     after = ["cpu 9 9 9 99", "cpu0 110 10 25 5020 9 2 4 990 8 8", "cpu1 25 5 5 5 5 5 5", "cpu3 1 5 1 9 9 2 2 1 1 1"]
     count.write_text("\n".join([*before, "intr 1 2 3 4 5 6 7 8"]))
-    monkeypatch.setattr(runtime, "STATISTICS", count)
+    monkeypatch.setattr("ground.cpu.STATISTICS", count)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3})
     monkeypatch.setattr(time, "sleep", lambda seconds: count.write_text("\n".join(after)))
-    assert runtime.busy_cores(0.2) == pytest.approx((10 + 5 + 1 + 2 + 4 + 1 + 1) / 100 / 0.2)
-    monkeypatch.setattr(runtime, "STATISTICS", tmp_path / "none")
-    assert runtime.busy_cores() == 0
+    assert busy_cores(0.2) == pytest.approx((10 + 5 + 1 + 2 + 4 + 1 + 1) / 100 / 0.2)
+    monkeypatch.setattr("ground.cpu.STATISTICS", tmp_path / "none")
+    assert busy_cores() == 0
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_busy_cores_are_those_of_other_programs_on_the_cores_this_one_may_use(tm
 )
 def test_more_threads_than_free_cores_are_told(monkeypatch, cores, threads, busy, advised):
     monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(cores)))
-    monkeypatch.setattr(runtime, "busy_cores", lambda: busy)
+    monkeypatch.setattr("engine.machine.busy_cores", lambda: busy)
     said = Machine(torch.device("cpu"), threads=threads).crowded()
     assert (f"use --threads {advised}" in said and f"{busy} of the {cores} cores" in said) if advised else said == ""
     assert not Machine(torch.device("cuda"), threads=threads).crowded()

@@ -8,9 +8,9 @@ import torch
 from engine import checkpoint
 from engine.config import Config
 from engine.model import create
-from engine.pretrained import OWN, start_from
 from pipeline.synthetic import load
-from tests.commands import run, weights
+from run.pretrained import OWN, start_from
+from tests.commands import call, weights
 
 RUN = "smoke --data generated:256/64 --epochs 2 --resolutions 16 --precision fp32 --threads 1".split()
 
@@ -37,7 +37,7 @@ def test_all_weights_but_the_last_layer_s_are_taken(first: Path):
 def test_a_run_starts_there_with_its_width_and_other_classes(first: Path, capsys):
     """With steps of nothing the filters stay what they were."""
     still = "--max-lr 1e-30 --muon-lr 0 --weight-decay 0".split()
-    code, out, _ = run(capsys, *RUN, *still, "--pretrained", "first.pt", "--run-dir", "second", "--out", "second.pt")
+    code, out, _ = call(capsys, *RUN, *still, "--pretrained", "first.pt", "--run-dir", "second", "--out", "second.pt")
     assert code == 0 and "width 4, from first.pt" in out
     assert checkpoint.load("second.pt").config.width == 4
     old, new = weights(first), weights("second.pt")
@@ -47,13 +47,13 @@ def test_a_run_starts_there_with_its_width_and_other_classes(first: Path, capsys
 
 def test_it_is_not_read_again_when_the_run_goes_on(first: Path, capsys):
     given = [*RUN, "--pretrained", "first.pt", "--resume", "auto", "--run-dir"]
-    assert run(capsys, *given, "whole", "--out", "whole.pt")[0] == 0
-    assert run(capsys, *given, "cut", "--out", "cut.pt", "--checkpoint-every", "0")[0] == 0
+    assert call(capsys, *given, "whole", "--out", "whole.pt")[0] == 0
+    assert call(capsys, *given, "cut", "--out", "cut.pt", "--checkpoint-every", "0")[0] == 0
     early, *later = sorted(Path("cut").glob("resume-*.pt"))
     for state in later:
         state.unlink()
     first.unlink()
-    code, out, _ = run(capsys, *given, "cut", "--out", "cut.pt")
+    code, out, _ = call(capsys, *given, "cut", "--out", "cut.pt")
     assert code == 0 and f"going on from {early}" in out and later
     whole, cut = weights("whole.pt"), weights("cut.pt")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
@@ -74,6 +74,6 @@ def test_it_is_not_read_again_when_the_run_goes_on(first: Path, capsys):
 )
 def test_what_cannot_be_is_a_line(capsys, flags, said):
     Path("loop").symlink_to("loop")
-    code, _, stderr = run(capsys, *RUN, "--pretrained", "first.pt", *flags, "--run-dir", "other")
+    code, _, stderr = call(capsys, *RUN, "--pretrained", "first.pt", *flags, "--run-dir", "other")
     assert code == 2 and said in stderr and stderr.count("\n") == 1
     assert not Path("other").exists()

@@ -10,10 +10,10 @@ import torch
 
 from bench.core import options, record
 from bench.recipe import ablate, accuracy, curve, trial
-from engine import budget
 from engine.config import PRESETS, parse
 from engine.learner import Evaluation
-from tests.commands import run
+from run import budget
+from tests.commands import call
 
 TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
 TINY += ["--device", "cpu", "--data", "generated:256/128"]
@@ -34,7 +34,7 @@ def made_up(percent, seconds=1.0):
 
 def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     """The same module serves all seeds, so a second run of a seed must give what the first gave."""
-    code, out, _ = run(capsys, *TINY, "--epochs", "2", "--seed", "3")
+    code, out, _ = call(capsys, *TINY, "--epochs", "2", "--seed", "3")
     assert code == 0
     theirs = json.loads(out.splitlines()[-1])
     config = parse([*TINY, "--epochs", "2", "--seed", "3"], "smoke")[1]

@@ -1,4 +1,4 @@
-"""What a run says and leaves behind: report/."""
+"""What a run says and leaves behind: run/."""
 
 import copy
 import io
@@ -22,12 +22,14 @@ from engine.cost import training_flops
 from engine.learner import Progress
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.resume import State
 from ground.terminal import stdout_console
-from report import curves, progress, run_folder
-from report.progress import Reporter, throughput
-from report.run_folder import RunFolder
-from report.summary import model_summary
+from run import curves
+from run import folder as run_folder
+from run import reporter as progress
+from run.folder import RunFolder
+from run.reporter import Reporter, throughput
+from run.resume import State
+from run.summary import model_summary
 
 CPU = torch.device("cpu")
 SUMMARY = {

@@ -14,20 +14,23 @@ from pathlib import Path
 import pytest
 import torch
 
-import report.run
 import train
-from engine import checkpoint, resume, runtime, schema
+from engine import checkpoint
 from engine.config import PRESETS, Config
-from engine.interrupt import SIGNALS, Stopped, StopSignals
 from engine.learner import Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.stopwatch import Stopwatch
+from ground.entry import describe
+from ground.interrupt import SIGNALS, Stopped, StopSignals
+from ground.memory import memory_advice
 from pipeline.dali import DaliLoader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
-from report.run_folder import RunFolder
-from tests.commands import rewritten, run, weights
+from run import resume
+from run import schema as state_schema
+from run.folder import RunFolder
+from run.stopwatch import Stopwatch
+from tests.commands import call, rewritten, weights
 
 CPU = torch.device("cpu")
 HOW = ["--device", "cpu", "--threads", "1"]
@@ -41,7 +44,7 @@ HERE = Machine(CPU).card() | Machine(CPU).choices()
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report.run, "model_summary", lambda *args: "")
+    monkeypatch.setattr("run.run.model_summary", lambda *args: "")
     monkeypatch.setattr(resume, "SHARE", 1e9)
     threads = torch.get_num_threads()
     # As in a terminal: a shell's background job, or nohup, starts with some of them ignored, and we keep that.
@@ -78,7 +81,7 @@ def step(own, count=1):
 def row(epoch):
     """A row that may be the log's."""
     values = {"epoch": epoch, "epochs": 2, "step": STEPS * epoch, "steps": 2 * STEPS, "split": "test"}
-    return dict.fromkeys(schema.COLUMNS, 1) | values
+    return dict.fromkeys(state_schema.COLUMNS, 1) | values
 
 
 def keeper(own, folder="run", state=None, rows=()):
@@ -269,7 +272,7 @@ def stop_after_six_steps(capsys, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Learner, "train_step", stopping)
-    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
+    assert call(capsys, *QUICK, "--run-dir", "run")[0] == 143
     monkeypatch.setattr(Learner, "train_step", real)
 
 
@@ -279,7 +282,7 @@ def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatc
     Path("victim").write_text("mine")
     theirs = {"out": "victim", "run_dir": "elsewhere", "resume": "other", "device": "cuda", "threads": 1000}
     rewritten(resume.states(Path("run"))[0], lambda content: content["config"].update(theirs))
-    code, out, _ = run(capsys, "--resume", "run")
+    code, out, _ = call(capsys, "--resume", "run")
     assert code == 0
     assert "these are the command line's, not the state's: --device cuda -> auto, --threads 1000 -> 0, " in out
     assert "--out victim -> model.pt\n" in out
@@ -323,7 +326,7 @@ def test_a_save_that_fails_names_the_state_before_it():
     os.rename("run", "away")
     with pytest.raises(FileNotFoundError) as caught:
         kept.save()
-    assert "last good resume state: run/resume-00000000.pt" in runtime.describe(caught.value)
+    assert "last good resume state: run/resume-00000000.pt" in describe(caught.value)
     os.rename("away", "run")
     assert Path(kept.saved).read_bytes() == before
 
@@ -433,7 +436,7 @@ def undisturbed(tmp_path_factory):
     def get(capsys):
         if not found:
             folder = str(tmp_path_factory.mktemp("whole"))
-            assert run(capsys, *QUICK, "--run-dir", folder, "--out", f"{folder}/model.pt")[0] == 0
+            assert call(capsys, *QUICK, "--run-dir", folder, "--out", f"{folder}/model.pt")[0] == 0
             found.update(weights=weights(f"{folder}/model.pt"), rows=rows(folder))
         return found
 
@@ -475,7 +478,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, 
     monkeypatch.setattr(Learner, "train_step", counted)
     monkeypatch.setattr(Learner, "evaluate", evaluated)
     command = [*QUICK, "--run-dir", "run", "--resume", "auto"]
-    ended, _, err = run(capsys, *command)
+    ended, _, err = call(capsys, *command)
     assert ended == code
     done = {"evaluation": 4, "last evaluation": 8}.get(at) or int(at[-1])
     lines = err.strip().splitlines()
@@ -483,7 +486,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, 
     assert lines[-1].endswith(f"step {done} of 8; go on with: python train.py --resume run --device cpu --threads 1")
     assert resume.find("run", "").learner["step"] == done
     assert not Path("model.pt").exists()
-    ended, out, _ = run(capsys, *command)
+    ended, out, _ = call(capsys, *command)
     assert ended == 0
     assert f"going on from run/resume-{done:08d}.pt" in out
     assert computed == list(range(1, 9)), "no step twice"
@@ -492,7 +495,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, 
 
 
 def test_saving_every_step_changes_nothing_and_times_add_up(capsys, undisturbed):
-    code, out, _ = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    code, out, _ = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
     assert code == 0
     assert same(undisturbed(capsys)["weights"], weights("model.pt"))
     summary = json.loads(out.splitlines()[-1])
@@ -518,9 +521,9 @@ def test_the_time_that_an_epoch_waited_for_data_counts_over_a_stop(capsys, monke
 
     monkeypatch.setattr(DaliLoader, "epoch", slow)
     monkeypatch.setattr(Learner, "train_step", stopping)
-    assert run(capsys, *QUICK, "--run-dir", "run")[0] == 143
+    assert call(capsys, *QUICK, "--run-dir", "run")[0] == 143
     monkeypatch.setattr(Learner, "train_step", real_step)
-    code, out, _ = run(capsys, "--resume", "run")
+    code, out, _ = call(capsys, "--resume", "run")
     assert code == 0
     summary = json.loads(out.splitlines()[-1])
     log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
@@ -534,19 +537,19 @@ def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch,
     stop_after_six_steps(capsys, monkeypatch)
     os.rename("run", "moved")
     free = ["--run-dir", "other", "--out", "other.pt", "--checkpoint-every", "5"]
-    assert run(capsys, "--resume", "moved", *HOW, *free)[0] == 0
+    assert call(capsys, "--resume", "moved", *HOW, *free)[0] == 0
     assert rows("other") == undisturbed(capsys)["rows"]
     assert json.loads(Path("other/config.json").read_text())["run_dir"] == "other"
-    assert run(capsys, "--resume", "moved", *HOW)[0] == 0
+    assert call(capsys, "--resume", "moved", *HOW)[0] == 0
     assert same(weights("model.pt"), weights("other.pt"))
 
 
 def test_the_second_run_in_a_folder_is_told_who_holds_it(capsys):
     with RunFolder("run"):
-        code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+        code, _, err = call(capsys, *QUICK, "--run-dir", "run")
     assert (code, err.count("\n")) == (2, 1)
     assert f"run is in use by process {os.getpid()} on " in err
-    assert run(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
+    assert call(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
 
 
 # Failures under way
@@ -566,16 +569,16 @@ def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error
         raise error
 
     monkeypatch.setattr(Learner, "train_step", fail)
-    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
     assert (code, err) == (2, "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n")
     monkeypatch.setattr(train, "create", fail)
-    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
     advice = "a narrower network or smaller batches need less; or end other programs"
     assert (code, err) == (2, f"train.py: out of memory: {advice}\n")
 
 
 def test_other_errors_are_not_taken_for_it():
-    with pytest.raises(RuntimeError, match="a defect"), runtime.memory_advice(32, CPU):
+    with pytest.raises(RuntimeError, match="a defect"), memory_advice(32, CPU):
         raise RuntimeError("a defect")
 
 
@@ -587,13 +590,13 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatc
         return (loss * float("nan") if own.step == 6 else loss), correct
 
     monkeypatch.setattr(Learner, "_loss", spoilt)
-    code, _, err = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    code, _, err = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
     assert (code, err.count("\n")) == (2, 1)
     assert "the loss was not finite at epoch 2, step 6 (images " in err
     assert "last good resume state: run/resume-00000006.pt" in err, "that is before step 6, counted from 0"
     assert json.loads(Path("run/bad_batch.json").read_text())["step"] == 6
     monkeypatch.setattr(Learner, "_loss", real)
-    assert run(capsys, "--resume", "run")[0] == 0
+    assert call(capsys, "--resume", "run")[0] == 0
 
 
 def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monkeypatch, undisturbed):
@@ -607,7 +610,7 @@ def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monk
 
     monkeypatch.setattr(Learner, "train_step", filling)
     try:
-        code, _, err = run(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+        code, _, err = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (code, err.count("\n")) == (2, 1)
@@ -615,7 +618,7 @@ def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monk
     assert "last good resume state: run/resume-00000005.pt" in err
     assert [path.name for path in resume.states(Path("run"))] == ["resume-00000005.pt", "resume-00000004.pt"]
     monkeypatch.setattr(Learner, "train_step", real)
-    assert run(capsys, "--resume", "run", *HOW)[0] == 0
+    assert call(capsys, "--resume", "run", *HOW)[0] == 0
     assert same(undisturbed(capsys)["weights"], weights("model.pt"))
 
 
@@ -629,7 +632,7 @@ def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(Learner, "evaluate", deleted)
-    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot write run/" in err
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint
+from engine import checkpoint, schema
 from engine.checkpoint import Checkpoint
 from engine.config import HOTTEST, Config
 from engine.learner import Batch
@@ -21,7 +21,7 @@ from explain.explainer import Explainer
 from explain.study import calibration
 from pipeline.dataset import DataSet
 from pipeline.synthetic import generated
-from tests.commands import run
+from tests.commands import call
 
 CPU = torch.device("cpu")
 MACHINE = Machine(CPU)
@@ -86,7 +86,7 @@ RUN = "smoke --data generated:2048/128 --epochs 1 --resolutions 16 --precision f
 def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatch, tmp_path: Path):
     """After one epoch the model is far from that. What reads the checkpoint gets the logits divided."""
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capsys, *RUN, "--validate")
+    code, out, _ = call(capsys, *RUN, "--validate")
     loaded = checkpoint.load("model.pt")
     temperature = loaded.metrics["temperature"]
     assert code == 0 and json.loads(out.splitlines()[-1])["temperature"] == temperature != 1
@@ -94,7 +94,7 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
     assert found["calibration_error"] < found["calibration_error_without"]
     assert found["temperature"] == temperature and found["temperature_fitted_here"]
 
-    content = checkpoint.read("model.pt", checkpoint.MODEL)
+    content = checkpoint.read("model.pt", checkpoint.MODEL, schema.model)
     content["config"] = checkpoint.config_dict(content["config"])
     content["metrics"].pop("temperature")  # as older checkpoints
     checkpoint.write("older.pt", checkpoint.MODEL, content)
@@ -105,9 +105,9 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
 
 def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert run(capsys, *RUN)[0] == 0
+    assert call(capsys, *RUN)[0] == 0
     assert checkpoint.load("model.pt").metrics["temperature"] == 1
-    assert run(capsys, *RUN, "--run-dir", "other", "--temperature", "0.5")[0] == 0
+    assert call(capsys, *RUN, "--run-dir", "other", "--temperature", "0.5")[0] == 0
     loaded = checkpoint.load("model.pt")
     assert loaded.metrics["temperature"] == 0.5
     assert not study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).fitted

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 import train
-from engine import checkpoint, resume
+from engine import checkpoint
 from engine.config import PRESETS
 from engine.learner import Learner, evaluate
 from engine.machine import Machine
 from pipeline.dali import evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
-from tests.commands import run, weights
+from run import resume
+from tests.commands import call, weights
 
 CPU = torch.device("cpu")
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--device", "cpu", "--precision", "fp32", "--threads", "1"]
@@ -34,7 +35,7 @@ def here(monkeypatch, tmp_path):
 
 
 def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
-    code, out, _ = run(capsys, *QUICK, "--epochs", "4", "--batch-size", "16", "--run-dir", "runs/a")
+    code, out, _ = call(capsys, *QUICK, "--epochs", "4", "--batch-size", "16", "--run-dir", "runs/a")
     assert code == 0
     summary = json.loads(out.splitlines()[-1])
     assert summary["test_accuracy"] > 0.8
@@ -64,7 +65,7 @@ def test_nothing_is_trained_but_the_run_itself(capsys, monkeypatch):
         real(own, *arguments)
 
     monkeypatch.setattr(Learner, "__init__", counted)
-    assert run(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
+    assert call(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
     assert len(made) == 1
 
 
@@ -78,7 +79,7 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
         return real(own, kept, flip)
 
     monkeypatch.setattr(Learner, "evaluate", noted)
-    code, out, _ = run(capsys, *QUICK, "--epochs", "3", "--resolutions", "8", "16", "16", "--run-dir", "run")
+    code, out, _ = call(capsys, *QUICK, "--epochs", "3", "--resolutions", "8", "16", "16", "--run-dir", "run")
     assert code == 0
     assert seen == [(8, False), (16, False), (16, False), (16, True)]
     rows = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
@@ -92,7 +93,7 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
 
 
 def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, monkeypatch, tmp_path):
-    assert run(capsys, *QUICK, "--run-dir", "whole", "--out", "whole.pt")[0] == 0
+    assert call(capsys, *QUICK, "--run-dir", "whole", "--out", "whole.pt")[0] == 0
 
     def stop(keeper):
         keeper.save()
@@ -100,9 +101,9 @@ def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(resume.Keeper, "epoch_done", stop)
-        assert run(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
+        assert call(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
     (state,) = resume.states(Path("part"))
-    code, out, _ = run(capsys, "--resume", "part", "--out", "part.pt", "--device", "cpu", "--threads", "1")
+    code, out, _ = call(capsys, "--resume", "part", "--out", "part.pt", "--device", "cpu", "--threads", "1")
     assert code == 0
     one, two = weights("whole.pt"), weights("part.pt")
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -110,15 +111,15 @@ def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, mon
     assert [row["epoch"] for row in rows] == [1, 2]
     assert json.loads(out.splitlines()[-1])["test_accuracy"] == checkpoint.load("whole.pt").metrics["test_accuracy"]
 
-    code, _, err = run(capsys, "--resume", str(state), "--seed", "7")
+    code, _, err = call(capsys, "--resume", str(state), "--seed", "7")
     assert (code, err.count("\n")) == (2, 1)
     assert "--seed 0 -> 7" in err
-    code, _, err = run(capsys, "cpu", "--resume", "part")
+    code, _, err = call(capsys, "cpu", "--resume", "part")
     assert (code, err.count("\n")) == (2, 1)
 
 
 def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
-    code, _, err = run(capsys, *QUICK, "--max-lr", "1e30", "--div-factor", "1", "--run-dir", "bad", "--no-lookahead")
+    code, _, err = call(capsys, *QUICK, "--max-lr", "1e30", "--div-factor", "1", "--run-dir", "bad", "--no-lookahead")
     assert (code, err.count("\n")) == (2, 1)
     assert "not finite at epoch 1, step" in err
     named = json.loads(Path("bad/bad_batch.json").read_text())
@@ -157,7 +158,7 @@ def test_a_diverging_run_stops_and_names_the_step_and_its_images(capsys):
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, message):
-    code, _, err = run(capsys, *arguments)
+    code, _, err = call(capsys, *arguments)
     assert code == 2
     assert message in err
     assert "Traceback" not in err
@@ -167,14 +168,14 @@ def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, messag
 def test_a_link_for_the_model_is_followed(capsys):
     Path("far").mkdir()
     Path("link.pt").symlink_to("far/model.pt")
-    assert run(capsys, *QUICK, "--epochs", "1", "--out", "link.pt", "--run-dir", "run")[0] == 0
+    assert call(capsys, *QUICK, "--epochs", "1", "--out", "link.pt", "--run-dir", "run")[0] == 0
     assert Path("link.pt").is_symlink() and checkpoint.load("far/model.pt").config.out == "link.pt"
 
 
 def test_a_test_loss_that_is_not_finite_is_said_and_never_saved(capsys, monkeypatch):
     real = Learner.evaluate
     monkeypatch.setattr(Learner, "evaluate", lambda *a: replace(real(*a), loss=float("inf")))
-    code, _, err = run(capsys, *QUICK, "--run-dir", "run")
+    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "the loss of the test images is not finite after step 4" in err
     assert not Path("model.pt").exists()
@@ -182,17 +183,17 @@ def test_a_test_loss_that_is_not_finite_is_said_and_never_saved(capsys, monkeypa
 
 def test_a_foreign_or_damaged_resume_state_is_refused(capsys):
     Path("text.pt").write_text("hello")
-    code, _, err = run(capsys, "--resume", "text.pt")
+    code, _, err = call(capsys, "--resume", "text.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "text.pt is not a resume checkpoint" in err
     checkpoint.write("model.pt", checkpoint.MODEL, {"config": {}})
-    code, _, err = run(capsys, "--resume=model.pt")
+    code, _, err = call(capsys, "--resume=model.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "model.pt is not a resume checkpoint" in err
 
 
 def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys, monkeypatch):
-    assert run(capsys, *QUICK, "--epochs", "1")[0] == 0
+    assert call(capsys, *QUICK, "--epochs", "1")[0] == 0
     old = Path("model.pt").read_bytes()
 
     def full(*args):
@@ -200,12 +201,12 @@ def test_a_full_disk_at_the_end_keeps_the_old_model_and_the_resume_state(capsys,
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_model", full)
-        code, _, err = run(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
+        code, _, err = call(capsys, *QUICK, "--epochs", "1", "--seed", "1", "--run-dir", "second")
     assert (code, err) == (2, "train.py: model.pt: No space left on device\n")
     assert Path("model.pt").read_bytes() == old
     state = resume.find("second", "")
     assert (state.config.seed, len(state.rows)) == (1, 1)
-    assert run(capsys, "--resume", "second")[0] == 0
+    assert call(capsys, "--resume", "second")[0] == 0
     assert checkpoint.load("model.pt").config.seed == 1
 
 

@@ -16,7 +16,8 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from engine import runtime
+from engine.device import synchronise
+from ground.mistake import Mistake
 
 Batch = tuple[Tensor, Tensor]
 STEADY = 0.1  # warm-up ends when two laps in a row differ by less
@@ -92,7 +93,7 @@ class Marks:
         cuda = device.type == "cuda"
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(count)] if cuda else []
         self._used = 0
-        runtime.synchronise(device)
+        synchronise(device)
 
     def mark(self) -> None:
         if self._events:
@@ -103,7 +104,7 @@ class Marks:
 
     def gaps(self) -> list[float]:
         """Seconds from each mark to the next, once the device has reached the last."""
-        runtime.synchronise(self._device)
+        synchronise(self._device)
         if self._events:
             used = self._events[: self._used]
             return [a.elapsed_time(b) / 1000 for a, b in pairwise(used)]
@@ -136,7 +137,7 @@ class Lane:
         for taken in range(steps):
             batch = next(self._source, None)
             if batch is None:
-                raise ValueError(f"the data ended after {taken} of {steps} batches: use a smaller --batch-size")
+                raise Mistake(f"the data ended after {taken} of {steps} batches: use a smaller --batch-size")
             marks.mark()
             self._step(*batch)
             marks.mark()

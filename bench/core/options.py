@@ -12,6 +12,7 @@ import tyro
 from tyro.conf import Suppress
 
 from engine.config import PRESETS, Config, typed, with_one_length
+from ground.mistake import Mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def parse(
     named = bool(arguments) and not arguments[0].startswith("-")
     preset = arguments[0] if named else default
     if preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
+        raise Mistake(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
     values = PRESETS[preset].values("weights", "network", "batches", "machine")
     summary = (about or "").split("\n\n")[0]
     options = tyro.cli(

@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from bench.core.record import ROOT
+from ground.mistake import Mistake
 
 MEANWHILE = 10.0  # seconds
 
@@ -61,12 +62,12 @@ def reported(words: Sequence[str], limit: float) -> dict[str, Any]:
     try:
         done = completed([sys.executable, *words], limit, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except subprocess.TimeoutExpired:
-        raise ValueError(f"{command} did not end within {limit:.0f} s") from None
+        raise Mistake(f"{command} did not end within {limit:.0f} s") from None
     reports = last_json(done.stdout)
     if done.returncode or not reports:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         why = next((line for line in said if line.startswith(("bench: ", "bench, rank"))), said[-1])
-        raise ValueError(f"{command} ended with exit code {done.returncode}: {why}")
+        raise Mistake(f"{command} ended with exit code {done.returncode}: {why}")
     return reports[0]
 
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from bench.core.clock import Rate, Spread
 from engine.machine import Machine
 from ground.files import check_writable, write_whole
+from ground.mistake import Mistake
 
 FORMAT = "cifar10-resnet measurement"
 VERSION = 2
@@ -139,20 +140,20 @@ def load(path: str) -> Result:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT or content.pop("version") not in (1, VERSION):
-            raise ValueError("of another format")
+            raise Mistake("of another format")
         rows = [Row(**{OLD_NAMES.get(name, name): v for name, v in row.items()}) for row in content.pop("rows")]
         for row in rows:
             numbers = [v for v in (row.value, row.low, row.high) if v is not None]
             if not all(isinstance(v, int | float) and abs(v) < 1e100 for v in numbers):
-                raise ValueError(f"the value of {row.name}")
+                raise Mistake(f"the value of {row.name}")
         result = Result(**content, rows=rows)
         texts = [result.theme, *result.card, *result.card.values(), *result.settings.keys()]
         texts += [text for row in rows for text in (row.part, row.name, row.unit, row.note)]
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
-            raise ValueError("a text that is none")
+            raise Mistake("a text that is none")
         return result
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{path} is not a result of `python -m bench`: {error}") from None
+        raise Mistake(f"{path} is not a result of `python -m bench`: {error}") from None
 
 
 def named(only: str, known: Iterable[str], what: str) -> list[str]:
@@ -165,7 +166,7 @@ def named(only: str, known: Iterable[str], what: str) -> list[str]:
     wanted = [name.strip() for name in only.split(",")] if only else every
     for name in wanted:
         if name not in every:
-            raise ValueError(f"--only: {what} {name!r} is unknown: it must be of {', '.join(every)}")
+            raise Mistake(f"--only: {what} {name!r} is unknown: it must be of {', '.join(every)}")
     return wanted
 
 

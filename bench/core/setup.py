@@ -10,7 +10,7 @@ import torch
 
 from bench.core.clock import Batch, Budget
 from bench.core.options import SpeedOptions
-from engine import runtime
+from engine.device import autocast
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -82,7 +82,7 @@ class Setup:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The setup's mixed precision."""
-        return runtime.autocast(self.device, self.precision)
+        return autocast(self.device, self.precision)
 
     def model(self) -> ResNet:
         """A fresh network on the device, channels_last, in training mode."""

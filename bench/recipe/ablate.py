@@ -22,6 +22,7 @@ from bench.core.session import session
 from bench.recipe.accuracy import deviation
 from bench.recipe.trial import Trainer, Trial, TrialOptions
 from engine.config import Config, setting
+from ground.mistake import Mistake
 
 PART = "ablation"
 
@@ -97,7 +98,7 @@ def chosen_ingredients(config: Config, only: str) -> list[Pair]:
     wanted = record.named(only, known, "ingredient")
     for name in wanted:
         if known[name].with_it == known[name].without and only:
-            raise ValueError(f"--only: this recipe is the same with and without {name}: change it by a flag")
+            raise Mistake(f"--only: this recipe is the same with and without {name}: change it by a flag")
     return [known[name] for name in wanted if known[name].with_it != known[name].without]
 
 

@@ -17,9 +17,11 @@ import torch.nn.functional as F
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
-from engine import runtime
 from engine.config import Config
+from engine.device import autocast
 from engine.machine import Machine
+from ground.entry import execute
+from ground.mistake import Mistake
 from pipeline.dataset import open_dataset
 from pipeline.split import Split
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if not options.minutes > 0:
-        raise ValueError(f"--minutes is {options.minutes}: it must be above 0")
+        raise Mistake(f"--minutes is {options.minutes}: it must be above 0")
     machine = Machine.of(Config(threads=options.threads))
     data = open_dataset(options.data, STORED)
     train, *reported = (data.load(part) for part in ("train", "validation", "test"))
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
             group["lr"] = rate * 0.1 ** int(3 * share)
         chosen = torch.randint(len(images), (BATCH,))
         batch = torch.stack([augmented(image) for image in images[chosen]])
-        with runtime.autocast(machine.device, machine.precision):
+        with autocast(machine.device, machine.precision):
             loss = F.cross_entropy(model(normalised(batch, train, machine)), labels[chosen].to(machine.device))
         optimizer.zero_grad()
         loss.backward()
@@ -61,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     middle = v2.Compose([v2.Resize(round(SIDE * 256 / 224), antialias=True), v2.CenterCrop(SIDE)])
     right = 0
     for split in held_out.values():
-        with torch.no_grad(), runtime.autocast(machine.device, machine.precision):
+        with torch.no_grad(), autocast(machine.device, machine.precision):
             logits = [model(normalised(middle(some), train, machine)) for some in nchw(split).split(200)]
         right += int((torch.cat(logits).argmax(1).cpu() == torch.from_numpy(split.labels)).sum())
     total = sum(map(len, held_out.values()))
@@ -82,4 +84,4 @@ def normalised(images: torch.Tensor, train: Split, machine: Machine) -> torch.Te
 
 
 if __name__ == "__main__":
-    runtime.run(main, "-m bench.recipe.reference")
+    execute(main, "-m bench.recipe.reference")

@@ -9,16 +9,17 @@ from typing import Self
 import torch
 
 from bench.core.options import Options
-from engine import runtime
-from engine.budget import fit
 from engine.config import C, Config, setting, typed
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
-from engine.resume import State
+from ground.memory import memory_advice
+from ground.mistake import Mistake
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
+from run.budget import fit
+from run.resume import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +72,14 @@ class Trainer:
             for note in learner.notes:
                 say(note)
         seconds, images = 0.0, 0
-        with runtime.memory_advice(config.batch_size, machine.device):
+        with memory_advice(config.batch_size, machine.device):
             for epoch in range(config.epochs):
                 say(f"epoch {epoch + 1}/{config.epochs}")
                 start = perf_counter()
                 try:
                     images += learner.train_epoch(loader.epoch(epoch)).images  # which waits for the device at its end
                 except NonFiniteLoss as error:
-                    raise ValueError(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
+                    raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
                 seconds += perf_counter() - start
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images

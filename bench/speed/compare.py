@@ -16,6 +16,7 @@ from rich.table import Table
 
 from bench.core import record
 from bench.core.record import Result, Row
+from ground.mistake import Mistake
 from ground.terminal import stdout_console
 
 LEAST = 0.03
@@ -39,10 +40,10 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
         return
     if len(arguments) != 2:
-        raise ValueError(f"compare takes two results, not {len(arguments)}: python -m bench compare A.json B.json")
+        raise Mistake(f"compare takes two results, not {len(arguments)}: python -m bench compare A.json B.json")
     a, b = map(record.load, arguments)
     if a.theme != b.theme:
-        raise ValueError(f"{arguments[0]} is a {a.theme} and {arguments[1]} a {b.theme}: compare two of a kind")
+        raise Mistake(f"{arguments[0]} is a {a.theme} and {arguments[1]} a {b.theme}: compare two of a kind")
     console = stdout_console()
     for what, old, new in (("card", a.card, b.card), ("settings", a.settings, b.settings)):
         for key in sorted(old.keys() | new.keys()):

@@ -15,7 +15,9 @@ from bench.core.clock import Lane
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from engine import runtime
+from engine.device import peak_memory as process_peak
+from engine.device import synchronise
+from ground.memory import release_freed_memory
 
 PART = "resources"
 ENERGY_SECONDS = 3.0  # of training; the driver renews its energy counter some ten times a second
@@ -34,7 +36,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     images, labels = next(loader)
     data = perf_counter() - ready
     learner.train_step(images, labels)
-    runtime.synchronise(setup.device)
+    synchronise(setup.device)
     first = perf_counter() - start
     lane = Lane(loader, learner.train_step, setup.device)
     say("peak memory")
@@ -84,7 +86,7 @@ def reset_peak_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     elif os.access(clear := Path("/proc/self/clear_refs"), os.W_OK):
-        runtime.release_freed_memory()
+        release_freed_memory()
         clear.write_text("5")  # man proc_pid_clear_refs: resets the process's VmHWM
 
 
@@ -92,6 +94,6 @@ def peak_memory(device: torch.device) -> int:
     """Bytes since `reset_peak_memory`: allocated on the GPU, or resident of the process."""
     status = Path("/proc/self/status")
     if device.type == "cuda" or not status.exists():
-        return runtime.peak_memory(device)
+        return process_peak(device)
     found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
-    return 1024 * int(found.group(1)) if found else runtime.peak_memory(device)
+    return 1024 * int(found.group(1)) if found else peak_memory(device)

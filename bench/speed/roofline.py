@@ -8,8 +8,8 @@ from bench.core.clock import Budget, Spread, measure
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from engine import runtime
 from engine.cost import training_flops
+from engine.device import DTYPES
 
 PART = "roof"
 
@@ -22,7 +22,7 @@ def measure_roof(setup: Setup, say: Say, trained: float | None) -> list[Row]:
     rates: dict[str, Spread] = {}
     for name in names:
         say(f"matrix products in {name}")
-        rates[name] = matrix_rate(runtime.DTYPES[name], setup.device, setup.budget(2))
+        rates[name] = matrix_rate(DTYPES[name], setup.device, setup.budget(2))
         note = "without TF32, which convolutions take" if setup.cuda and name == "fp32" else ""
         rows.append(Row.of(PART, f"matrix rate, {name}", "TFLOP/s", rates[name], note))
     arithmetic = 1e12 * rates[setup.precision].median / flops

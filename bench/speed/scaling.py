@@ -93,4 +93,4 @@ def measure_rank(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    distributed.run(measure_rank, "bench")
+    distributed.execute(measure_rank, "bench")

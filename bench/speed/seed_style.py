@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import runtime
 from engine.config import Config
 from engine.convolution import use_torch_gradients
+from engine.device import autocast
 from engine.model import ResNet
 
 
@@ -48,7 +48,7 @@ class SeedStyle:
         images = images.to(self.device, memory_format=self.layout, non_blocking=not waits)
         labels = labels.to(self.device, non_blocking=not waits)
         self.optimizer.zero_grad()
-        with runtime.autocast(self.device, self.precision):
+        with autocast(self.device, self.precision):
             logits = self.model(images)
             loss = F.cross_entropy(logits, labels)
         self.scaler.scale(loss).backward()

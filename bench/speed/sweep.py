@@ -25,8 +25,9 @@ from bench.core.record import Row
 from bench.core.session import Say, session
 from bench.core.setup import Setup, prepare
 from bench.speed.resources import peak_memory, reset_peak_memory
-from engine import runtime
 from engine.config import setting
+from ground.memory import out_of_memory
+from ground.mistake import Mistake
 
 PART = "sweep"
 GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
@@ -45,13 +46,13 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_speed(Options, arguments, "sweep", __doc__)
     setup = prepare(replace(options, batch_size=2))  # the sizes themselves are checked below
     if options.compile_modes and not setup.machine.compiled:
-        raise ValueError("--compile-modes is for what is compiled: add --compile on")
+        raise Mistake("--compile-modes is for what is compiled: add --compile on")
     sizes = sorted(set(options.batch_sizes))
     if not sizes:
         low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
         sizes = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
     if sizes[-1] > len(setup.split):
-        raise ValueError(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
+        raise Mistake(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
     tried: Sequence[Any] = options.compile_modes or (options.compile_mode,)
     setups = {
         mode: [replace(setup, config=replace(options, batch_size=size, compile_mode=mode)) for size in sizes]
@@ -94,7 +95,7 @@ def sweep(
         try:
             rate, peaks[size], compiling = measure_one(setup)
         except (MemoryError, RuntimeError) as error:
-            if not runtime.out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             end = f"stopped at batch {size}: memory ran out"
             break

@@ -29,8 +29,9 @@ from bench.core.session import session
 from bench.core.setup import Setup, prepare
 from bench.trace.phases import Phases
 from bench.trace.trace import Analysis, analyse
-from engine import runtime
 from engine.config import setting
+from engine.device import synchronise
+from ground.memory import map_large_blocks
 
 # torch-tb-profiler knows the loader and the optimizer by the names that torch gives their ranges.
 LOADER_RANGE = "enumerate(DataLoader)#DaliLoader.__next__"
@@ -74,7 +75,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
         learner.warm_up(setup.batch_size)
     loader = setup.dali(setup.batch_size, setup.side)
     if not setup.cuda:
-        runtime.map_large_blocks()
+        map_large_blocks()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
     open_ranges = ExitStack()
 
@@ -99,7 +100,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
             enter("")
             phases.train_step(images, labels)
             if step == WARM_UP + steps - 1:
-                runtime.synchronise(setup.device)
+                synchronise(setup.device)
             profiler.step()
     return next(folder.glob("*.pt.trace.json.gz"))
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from ground.mistake import Mistake
+
 RANGES = ("data", "forward", "backward", "optimizer")
 # Looked for in this order in lower-case names of operators and kernels.
 KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -50,7 +52,7 @@ def analyse(trace: dict[str, Any], cuda: bool) -> Analysis:
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     steps = [e for e in events if e["name"].startswith("ProfilerStep#") and e.get("cat") == "user_annotation"]
     if not steps:
-        raise ValueError("the trace holds no training step")
+        raise Mistake("the trace holds no training step")
     begin, end = min(e["ts"] for e in steps), max(e["ts"] + e["dur"] for e in steps)
     thread = (steps[0]["pid"], steps[0]["tid"])
     host = [

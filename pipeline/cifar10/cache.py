@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ground.files import lock, write_whole
+from ground.mistake import Mistake
 from pipeline.cifar10 import facts, sources
 from pipeline.cifar10.sources import DISK_FULL, Arrays, say
 from pipeline.split import Split, sha256
@@ -35,7 +36,7 @@ def load(part: str) -> Split:
         OSError: no source can be reached, or the cache cannot be written.
     """
     if part not in ("train", "test"):
-        raise ValueError(f'the part is "train" or "test", not {part!r}')
+        raise Mistake(f'the part is "train" or "test", not {part!r}')
     for folder in folders():
         found = _open(folder / CACHE_NAME, part)
         if found:
@@ -43,7 +44,7 @@ def load(part: str) -> Split:
     path, _ = prepare()
     found = _open(path, part)
     if not found:
-        raise ValueError(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
+        raise Mistake(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
     return found
 
 
@@ -71,7 +72,7 @@ def prepare() -> tuple[Path, str]:
         try:
             arrays, source = sources.obtain(searched, work)
             if wrong := _wrong(arrays):
-                raise ValueError(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
+                raise Mistake(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
             write_whole(work / CACHE_NAME, *(arrays[name] for name in facts.SHAPES), durable=True)
             os.replace(work / CACHE_NAME, path)
         except OSError as error:
@@ -93,7 +94,7 @@ def folders() -> list[Path]:
         return [xdg]
     folder = Path(named).expanduser().absolute()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"CIFAR10_DIR: {folder} is not a folder; name the folder that holds the file")
+        raise Mistake(f"CIFAR10_DIR: {folder} is not a folder; name the folder that holds the file")
     if folder.is_dir() and not os.access(folder, os.W_OK):
         return [folder, xdg]
     return [folder]

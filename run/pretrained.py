@@ -11,7 +11,8 @@ from typing import Any
 from engine import checkpoint
 from engine.config import Config
 from engine.model import ResNet
-from engine.resume import State
+from ground.mistake import Mistake
+from run.resume import State
 
 OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
 
@@ -28,11 +29,11 @@ def shaped(config: Config, typed: Collection[str], state: State) -> Config:
             images that the run holds out; or another depth or width was given.
     """
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
-        raise ValueError(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
+        raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
     theirs = state.config if state.path else checkpoint.load(config.pretrained).config
     same = os.path.realpath(theirs.data) == os.path.realpath(config.data)
     if same and (config.validate or config.fold) and not state.path:
-        raise ValueError(
+        raise Mistake(
             f"--pretrained {config.pretrained} was trained on this data: it may have learnt the very images that "
             "--validate or --fold holds out"
         )
@@ -40,7 +41,7 @@ def shaped(config: Config, typed: Collection[str], state: State) -> Config:
     for name, needed in shape.items():
         if name in typed and getattr(config, name) != needed:
             given, path = getattr(config, name), config.pretrained
-            raise ValueError(f"--{name} is {given}, but --pretrained {path} has {needed}: leave --{name} out")
+            raise Mistake(f"--{name} is {given}, but --pretrained {path} has {needed}: leave --{name} out")
     return replace(config, **shape)
 
 

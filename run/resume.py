@@ -21,10 +21,12 @@ from typing import Any, Self, TypeVar
 
 from engine import checkpoint
 from engine.config import Config, differences
-from engine.interrupt import Stopped, StopSignals
 from engine.learner import Learner
-from engine.row import EpochRow
-from engine.stopwatch import Stopwatch
+from ground.interrupt import Stopped, StopSignals
+from ground.mistake import Mistake
+from run import schema
+from run.row import EpochRow
+from run.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -87,11 +89,11 @@ def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
             faults.append(str(error))
     if not faults:
         raise FileNotFoundError(2, "no resume state in this folder", str(path))
-    raise ValueError(f"no state to go on from: {'; '.join(faults)}")
+    raise Mistake(f"no state to go on from: {'; '.join(faults)}")
 
 
 def _load(path: Path) -> State:
-    content = checkpoint.read(path, checkpoint.RESUME)
+    content = checkpoint.read(path, checkpoint.RESUME, schema.state)
     given: Config = content.pop("config")
     # Where and by what a run goes on is for the command line to say: a file may be a stranger's.
     here = Config().values("machine", "files") | {"run_dir": str(path.parent)}
@@ -106,12 +108,12 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
             not fit the learner.
     """
     if changed := differences(state.config, config):
-        raise ValueError(
+        raise Mistake(
             f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}: leave these out, or start "
             "afresh without --resume"
         )
     if state.data != data:
-        raise ValueError(f"{state.path}: it was trained on other data than this run would be")
+        raise Mistake(f"{state.path}: it was trained on other data than this run would be")
     steps, epoch = learner.steps_per_epoch, len(state.rows)
     try:
         # The groups' settings are the config's; only their momentum is the state's.
@@ -119,9 +121,9 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
         optimizer = {"state": state.learner["optimizer"]["state"], "param_groups": groups}
         learner.load_state_dict({**state.learner, "optimizer": optimizer})
         if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
-            raise ValueError(f"step {learner.step} after {epoch} finished epochs cannot be")
+            raise Mistake(f"step {learner.step} after {epoch} finished epochs cannot be")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
+        raise Mistake(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
 
 
 class Keeper:
@@ -259,7 +261,7 @@ def claim(folder: Path, state: State) -> None:
         except (ValueError, OSError):
             continue
         if len(other.rows) < other.config.epochs:
-            raise ValueError(
+            raise Mistake(
                 f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
                 f"or remove its resume-*.pt"
             )

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from engine.row import EpochRow
 from ground.files import write_whole
+from run.row import EpochRow
 
 # Blue, vermilion and bluish green of Okabe and Ito's colour-blind safe set; line style and marker differ too.
 TRAIN = {"color": "#0072B2", "linestyle": "--", "marker": "o"}

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from engine import runtime
 from engine.config import PICTURES, PRESETS, C, Config
+from engine.device import synchronise
 from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import Images, network
-from engine.resume import State
+from run.resume import State
 
 MOST_EPOCHS = 200
 FEWEST_EPOCHS = 3  # before the network is made narrower: see docs/RESULTS.md, accuracy against time
@@ -99,7 +99,7 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
         while len(times) < 4 or sum(times) < TRIED_SECONDS:
             start = perf_counter()
             learner.train_step(images, labels)
-            runtime.synchronise(machine.device)
+            synchronise(machine.device)
             times.append(perf_counter() - start)
         found[side] = machine.world.largest(median(times[1:])) / share
     return found

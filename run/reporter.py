@@ -21,8 +21,8 @@ from rich.progress import TextColumn
 from engine.config import Config
 from engine.learner import Batch, Progress
 from engine.machine import Machine
-from engine.row import EpochRow
 from ground.terminal import bar, printable
+from run.row import EpochRow
 
 Peek = Callable[[], Progress | None]
 

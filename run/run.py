@@ -14,17 +14,20 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
 
-from engine import checkpoint, runtime
+from engine import checkpoint
+from engine.device import peak_memory
 from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
-from engine.resume import Keeper, State
-from engine.row import EpochRow
-from engine.stopwatch import Stopwatch
 from engine.temperature import fit_temperature
+from ground.memory import memory_advice
+from ground.mistake import Mistake
 from ground.terminal import stdout_console
 from pipeline.dali import DaliLoader
-from report.progress import Reporter, throughput
-from report.run_folder import NoFolder, RunFolder
-from report.summary import model_summary
+from run.folder import NoFolder, RunFolder
+from run.reporter import Reporter, throughput
+from run.resume import Keeper, State
+from run.row import EpochRow
+from run.stopwatch import Stopwatch
+from run.summary import model_summary
 
 
 class Run:
@@ -60,7 +63,7 @@ class Run:
                 if self.world.first
                 else NoFolder(self.state)
             )
-            stack.enter_context(runtime.memory_advice(self.config.batch_size, self.machine.device))
+            stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
             self.config = replace(self.config, run_dir=str(self.folder.path))
             self.keeper = Keeper(self.folder.path, self.folder.rows, self.learner, self.data, self.clock, self.state)
             self.folder.write_config(checkpoint.config_dict(self.config))
@@ -106,7 +109,7 @@ class Run:
                 drawn = replace(self.loader.plan, rank=0, world=1).draws(*divmod(error.step, steps))
                 where = self.folder.note_bad_batch(error.step, drawn.indices.tolist())
                 advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
-                raise ValueError(f"{error} ({where}): {advice}") from None
+                raise Mistake(f"{error} ({where}): {advice}") from None
 
     def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
         """The model on these batches; a stop signal ends it between two.
@@ -118,7 +121,7 @@ class Run:
             result = self.learner.evaluate(self.keeper.batches(batches), flip)
         if not math.isfinite(result.loss):
             advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
-            raise ValueError(
+            raise Mistake(
                 f"the loss of the {self.split} images is not finite after step {self.learner.step}: {advice}"
             )
         return result
@@ -183,7 +186,7 @@ class Run:
             "precision": self.machine.precision,
             **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},
             **throughput([row["images_per_s"] for row in self.folder.rows]),
-            "peak_memory_bytes": runtime.peak_memory(self.machine.device),
+            "peak_memory_bytes": peak_memory(self.machine.device),
         }
         if self.world.first:
             try:

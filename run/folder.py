@@ -23,11 +23,12 @@ from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 from torch.utils.tensorboard.summary import scalar
 
-from engine.resume import State, claim
-from engine.row import EpochRow
 from ground.files import lock, write_whole
-from report.curves import draw
-from report.progress import json_line
+from ground.mistake import Mistake
+from run.curves import draw
+from run.reporter import json_line
+from run.resume import State, claim
+from run.row import EpochRow
 
 SCALARS = {
     "loss/training": "loss",
@@ -91,7 +92,7 @@ class RunFolder:
         self._drawn, self._draw_seconds = perf_counter(), FIRST_DRAW_SECONDS
 
     def _taken(self, holder: str) -> NoReturn:
-        raise ValueError(
+        raise Mistake(
             f"{self.path} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
         )
 
@@ -222,4 +223,4 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"cannot write {path}: {reason}; make room there or choose another --run-dir") from error
+        raise Mistake(f"cannot write {path}: {reason}; make room there or choose another --run-dir") from error

@@ -1,0 +1,131 @@
+"""Device, precision and threads: the one file that sets torch's global switches."""
+
+import os
+import platform
+import resource
+import warnings
+from contextlib import AbstractContextManager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from ground.cpu import cpu_info
+from ground.memory import keep_freed_memory
+from ground.mistake import Mistake
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that "auto", "cuda" or "cpu" means here.
+
+    Raises:
+        Mistake: CUDA was asked for and torch finds none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise Mistake(
+            "--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu"
+        )
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def pick_precision(device: torch.device, wanted: str = "auto") -> str:
+    """Type for "auto": bf16 where it is fast, fp16 on older CUDA, else fp32; anything else as asked.
+
+    On a CPU bf16 is fast with AMX, and on AMD's with AVX512-BF16. An Intel Xeon that has that but no AMX, which a
+    virtual machine may hide, trains faster in float32: measured in docs/RESULTS.md, "The CPU runs".
+
+    Raises:
+        Mistake: it is none of DTYPES, or fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
+    """
+    if wanted not in ("auto", *DTYPES):
+        raise Mistake(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
+    if wanted == "fp16" and device.type == "cpu":
+        raise Mistake("--precision is fp16 on a CPU: use bf16, fp32 or auto")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    flags, amd = cpu_info("flags").split(), cpu_info("vendor_id") == "AuthenticAMD"
+    return "bf16" if "amx_bf16" in flags or (amd and "avx512_bf16" in flags) else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Mixed precision for the forward pass; nothing for fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def configure(device: torch.device, threads: int = 0, deterministic: bool = False) -> int:
+    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core).
+
+    With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there.
+
+    Raises:
+        Mistake: more threads than cores, which would wait for each other at every operation.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise Mistake(f"--threads is {threads}: it must be 0 to {cores}, the cores that this process may use")
+    threads = threads or cores
+    torch.set_num_threads(threads)
+    # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
+    torch._dynamo.config.recompile_limit = 64
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        # What is in float32 here, the head, is meant to be exact.
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
+        torch.backends.cudnn.benchmark = True
+        if deterministic:
+            from torch._inductor import config as inductor
+
+            torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts; CUDA's manual asks for it
+            torch.use_deterministic_algorithms(True)
+            inductor.deterministic = True  # torch.compile, too, picks some kernels by their time
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return threads
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given; nothing on a CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch held on the GPU, or the most memory the process had on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def environment_card(device: torch.device) -> dict[str, str]:
+    """What a number must carry to mean something: hardware, driver and versions."""
+    def installed(*names: str) -> str:
+        for name in names:
+            try:
+                return version(name)
+            except PackageNotFoundError:
+                continue
+        return "not installed"
+
+    card = {
+        "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "dali": installed("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
+    }
+    if device.type == "cuda":
+        driver = Path("/proc/driver/nvidia/version")
+        text = driver.read_text().split("\n")[0] if driver.exists() else "unknown"
+        card |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "driver": next((word for word in text.split() if word[0].isdigit() and "." in word), text),
+            "cuda": str(torch.version.cuda),
+        }
+    return card

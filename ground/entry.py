@@ -1,0 +1,46 @@
+"""How every command ends: with 0, with one line about what the user can mend, or by a signal."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from ground.interrupt import Stopped
+from ground.memory import out_of_memory
+from ground.mistake import Mistake
+from ground.terminal import printable
+
+
+def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
+    """Run `main` on the command line's words and exit.
+
+    Exit codes: 0; 2 after one line about a Mistake, about a file (an OSError that names one), or about memory; 128 and
+    the signal's number after one that stopped it (130 for Ctrl-C). Any other exception is a defect: its traceback is
+    shown, and the exit code is 1.
+    """
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print(f"{entry}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Stopped as stop:
+        print(f"{entry}: {stop}", file=sys.stderr)
+        sys.exit(128 + stop.signum)
+    except (Mistake, OSError, RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError | MemoryError):
+            if not out_of_memory(error):
+                raise
+            advice = "a narrower network or smaller batches need less; or end other programs"
+            error = Mistake(f"out of memory: {advice}")
+        elif isinstance(error, OSError) and not error.filename:
+            raise
+        print(f"{entry}: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def describe(error: Exception) -> str:
+    """An error in one line, the file first where it has one, without control characters that a name may hold."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = (f"{error.filename}: " if error.filename else "") + error.strerror
+    return printable(" ".join(text.split()))
