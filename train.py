@@ -37,7 +37,7 @@ from run import resume
 from run.budget import fit
 from run.pretrained import shaped, start_from
 from run.resume import State
-from run.run import Run
+from run.run import open_run
 from run.stopwatch import Stopwatch
 
 
@@ -69,16 +69,15 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     if state.path:
         resume.restore(learner, state, config, train.digest)
 
-    with Run(state, learner, loader, train.digest, reported.name, clock) as run:
+    with open_run(state, learner, loader, train.digest, reported.name, clock) as run:
         run.begin(preset)
         for epoch in range(run.epochs_done, config.epochs):
-            # -----------------------------------------------------------------------------------------------------
-            # One epoch. The batches know when to save, when to stop and what to show: see Run.
-            with run.training(epoch) as batches:
-                progress = learner.train_epoch(batches)
-            result = run.evaluate(test.epoch(epoch))
-            run.end_epoch(epoch, progress, result)
-            # -----------------------------------------------------------------------------------------------------
+            with run.training(epoch):  # timed; its bar
+                for images, labels in run.batches(epoch):  # what is left of the epoch
+                    learner.train_step(images, labels)
+                    run.after_step()  # the bar moves, a stop signal is heard, a state is saved when it is due
+                progress = learner.end_epoch()  # waits for the device
+            run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
         run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))

@@ -4,7 +4,6 @@ Inside an epoch nothing waits for the device: metrics stay on it, and `peek` rea
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import Config
-from engine.device import autocast, synchronise
+from engine.device import autocast
 from engine.distributed import ALONE, World
 from engine.graph import StepGraph
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.optimizer import create_optimizer
 from engine.schedule import one_cycle
-from ground.memory import out_of_memory
 from ground.mistake import Mistake
 
 Batch = tuple[Tensor, Tensor]
 
 CUDA_GRAPH_MODES = ("reduce-overhead", "max-autotune")
-WARM_UP_PASSES = 3  # torch.compile's own CUDA graphs are recorded in the second pass and replayed in the third
 LOOKAHEAD_EVERY = 5  # steps; with the decay below as in airbench94 (Keller Jordan, arXiv 2404.00498)
 LOOKAHEAD_DECAY = 0.95**5
 
@@ -81,7 +78,7 @@ class Learner:
     def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
         if config.batch_size < 2 * machine.world.size:
             raise Mistake(f"--batch-size is {config.batch_size}: {machine.world.size} processes need 2 images each")
-        self.model, self.config, self.machine = model, config, machine
+        self.model, self.config, self.machine = model.train(), config, machine
         self._replica = machine.world.replicate(model, config.sync_batch_norm)
         self.steps_per_epoch, self.total_steps = steps_per_epoch, steps_per_epoch * config.epochs
         self.step = 0
@@ -92,145 +89,69 @@ class Learner:
         self.scaler = torch.amp.GradScaler(machine.device.type, enabled=machine.precision == "fp16")
         self.lookahead = Lookahead(model) if config.lookahead else None
         self._forward_and_loss: Callable[..., tuple[Tensor, Tensor]] = _forward_and_loss
-        self._compiler_replays = False
+        self.compiler_replays = False
         if machine.compiled:
             self.use_backend("inductor", config.compile_mode)
-        self._metrics = Metrics(machine.device, machine.world)
-        self._graphs: dict[torch.Size, StepGraph] = {}
-        self.notes: list[str] = []
-        """What `warm_up` could not do, in lines for a person."""
+        self.metrics = Metrics(machine.device, machine.world)
+        self.graphs: dict[torch.Size, StepGraph] = {}
+        """By the images' shape: see engine/warm_up.py."""
 
     def use_backend(self, backend: str, mode: str | None = None) -> None:
         """Compile forward and loss in one graph by a backend and mode of torch.compile; every shape gets its own."""
         self._forward_and_loss = torch.compile(
             _forward_and_loss, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
-        self._compiler_replays = self.machine.device.type == "cuda" and mode in CUDA_GRAPH_MODES
+        self.compiler_replays = self.machine.device.type == "cuda" and mode in CUDA_GRAPH_MODES
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
-            self._metrics.reset()
+            self.metrics.reset()
         rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
-        graph = self._graphs.get(images.shape)
+        graph = self.graphs.get(images.shape)
         if graph:
             graph.replay(images, labels, self.step, rates)
         else:
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
-            self._update(images, labels, self.step)
+            self.update(images, labels, self.step)
         self.step += 1
         if self.lookahead and (self.step % LOOKAHEAD_EVERY == 0 or self.step == self.total_steps):
             self.lookahead.update(self.step / self.total_steps)
 
-    def _update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
+    def update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
         """Forward, backward, optimizer and metrics."""
-        loss, correct = self._loss(images, labels)
+        loss, correct = self.loss(images, labels)
         self.scaler.scale(self.machine.world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self._metrics.add(step, loss.detach(), correct, len(labels))
+        self.metrics.add(step, loss.detach(), correct, len(labels))
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if self._compiler_replays:
+    def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.compiler_replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         smoothing, precision = self.config.label_smoothing, self.machine.precision
         return self._replica(self._forward_and_loss, images, labels, smoothing, precision)
 
-    def warm_up(self, batch_size: int) -> float:
-        """Compile, and on a GPU record, the step of every resolution; returns the seconds it took.
-
-        Recording takes steps; all that they changed is put back, so nothing is trained.
-
-        With several ranks it also makes DistributedDataParallel settle the groups in which gradients are sent, which it
-        would otherwise change after the first step of a process. The groups decide in what order numbers are added, so
-        a resumed run would round differently.
-        """
-        start = time.perf_counter()
-        before = self._on_device()
-        self.model.train()
-        # What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the
-        # stream where it was made.
-        stream = torch.cuda.Stream() if self.records else None
-        if stream:
-            stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for side in sorted(set(self.config.resolutions)):
-                nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=self.machine.device)
-                images, labels = nhwc.permute(0, 3, 1, 2), nhwc.new_zeros(batch_size, dtype=torch.int64)
-                for _ in range(WARM_UP_PASSES if self.machine.device.type == "cuda" else 1):
-                    # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no
-                    # gradients after it.
-                    loss, correct = self._loss(images, labels)
-                    loss.backward()
-                    self.optimizer.zero_grad(set_to_none=True)
-                    del loss, correct
-                if self.records:
-                    self._record(images, labels)
-        if stream:
-            torch.cuda.current_stream().wait_stream(stream)
-        self._restore(before)
-        synchronise(self.machine.device)
-        return time.perf_counter() - start
-
-    @property
-    def needs_warm_up(self) -> bool:
-        """Whether `warm_up` has something to do."""
-        return self.machine.compiled or self.records or self.machine.world.size > 1
-
-    @property
-    def records(self) -> bool:
-        """Whether each shape of batch gets a CUDA graph of the whole step.
-
-        fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
-        """
-        machine = self.machine
-        alone = machine.world.size == 1 and not self._compiler_replays
-        return self.config.cuda_graph and machine.device.type == "cuda" and machine.precision != "fp16" and alone
-
-    def _record(self, images: Tensor, labels: Tensor) -> None:
-        try:
-            self._graphs[images.shape] = StepGraph(self._update, self.optimizer, images, labels)
-        except RuntimeError as error:
-            if out_of_memory(error):
-                raise
-            why = str(error).splitlines()[0]
-            self.notes.append(f"slower than it could be: no CUDA graph of a step at {images.shape[-1]} px ({why})")
-
-    def _on_device(self) -> list[tuple[Tensor, Tensor]]:
-        """All tensors that a step writes to, each with a copy."""
-        momentum = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        tensors = [*self.model.state_dict().values(), *(m for m in momentum if m is not None), self._metrics.values]
-        return [(tensor, tensor.clone()) for tensor in tensors]
-
-    def _restore(self, before: list[tuple[Tensor, Tensor]]) -> None:
-        kept = {id(tensor) for tensor, _ in before}
-        for tensor, copy in before:
-            tensor.copy_(copy)
-        for state in self.optimizer.state.values():  # 0 is what a first step starts from
-            if state["momentum_buffer"] is not None and id(state["momentum_buffer"]) not in kept:
-                state["momentum_buffer"].zero_()
-
-    def train_epoch(self, batches: Iterable[Batch]) -> Progress:
-        """Train on all batches (of one epoch, or of what is left of it); then the epoch's metrics.
+    def end_epoch(self) -> Progress:
+        """Wait for the device; then the metrics of the epoch, or of what of it was done.
 
         Raises:
             NonFiniteLoss: some step's loss was not a finite number; the model is spoilt.
         """
-        self.model.train()
-        for images, labels in batches:
-            self.train_step(images, labels)
         self.check_finite()
-        return self._metrics.read()
+        return self.metrics.read()
 
-    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+    def evaluate(
+        self, batches: Iterable[Batch], flip: bool = False, after_batch: Callable[[], None] = lambda: None
+    ) -> Evaluation:
         """`evaluate` of the model as it is now."""
-        return evaluate(self.model, batches, self.machine, flip)
+        return evaluate(self.model, batches, self.machine, flip, after_batch)
 
     def check_finite(self) -> None:
         """Wait for the device, then raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
-        bad = float(self._metrics.values[6])
+        bad = float(self.metrics.values[6])
         if math.isfinite(bad):
             raise NonFiniteLoss(int(bad), self.steps_per_epoch)
         norms = torch._foreach_norm([t for t in self.model.state_dict().values() if t.is_floating_point()])
@@ -242,7 +163,7 @@ class Learner:
 
         An epoch's metrics stay until the next one's first step, so that a state between the two still holds them.
         """
-        return self._metrics.peek()
+        return self.metrics.peek()
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0, by the peak `max_lr`; 0 after the last."""
@@ -257,7 +178,7 @@ class Learner:
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "lookahead": self.lookahead.slow if self.lookahead else [],
-                "metrics": self._metrics.values,
+                "metrics": self.metrics.values,
             }
         )
 
@@ -268,7 +189,7 @@ class Learner:
             ValueError, TypeError, KeyError, RuntimeError and the like: it does not fit; the learner is spoilt.
         """
         self.step = state["step"]
-        self._graphs.clear()  # they write to the momentum of before
+        self.graphs.clear()  # they write to the momentum of before
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
@@ -277,7 +198,7 @@ class Learner:
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.machine.device) for t in state["lookahead"]])
-        self._metrics.values.copy_(state["metrics"])
+        self.metrics.values.copy_(state["metrics"])
 
 
 def _host_copy(value: Any) -> Any:
@@ -367,12 +288,18 @@ def _progress(values: Tensor) -> Progress:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], machine: Machine, flip: bool = False) -> Evaluation:
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    machine: Machine,
+    flip: bool = False,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
 
     Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror image
     (test-time augmentation). Each rank gives its own batches, none of them too, and gets the result of all; the model's
-    running statistics become rank 0's.
+    running statistics become rank 0's. `after_batch` is called after each batch, and may stop the evaluation.
     """
     machine.world.share_buffers(model)
     was_training = model.training
@@ -386,6 +313,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], machine: Machine, flip:
         own = labels.clamp(min=0)
         rights.index_add_(0, own, (logits.argmax(1) == labels).double())
         counts.index_add_(0, own, (labels >= 0).double())
+        after_batch()
     model.train(was_training)
     machine.world.sum_(sums)
     right, count = rights.cpu(), counts.cpu()

@@ -4,7 +4,7 @@ Label smoothing makes a network less sure than it could be, long training surer.
 likeliest, and one division mends both (Guo et al. 2017, arXiv 1706.04599).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -18,7 +18,9 @@ HALVINGS = 40
 
 
 @torch.no_grad()
-def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine) -> float | None:
+def fit_temperature(
+    model: nn.Module, batches: Iterable[Batch], machine: Machine, after_batch: Callable[[], None] = lambda: None
+) -> float | None:
     """The temperature of the smallest cross-entropy on these images, which the model must not have been trained on.
 
     In effect one more of the N images is wrong: of each label 1 / (N + 2), after Laplace's rule of succession, goes to
@@ -34,6 +36,7 @@ def fit_temperature(model: nn.Module, batches: Iterable[Batch], machine: Machine
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision).double()
         found.append((logits[labels >= 0], labels[labels >= 0]))
+        after_batch()
     sums = torch.zeros(3, dtype=torch.float64, device=machine.device)
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(HALVINGS):  # the cross-entropy is convex in 1 / temperature: its slope changes sign once

@@ -19,6 +19,7 @@ from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import Images, network
+from engine.warm_up import needs_warm_up, warm_up
 from run.resume import State
 
 MOST_EPOCHS = 200
@@ -87,8 +88,8 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
     alone = replace(machine, world=ALONE)
     model = network(config, train.classes).to(machine.device).to(memory_format=torch.channels_last)
     learner = Learner(model, replace(config, batch_size=share), 1 << 20, alone)
-    if learner.needs_warm_up:
-        learner.warm_up(share)
+    if needs_warm_up(learner):
+        warm_up(learner, share)
     learner.model.train()
     found = {}
     for side in sorted(set(config.resolutions)):

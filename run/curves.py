@@ -38,8 +38,8 @@ def draw(rows: Sequence[EpochRow], lr_at: Callable[[int], float], path: Path) ->
     figure = Figure(figsize=(13, 4), dpi=110, layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, train_key, test_key, scale, form in (
-        (loss, "loss", "test_loss", 1, ".4f"),
-        (accuracy, "train_accuracy", "test_accuracy", 100, ".2f"),
+        (loss, "loss", "reported_loss", 1, ".4f"),
+        (accuracy, "train_accuracy", "reported_accuracy", 100, ".2f"),
     ):
         _line(axes, rows, train_key, scale, f"training, augmented: {{:{form}}}", **TRAIN)
         _line(axes, rows, test_key, scale, f"{rows[-1]['split']}: {{:{form}}}", **TEST)

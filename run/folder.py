@@ -25,16 +25,16 @@ from torch.utils.tensorboard.summary import scalar
 
 from ground.files import lock, write_whole
 from ground.mistake import Mistake
+from ground.terminal import json_line
 from run.curves import draw
-from run.reporter import json_line
 from run.resume import State, claim
 from run.row import EpochRow
 
 SCALARS = {
     "loss/training": "loss",
-    "loss/{split}": "test_loss",
+    "loss/{split}": "reported_loss",
     "accuracy/training": "train_accuracy",
-    "accuracy/{split}": "test_accuracy",
+    "accuracy/{split}": "reported_accuracy",
     "learning rate": "lr",
     "images per second": "images_per_s",
     "resolution": "resolution",
@@ -123,11 +123,6 @@ class RunFolder:
             write_whole(path, (json_line({"step": step, "indices": indices}) + "\n").encode())
         return f"images {', '.join(map(str, indices[:8]))}, ...: all {len(indices)} in {path}"
 
-    def total(self, key: str) -> float:
-        """Sum of a column of the rows."""
-        rows: Sequence[Mapping[str, Any]] = self.rows
-        return sum(row[key] for row in rows)
-
     def close(self) -> None:
         """Draw the last picture, close the files and let the folder go."""
         try:
@@ -156,25 +151,6 @@ class RunFolder:
             draw(self.rows, self._lr_at, path)
         self._drawn = perf_counter()
         self._draw_seconds = self._drawn - start
-
-
-class NoFolder(RunFolder):
-    """What all ranks but the first have in its place: the rows, and nothing on the disk."""
-
-    def __init__(self, state: State) -> None:
-        self.path, self.rows = Path(), list(state.rows)
-
-    def write_config(self, config: Mapping[str, Any]) -> None:
-        pass
-
-    def add(self, row: EpochRow) -> None:
-        self.rows.append(row)
-
-    def note_bad_batch(self, step: int, indices: Sequence[int]) -> str:
-        return f"images {', '.join(map(str, indices[:8]))}, ..."
-
-    def close(self) -> None:
-        pass
 
 
 class _Board:

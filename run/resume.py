@@ -13,11 +13,11 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
 """
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from engine import checkpoint
 from engine.config import Config, differences
@@ -27,8 +27,6 @@ from ground.mistake import Mistake
 from run import schema
 from run.row import EpochRow
 from run.stopwatch import Stopwatch
-
-T = TypeVar("T")
 
 KEPT = 2
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
@@ -133,7 +131,7 @@ class Keeper:
     With several ranks the first one does: the others would wait for this one in the middle of a step.
 
     Args:
-        folder: the run folder, claimed for `state`; this process alone writes to it, if it is rank 0.
+        folder: the run folder, claimed for `state`; this process alone, rank 0, writes to it.
         rows: the log's rows, read at each save.
         learner: what is saved. `learner.config.checkpoint_every` are the seconds between two states inside an epoch; an
             epoch's end has one too. More rarely, where saving would take over 1% of the time.
@@ -152,7 +150,7 @@ class Keeper:
         state: State,
     ) -> None:
         self.folder, self.rows, self.learner, self.data, self.clock = folder, rows, learner, data, clock
-        self.config, self._world = learner.config, learner.machine.world
+        self.config, self._alone = learner.config, learner.machine.world.size == 1
         self.environment = learner.machine.card() | learner.machine.choices()
         self.saved = str(state.path or "none yet")
         self.notes = [*state.notes, *_announcements(state, self.config, self.environment)]
@@ -167,33 +165,25 @@ class Keeper:
         epoch = min(len(self.rows) + 1, self.config.epochs)
         return f"epoch {epoch}, step {self.learner.step} of {self.learner.total_steps}"
 
-    def steps(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches of a training epoch; between two steps it saves what is due and stops where that was asked for.
+    def after_step(self) -> None:
+        """Stop where a signal asked for it, and save what is due.
 
         Raises:
             Stopped: by a signal; the state is saved.
             NonFiniteLoss: found when saving; nothing is saved.
             OSError: the state cannot be saved; those before it are intact.
         """
-        for batch in batches:
-            yield batch
-            self._stop_if_asked()
-            if self._due(self.config.checkpoint_every):
-                self.save()
+        self.stop_if_asked()
+        if self._due(self.config.checkpoint_every):
+            self.save()
 
-    def batches(self, batches: Iterable[T]) -> Iterator[T]:
-        """Batches to evaluate on; stops between two where that was asked for, and raises as `steps` does."""
-        for batch in batches:
-            yield batch
-            self._stop_if_asked()
-
-    def epoch_done(self) -> None:
+    def end_epoch(self) -> None:
         """Save, unless that would take over 1% of the time since the last one.
 
         After the last epoch, save wherever there is a state: the newest one tells whether a run is finished.
         """
         finished = len(self.rows) == self.config.epochs
-        if self._due(0) or (finished and self._world.first and states(self.folder)):
+        if self._due(0) or (finished and states(self.folder)):
             self.save()
 
     def save(self) -> None:
@@ -222,7 +212,7 @@ class Keeper:
         self._cost = self._last - start
 
     def __enter__(self) -> Self:
-        if self._world.size == 1:
+        if self._alone:
             self._signals.__enter__()
         return self
 
@@ -231,9 +221,10 @@ class Keeper:
 
     def _due(self, every: float) -> bool:
         wait = max(every, self._cost / SHARE) if self.config.checkpoint_every else 0.0
-        return self._world.first and perf_counter() - self._last >= wait
+        return perf_counter() - self._last >= wait
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Save and raise Stopped if a signal has come; raises as `after_step`."""
         if self._signals.received:
             self.save()
             default = Config()

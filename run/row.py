@@ -3,7 +3,7 @@
 from typing import TypedDict
 
 
-# Every column but `split` is a number: engine/schema.py refuses a state where one is not.
+# Every column but `split` is a number: run/schema.py refuses a state where one is not.
 class EpochRow(TypedDict):
     epoch: int
     """Counted from 1."""
@@ -26,7 +26,7 @@ class EpochRow(TypedDict):
     images_per_s: float
     """Training images a second, of all ranks together."""
     split: str
-    """The images that the test_ values are of: "test", or with --validate "validation"."""
+    """The images that the reported_ values are of: "test" or "validation"."""
     loss: float
     """Mean over the epoch's augmented training images, as train_accuracy."""
     train_accuracy: float
@@ -34,9 +34,9 @@ class EpochRow(TypedDict):
     last_loss: float
     """Of the last batch, as last_accuracy."""
     last_accuracy: float
-    test_loss: float
-    test_correct: int
-    test_total: int
-    test_accuracy: float
-    test_class_accuracy: float
+    reported_loss: float
+    reported_correct: int
+    reported_total: int
+    reported_accuracy: float
+    reported_class_accuracy: float
     """Mean of the classes' own accuracies."""

@@ -1,11 +1,12 @@
-"""One run of train.py: its folder, resume states, clock, bar and rows behind one object.
+"""One run of train.py, behind one object: its folder, resume states, clock, bar and rows.
 
-    with Run(state, learner, loader, train.digest, "test", clock) as run:
+    with open_run(state, learner, loader, train.digest, "test", clock) as run:
         run.begin("cpu")
         for epoch in range(run.epochs_done, config.epochs):
-            with run.training(epoch) as batches: ...
+            with run.training(epoch):
+                for images, labels in run.batches(epoch): ...
 
-Every rank has one. They go through the same calls; only rank 0's speaks and writes.
+Every rank has one and goes through the same calls. Rank 0 has a RecordedRun, which also speaks and writes.
 """
 
 import math
@@ -18,11 +19,12 @@ from engine import checkpoint
 from engine.device import peak_memory
 from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.temperature import fit_temperature
+from engine.warm_up import needs_warm_up, warm_up
 from ground.memory import memory_advice
 from ground.mistake import Mistake
-from ground.terminal import stdout_console
+from ground.terminal import Tracker, stdout_console
 from pipeline.dali import DaliLoader
-from run.folder import NoFolder, RunFolder
+from run.folder import RunFolder
 from run.reporter import Reporter, throughput
 from run.resume import Keeper, State
 from run.row import EpochRow
@@ -31,9 +33,9 @@ from run.summary import model_summary
 
 
 class Run:
-    """Keeps and says all there is of one run.
+    """What every rank does of a run: train, evaluate and add up.
 
-    In its `with` the run folder is held, and running out of memory is a line of advice.
+    In its `with`, running out of memory is a line of advice.
 
     Args:
         state: where the run goes on; empty for a fresh one.
@@ -43,129 +45,198 @@ class Run:
         split: name of the images that the run reports on.
         clock: has the seconds that the run took so far.
 
-    Raises:
-        ValueError: the run folder cannot be written or belongs to another run.
+    Attributes:
+        rows: of the epochs that are finished.
     """
 
     def __init__(
         self, state: State, learner: Learner, loader: DaliLoader, data: str, split: str, clock: Stopwatch
     ) -> None:
-        self.config, self.machine, self.world = learner.config, learner.machine, learner.machine.world
+        self.config, self.machine = learner.config, learner.machine
         self.state, self.learner, self.loader, self.clock = state, learner, loader, clock
         self.data, self.split = data, split
-        self.reporter = Reporter(stdout_console() if self.world.first else None)
+        self.rows = list(state.rows)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self.folder: RunFolder = stack.enter_context(
-                RunFolder(self.config.run_dir, self.state, self.learner.lr_at)
-                if self.world.first
-                else NoFolder(self.state)
-            )
-            stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
-            self.config = replace(self.config, run_dir=str(self.folder.path))
-            self.keeper = Keeper(self.folder.path, self.folder.rows, self.learner, self.data, self.clock, self.state)
-            self.folder.write_config(checkpoint.config_dict(self.config))
-            self._open = stack.pop_all()
+        self._open.enter_context(memory_advice(self.config.batch_size, self.machine.device))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def begin(self, preset: str) -> None:
-        """Say what is to come, and compile it; from here on a stop signal waits for the end of a step."""
+    def begin(self, preset: str) -> list[str]:
+        """Compile, and whatever else must be done before the first step; returns what could not be, in lines."""
+        if not needs_warm_up(self.learner):
+            return []
+        with self.clock.on("compile"):
+            return warm_up(self.learner, self.loader.plan.share)
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.rows)
+
+    def first_step(self, epoch: int) -> int:
+        """Steps of an epoch, counted from 0, that were done before the run stopped."""
+        return self.learner.step - epoch * len(self.loader)
+
+    @contextmanager
+    def training(self, epoch: int) -> Iterator[None]:
+        """Around the steps of an epoch: what they take is the training time."""
+        with self.clock.on("train"):
+            yield
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """What is left of an epoch's batches; the time until each arrives is noted."""
+        return self.clock.waiting("wait", self.loader.epoch(epoch, self.first_step(epoch)))
+
+    def after_step(self) -> None:
+        """To be called when a training step is on its way."""
+
+    def after_batch(self) -> None:
+        """Is called after each batch that is evaluated."""
+
+    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+        """The model on these batches."""
+        with self.clock.on("eval"):
+            return self.learner.evaluate(batches, flip, self.after_batch)
+
+    def temperature(self, unseen: Iterable[Batch]) -> float:
+        """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
+        with self.clock.on("eval"):
+            fitted = fit_temperature(self.learner.model.eval(), unseen, self.machine, self.after_batch)
+        return fitted or self.config.temperature
+
+    def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
+        """Add the row of an epoch."""
+        train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
+        self.record(
+            EpochRow(
+                epoch=epoch + 1,
+                epochs=self.config.epochs,
+                step=self.learner.step,
+                steps=self.learner.total_steps,
+                resolution=self.config.resolution(epoch),
+                lr=self.learner.lr_at(self.learner.step),
+                train_seconds=train,
+                wait_seconds=wait,
+                eval_seconds=evaluation,
+                it_per_s=len(self.loader) / train,
+                images_per_s=progress.images / train,
+                split=self.split,
+                loss=progress.loss,
+                train_accuracy=progress.accuracy,
+                last_loss=progress.last_loss,
+                last_accuracy=progress.last_accuracy,
+                reported_loss=result.loss,
+                reported_correct=result.correct,
+                reported_total=result.total,
+                reported_accuracy=result.accuracy,
+                reported_class_accuracy=result.class_accuracy,
+            )
+        )
+
+    def record(self, row: EpochRow) -> None:
+        """Add the row of a finished epoch."""
+        self.rows.append(row)
+
+    def _gained(self, kind: str) -> float:
+        """Seconds of a kind since the last row, over stops too: the largest of the ranks'."""
+        self.clock.raise_to(kind, self.machine.world.largest(self.clock[kind]))
+        before = {"train": "train_seconds", "wait": "wait_seconds", "eval": "eval_seconds"}[kind]
+        return max(0.0, self.clock[kind] - sum(row[before] for row in self.rows))  # type: ignore[literal-required]
+
+    def end(self, flipped: Evaluation, temperature: float) -> None:
+        """To be called at last, with the evaluation by test-time augmentation."""
+
+
+class RecordedRun(Run):
+    """Rank 0's: keeps all there is of the run in its folder, and says it.
+
+    In its `with` the run folder is held. From `begin` on, a stop signal waits for the end of a step.
+
+    Raises:
+        Mistake: the run folder cannot be written or belongs to another run.
+    """
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(RunFolder(self.config.run_dir, self.state, self.learner.lr_at))
+            self.rows = self.folder.rows
+            stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
+            self.config = replace(self.config, run_dir=str(self.folder.path))
+            self.keeper = Keeper(self.folder.path, self.rows, self.learner, self.data, self.clock, self.state)
+            self.folder.write_config(checkpoint.config_dict(self.config))
+            self._open = stack.pop_all()
+        self.reporter = Reporter(stdout_console())
+        self.bar: Tracker | None = None
+        return self
+
+    def begin(self, preset: str) -> list[str]:
+        """Say what is to come, and compile it."""
         self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
         self.reporter.choice(preset, self.config, self.machine)
         for note in (*self.keeper.notes, self.machine.crowded()):
             if note:
                 self.reporter.say(note)
-        if self.learner.needs_warm_up:
-            with self.clock.on("compile"):
-                self.learner.warm_up(self.loader.plan.share)
-            for note in self.learner.notes:
-                self.reporter.say(note)
+        notes = super().begin(preset)
+        for note in notes:
+            self.reporter.say(note)
         self._open.enter_context(self.keeper)
-
-    @property
-    def epochs_done(self) -> int:
-        return len(self.folder.rows)
+        return notes
 
     @contextmanager
-    def training(self, epoch: int) -> Iterator[Iterator[Batch]]:
-        """What is left of an epoch's batches, counted from 0: shown in the bar, timed, and the run saved between them.
+    def training(self, epoch: int) -> Iterator[None]:
+        """Around the steps of an epoch: they are timed, and shown in a bar.
 
         Raises:
-            ValueError: a step's loss is not finite; names its images and the state before it.
+            Mistake: a step's loss is not finite; names its images and the state before it.
         """
-        steps, first = len(self.loader), self.learner.step - epoch * len(self.loader)
-        # From the inside: the wait for a batch is timed, the run is saved or stopped between two steps, the bar moves.
-        batches = self.keeper.steps(self.clock.waiting("wait", self.loader.epoch(epoch, first)))
-        with self.reporter.epoch(epoch + 1, self.config.epochs, steps, self.loader.plan.batch_size, first) as bar:
-            try:
-                with self.clock.on("train"):
-                    yield bar.over(batches, self.learner.peek)
-            except NonFiniteLoss as error:
-                drawn = replace(self.loader.plan, rank=0, world=1).draws(*divmod(error.step, steps))
-                where = self.folder.note_bad_batch(error.step, drawn.indices.tolist())
-                advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
-                raise Mistake(f"{error} ({where}): {advice}") from None
+        steps, plan = len(self.loader), self.loader.plan
+        self.bar = self.reporter.epoch(
+            epoch + 1, self.config.epochs, steps, plan.batch_size, self.learner.peek, self.first_step(epoch)
+        )
+        try:
+            with self.bar, super().training(epoch):
+                yield
+        except NonFiniteLoss as error:
+            draws = replace(plan, rank=0, world=1).draws(*divmod(error.step, steps))
+            where = self.folder.note_bad_batch(error.step, draws.indices.tolist())
+            raise Mistake(f"{error} ({where}): {self._advice}") from None
+
+    def after_step(self) -> None:
+        """Move the bar; stop where a signal asks for it; save what is due.
+
+        Raises:
+            Stopped: by a signal; the state is saved.
+            NonFiniteLoss: found when saving; nothing is saved.
+            OSError: the state cannot be saved; those before it are intact.
+        """
+        if self.bar:
+            self.bar.advance()
+        self.keeper.after_step()
+
+    def after_batch(self) -> None:
+        """Stop where a signal asks for it; raises as `after_step`."""
+        self.keeper.stop_if_asked()
 
     def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
-        """The model on these batches; a stop signal ends it between two.
+        """The model on these batches.
 
         Raises:
-            ValueError: the loss is not finite, though that of training was.
+            Mistake: the loss is not finite, though that of training was.
         """
-        with self.clock.on("eval"):
-            result = self.learner.evaluate(self.keeper.batches(batches), flip)
+        result = super().evaluate(batches, flip)
         if not math.isfinite(result.loss):
-            advice = f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
-            raise Mistake(
-                f"the loss of the {self.split} images is not finite after step {self.learner.step}: {advice}"
-            )
+            what = f"the loss of the {self.split} images is not finite after step {self.learner.step}"
+            raise Mistake(f"{what}: {self._advice}")
         return result
 
-    def temperature(self, unseen: Iterable[Batch]) -> float:
-        """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
-        with self.clock.on("eval"):
-            fitted = fit_temperature(self.learner.model.eval(), self.keeper.batches(unseen), self.machine)
-        return fitted or self.config.temperature
-
-    def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
-        """Add the row of an epoch, and save the state if one is due."""
-        train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
-        row = EpochRow(
-            epoch=epoch + 1,
-            epochs=self.config.epochs,
-            step=self.learner.step,
-            steps=self.learner.total_steps,
-            resolution=self.config.resolution(epoch),
-            lr=self.learner.lr_at(self.learner.step),
-            train_seconds=train,
-            wait_seconds=wait,
-            eval_seconds=evaluation,
-            it_per_s=len(self.loader) / train,
-            images_per_s=progress.images / train,
-            split=self.split,
-            loss=progress.loss,
-            train_accuracy=progress.accuracy,
-            last_loss=progress.last_loss,
-            last_accuracy=progress.last_accuracy,
-            test_loss=result.loss,
-            test_correct=result.correct,
-            test_total=result.total,
-            test_accuracy=result.accuracy,
-            test_class_accuracy=result.class_accuracy,
-        )
+    def record(self, row: EpochRow) -> None:
+        """Add the row of a finished epoch, show it, and save the state if one is due."""
         self.folder.add(row)
         self.reporter.row(row)
-        self.keeper.epoch_done()
-
-    def _gained(self, kind: str) -> float:
-        """Seconds of a kind since the last row, over stops too: the largest of the ranks'."""
-        self.clock.raise_to(kind, self.world.largest(self.clock[kind]))
-        return max(0.0, self.clock[kind] - self.folder.total(f"{kind}_seconds"))
+        self.keeper.end_epoch()
 
     def end(self, flipped: Evaluation, temperature: float) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
@@ -173,25 +244,34 @@ class Run:
         Raises:
             OSError: the model cannot be written; the state is saved, so that only this is left to do.
         """
-        last = self.folder.rows[-1]
+        last = self.rows[-1]
         metrics = {
-            "test_loss": last["test_loss"],
-            "test_correct": last["test_correct"],
-            "test_total": last["test_total"],
-            "test_accuracy": last["test_accuracy"],
-            "test_class_accuracy": last["test_class_accuracy"],
+            "test_loss": last["reported_loss"],
+            "test_correct": last["reported_correct"],
+            "test_total": last["reported_total"],
+            "test_accuracy": last["reported_accuracy"],
+            "test_class_accuracy": last["reported_class_accuracy"],
             "test_accuracy_tta": flipped.accuracy,
             "temperature": temperature,
             "split": self.split,
             "precision": self.machine.precision,
             **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},
-            **throughput([row["images_per_s"] for row in self.folder.rows]),
+            **throughput([row["images_per_s"] for row in self.rows]),
             "peak_memory_bytes": peak_memory(self.machine.device),
         }
-        if self.world.first:
-            try:
-                checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
-            except OSError:
-                self.keeper.save()
-                raise
+        try:
+            checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
+        except OSError:
+            self.keeper.save()
+            raise
         self.reporter.finish(metrics | {"checkpoint": self.config.out, "environment": self.machine.card()})
+
+    @property
+    def _advice(self) -> str:
+        return f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
+
+
+def open_run(state: State, learner: Learner, loader: DaliLoader, data: str, split: str, clock: Stopwatch) -> Run:
+    """This rank's run: rank 0 records it. The arguments are those of Run."""
+    kind = RecordedRun if learner.machine.world.first else Run
+    return kind(state, learner, loader, data, split, clock)

@@ -22,6 +22,8 @@ from engine.distributed import ALONE
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import ResNet
+from engine.warm_up import warm_up
+from ground.mistake import Mistake
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
 from run import resume
@@ -63,7 +65,7 @@ def batches(world):
 def learn(folder, world):
     temperature.FEWEST = 33
     own = learner(world)
-    own.warm_up(17 - world.rank)
+    warm_up(own, 17 - world.rank)
     own.model.train()
     for images, labels in shares(world):
         own.train_step(images, labels)
@@ -116,7 +118,7 @@ def train(folder, world):
     def fail(step):
         if step == 2 and not world.first:
             Path(folder, "failed_at").write_text(json.dumps(time.time()))
-            raise ValueError("there is a hole in the bucket")
+            raise Mistake("there is a hole in the bucket")
 
     if not world.restarted:
         run("whole", lambda step: None)

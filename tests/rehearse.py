@@ -19,6 +19,7 @@ from engine.config import PRESETS
 from engine.learner import Learner, evaluate
 from engine.machine import Machine
 from engine.model import ResNet
+from engine.warm_up import warm_up
 from explain import faithfulness
 from explain.cam import METHODS, check_class_maps, heatmaps
 from explain.cases import Cases
@@ -55,16 +56,16 @@ def test_a_step_never_waits_and_uploads_nothing(precision, muon):
     """Recorded as a CUDA graph, replayed, and launched kernel by kernel. The fifth step has lookahead."""
     with pretend():
         learner = start(muon, precision)
-        with Watch() as warm_up:
-            learner.warm_up(512)
-        assert not learner.notes
-        recorded = learner._graphs[batch(512, 32)[0].shape]._graph.seen
+        with Watch() as warming:
+            notes = warm_up(learner, 512)
+        assert notes == []
+        recorded = learner.graphs[batch(512, 32)[0].shape]._graph.seen
         learner.step = 4
         replayed = step(learner)
-        learner._graphs.clear()
+        learner.graphs.clear()
         learner.step = 4
         launched = step(learner)
-    for seen in (warm_up, recorded, replayed, launched):
+    for seen in (warming, recorded, replayed, launched):
         assert not seen.waits and not seen.uploads
     assert not recorded.strays and not launched.strays
     assert 0 < recorded.kernels["optimizer"] <= (MUON if muon else 3)
@@ -118,7 +119,7 @@ def test_metrics_on_the_cpu_are_found():
 
 
 def test_an_upload_in_the_step_is_found():
-    old = "self.optimizer.zero_grad(set_to_none=True)\n        self._metrics"
+    old = "self.optimizer.zero_grad(set_to_none=True)\n        self.metrics"
     faulty, line = planted(learning, old, old.replace("\n", "; torch.zeros(9).to(self.machine.device)\n"))
     with pretend():
         seen = step(start(learner=faulty))
@@ -195,7 +196,7 @@ def test_compiled_gradients_are_the_eager_ones(precision):
         if compiled:
             learner.use_backend("aot_eager")
         images = torch.randint(256, (32, 3, 16, 16), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
-        loss, _ = learner._loss(images, torch.arange(32) % 10)
+        loss, _ = learner.loss(images, torch.arange(32) % 10)
         loss.backward()
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     for name, eager in gradients[0].items():

@@ -81,7 +81,7 @@ def ghosts(count):
             sums.zero_()
         for rank, (images, labels) in enumerate(shards):
             before = [buffer.clone() for buffer in buffers]
-            loss, correct = own._loss(images, labels)
+            loss, correct = own.loss(images, labels)
             (loss * (len(labels) * count / ranks.BATCH)).backward()
             sums += torch.tensor([loss.item() * len(labels), correct.item(), len(labels)], dtype=torch.float64)
             if rank:  # the statistics are rank 0's
@@ -243,7 +243,7 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_weights(lau
     assert f"going on from {folder}/killed/resume-0000000" in out, out
     assert same(weights(folder / "whole.pt"), weights(folder / "killed.pt"))
     assert rows(folder / "whole") == rows(folder / "killed")
-    assert [row["test_total"] for row in rows(folder / "whole")] == [1100, 1100]
+    assert [row["reported_total"] for row in rows(folder / "whole")] == [1100, 1100]
 
 
 def test_only_rank_0_speaks_and_says_how_many_they_are(launched):
@@ -321,14 +321,11 @@ def test_a_restarted_run_goes_on_only_from_its_own_folder(monkeypatch, tmp_path)
 
 def test_sigterm_is_left_as_it_was_with_several_ranks(tmp_path):
     own = ranks.learner()
-    own.machine = Machine(CPU, world=World(1, 2))
+    own.machine = Machine(CPU, world=World(0, 2))
     kept = resume.Keeper(tmp_path, (), own, "", Stopwatch({}), resume.State())
     before = signal.getsignal(signal.SIGTERM)
     with kept:
         assert signal.getsignal(signal.SIGTERM) == before
-    kept.epoch_done()
-    assert list(kept.steps([1])) == [1]
-    assert list(tmp_path.iterdir()) == []
 
 
 # How it scales

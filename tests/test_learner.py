@@ -18,10 +18,12 @@ from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.machine import Machine
 from engine.model import ResNet, create
 from engine.schedule import one_cycle
+from engine.warm_up import warm_up
 from ground.cpu import cpu_info
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
+from tests.learning import train_epoch
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -55,7 +57,7 @@ def test_overfits_32_images(precision):
     model = create(config, split).to(memory_format=torch.channels_last)
     learner = Learner(model, config, 60, Machine(CPU, precision))
     first = evaluate(model, [(images, labels)], Machine(CPU, precision))
-    learner.train_epoch([(images, labels)] * 60)
+    train_epoch(learner, [(images, labels)] * 60)
     last = evaluate(model, [(images, labels)], Machine(CPU, precision))
     assert first.accuracy < 0.5
     assert last.accuracy == 1.0
@@ -68,7 +70,7 @@ def test_two_runs_give_bitwise_equal_weights(precision, muon_lr):
     for _ in range(2):
         learner, loader = start(replace(SMALL, muon_lr=muon_lr), precision=precision)
         for epoch in range(2):
-            learner.train_epoch(loader.epoch(epoch))
+            train_epoch(learner, loader.epoch(epoch))
         results.append(weights(learner))
     assert same(*results)
     assert not same(*(weights(start(replace(SMALL, seed=seed), precision=precision)[0]) for seed in (0, 1)))
@@ -78,15 +80,15 @@ def test_two_runs_give_bitwise_equal_weights(precision, muon_lr):
 def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path, muon_lr):
     config = replace(SMALL, epochs=3, resolutions=(16, 24, 32), muon_lr=muon_lr)
     whole, loader = start(config)
-    rows = [whole.train_epoch(loader.epoch(epoch)) for epoch in range(3)]
+    rows = [train_epoch(whole, loader.epoch(epoch)) for epoch in range(3)]
 
     stopped, loader = start(config)
-    stopped.train_epoch(loader.epoch(0))
+    train_epoch(stopped, loader.epoch(0))
     torch.save(stopped.state_dict(), tmp_path / "state.pt")
     resumed, loader = start(replace(config, seed=9))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert resumed.step == loader.plan.steps_per_epoch
-    assert [resumed.train_epoch(loader.epoch(epoch)) for epoch in (1, 2)] == rows[1:]
+    assert [train_epoch(resumed, loader.epoch(epoch)) for epoch in (1, 2)] == rows[1:]
     assert same(weights(whole), weights(resumed))
 
 
@@ -95,7 +97,7 @@ def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path, muon_lr):
 def test_resuming_anywhere_equals_going_on_bitwise(precision, stop):
     config = replace(SMALL, epochs=3, resolutions=(16, 24))
     whole, loader = start(config, precision=precision)
-    rows = [whole.train_epoch(loader.epoch(epoch)) for epoch in range(3)]
+    rows = [train_epoch(whole, loader.epoch(epoch)) for epoch in range(3)]
 
     stopped, loader = start(config, precision=precision)
     for epoch in range(3):
@@ -109,7 +111,7 @@ def test_resuming_anywhere_equals_going_on_bitwise(precision, stop):
     resumed, loader = start(replace(config, seed=9), precision=precision)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for epoch in range(max(0, stop - 1) // 4, 3):
-        assert resumed.train_epoch(loader.epoch(epoch, resumed.step - epoch * 4)) == rows[epoch]
+        assert train_epoch(resumed, loader.epoch(epoch, resumed.step - epoch * 4)) == rows[epoch]
     assert same(weights(whole), weights(resumed))
     assert all(torch.equal(*pair) for pair in zip(whole.lookahead.slow, resumed.lookahead.slow, strict=True))
 
@@ -127,7 +129,7 @@ def test_state_is_a_copy():
     learner, loader = start()
     state = learner.state_dict()
     before = {name: tensor.clone() for name, tensor in state["model"].items()}
-    learner.train_epoch(loader.epoch(0))
+    train_epoch(learner, loader.epoch(0))
     assert same(before, state["model"])
 
 
@@ -204,7 +206,7 @@ def test_epoch_metrics_are_those_of_its_batches():
             yield batch
             steps.append(learner.peek())
 
-    progress = learner.train_epoch(noted())
+    progress = train_epoch(learner, noted())
     assert [step.images for step in steps] == [32, 48]
     first, second = steps[0].last_loss, steps[1].last_loss
     assert progress.loss == pytest.approx((32 * first + 16 * second) / 48)
@@ -221,7 +223,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step():
     config = replace(SMALL, max_lr=1e30, div_factor=1.0, lookahead=False)
     learner, loader = start(config)
     with pytest.raises(NonFiniteLoss, match=r"not finite at epoch 1, step \d") as caught:
-        learner.train_epoch(loader.epoch(0))
+        train_epoch(learner, loader.epoch(0))
     assert 1 <= caught.value.step <= 3
 
 
@@ -252,7 +254,7 @@ def test_balanced_classes_count_the_same_however_many_images_they_have():
     for balance in (True, False):
         config = replace(SMALL, balance=balance, label_smoothing=0.0)
         learner = Learner(create(config, split), config, 1, Machine(CPU))
-        losses.append(float(learner._loss(images, labels)[0].detach()))
+        losses.append(float(learner.loss(images, labels)[0].detach()))
         each = F.cross_entropy(learner.model(images), labels, reduction="none").detach()
     by_class = np.mean([float(each[labels == c].mean()) for c in range(10)])
     assert losses == pytest.approx([by_class, float(each.mean())], rel=1e-5) and losses[0] != pytest.approx(losses[1])
@@ -291,11 +293,11 @@ def test_compiled_training_has_one_graph_and_learns_the_same():
     compiled, _ = start(replace(SMALL, epochs=1))
     compiled.use_backend("aot_eager")
     before = weights(compiled)
-    assert compiled.warm_up(32) > 0
+    assert warm_up(compiled, 32) == []
     assert same(before, weights(compiled))
     assert compiled.step == 0
     for learner in (eager, compiled):
-        learner.train_epoch(loader.epoch(0))
+        train_epoch(learner, loader.epoch(0))
     for name, tensor in weights(eager).items():
         assert torch.allclose(tensor.float(), weights(compiled)[name].float(), rtol=1e-3, atol=1e-4), name
 
@@ -312,12 +314,12 @@ def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
     configure(CPU, 1)  # which raises the limit
     learner, loader = start(replace(SMALL, epochs=len(sides), resolutions=sides), count=64)
     learner.use_backend("aot_eager")
-    learner.warm_up(32)
+    warm_up(learner, 32)
     assert counters["stats"]["unique_graphs"] == len(sides)
     monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
     test = evaluation_loader(generated(40), sides[-1], CPU, 1, batch_size=32)
     for epoch in range(len(sides)):
-        learner.train_epoch(loader.epoch(epoch))
+        train_epoch(learner, loader.epoch(epoch))
         assert learner.evaluate(test).total == 40
     assert counters["stats"]["unique_graphs"] == len(sides)
     assert not counters["graph_break"]
@@ -388,8 +390,8 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     loader = DaliLoader(split, plan, device, 2, config.resolution)
     model = create(config, split).to(device).to(memory_format=torch.channels_last)
     learner = Learner(model, config, plan.steps_per_epoch, Machine(device, pick_precision(device)))
-    learner.warm_up(32)
-    learner.train_epoch(loader.epoch(0))
+    warm_up(learner, 32)
+    train_epoch(learner, loader.epoch(0))
     model.train()
     batches = loader.epoch(1)
     torch.cuda.set_sync_debug_mode("error")
@@ -400,7 +402,7 @@ def test_an_epoch_on_a_gpu_never_waits_for_it_and_learns():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for epoch in range(2, 6):
-        learner.train_epoch(loader.epoch(epoch))
+        train_epoch(learner, loader.epoch(epoch))
     result = learner.evaluate(evaluation_loader(split, 32, device, 2))
     assert result.accuracy > 0.9
 
@@ -422,16 +424,17 @@ def test_compiled_steps_on_a_gpu_are_the_uncompiled_ones(monkeypatch, mode, muon
     for compiled in (False, True):
         learner, loader = start(config, compiled=compiled, device=torch.device("cuda", 0))
         if compiled:
-            learner.warm_up(32)
+            notes = warm_up(learner, 32)
             monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
-            assert not learner.notes and len(learner._graphs) == (2 if mode == "default" else 0)
-        losses.append([learner.train_epoch(loader.epoch(0)).loss])
+            assert notes == [] and len(learner.graphs) == (2 if mode == "default" else 0)
+        losses.append([train_epoch(learner, loader.epoch(0)).loss])
         state = learner.state_dict()
-        losses[-1].append(learner.train_epoch(loader.epoch(1)).loss)
+        losses[-1].append(train_epoch(learner, loader.epoch(1)).loss)
     assert losses[0] == pytest.approx(losses[1], rel=0.02)
     learner.load_state_dict(state)
-    learner.warm_up(32)
-    assert learner.train_epoch(loader.epoch(1)).loss == pytest.approx(losses[1][1], rel=0.02), "it goes on from a state"
+    warm_up(learner, 32)
+    again = train_epoch(learner, loader.epoch(1)).loss
+    assert again == pytest.approx(losses[1][1], rel=0.02), "it goes on from a state"
     assert not counters["graph_break"] and not counters["inductor"]["cudagraph_skips"]
 
 

@@ -22,6 +22,7 @@ from engine.cost import training_flops
 from engine.learner import Progress
 from engine.machine import Machine
 from engine.model import ResNet
+from ground import terminal
 from ground.terminal import stdout_console
 from run import curves
 from run import folder as run_folder
@@ -66,10 +67,10 @@ def row(epoch, epochs=4, steps=10, **changed):
         "train_seconds": 15.0,
         "wait_seconds": 1.0,
         "eval_seconds": 3.0,
-        "test_loss": 1.2 / epoch,
-        "test_correct": 10000 - 4000 // epoch,
-        "test_total": 10000,
-        "test_accuracy": 1 - 0.4 / epoch,
+        "reported_loss": 1.2 / epoch,
+        "reported_correct": 10000 - 4000 // epoch,
+        "reported_total": 10000,
+        "reported_accuracy": 1 - 0.4 / epoch,
         "split": "test",
     } | changed
 
@@ -91,8 +92,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(progress, "perf_counter", clock)
-    monkeypatch.setattr(run_folder, "perf_counter", clock)
+    for module in (progress, run_folder, terminal):
+        monkeypatch.setattr(module, "perf_counter", clock)
     return clock
 
 
@@ -105,10 +106,10 @@ def run_epoch(said, clock, seconds_a_step, metrics=METRICS, epoch=1, epochs=4):
         asked += 1
         return metrics
 
-    with said.epoch(epoch, epochs, steps=20, batch_size=100) as bar:
+    with said.epoch(epoch, epochs, 20, 100, peek) as bar:
         for _ in range(20):
             clock.now += seconds_a_step
-            bar.advance(peek)
+            bar.advance()
     return asked
 
 
@@ -196,7 +197,7 @@ def test_a_bar_and_what_fits_beside_it_are_one_line(clock, width):
     assert text.endswith("\x1b[1A\x1b[2K"), "the bar is gone at the end"
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\r")[-2].rstrip("\n")
     assert len(last) <= width and "…" not in last
-    assert sum(last.count(glyph) for glyph in "━╸╺") >= progress.MINIMUM_BAR
+    assert sum(last.count(glyph) for glyph in "━╸╺") >= terminal.MINIMUM_BAR
     shown = [part in last for part in ("epoch 12/20", "20/20", "loss 1.234", "acc 56.8%", "ETA 0:40", "400 images/s")]
     assert shown == sorted(shown, reverse=True), "what matters less goes first"
     assert sum(shown) == 6 or width < 80
@@ -210,7 +211,7 @@ def test_a_bar_without_numbers_yet_shows_its_steps(clock):
 
 def test_an_interrupted_epoch_gives_the_cursor_back():
     said, file = reporter(True)
-    with pytest.raises(KeyboardInterrupt), said.epoch(1, 4, 20, 100):
+    with pytest.raises(KeyboardInterrupt), said.epoch(1, 4, 20, 100, lambda: None):
         raise KeyboardInterrupt
     assert file.getvalue().rindex("\x1b[?25h") > file.getvalue().rindex("\x1b[?25l")
 
@@ -220,9 +221,9 @@ def test_eta_weighs_the_epochs_by_their_pixels(clock):
     config = Config(epochs=3, resolutions=(16, 16, 32))
     said.choice("cpu", config, Machine(CPU))
     # A run that goes on in epoch 2: 40 s for half an epoch of 16 px; the other half and one of 32 px (4 times as dear).
-    with said.epoch(2, 3, 2, 100) as bar:
+    with said.epoch(2, 3, 2, 100, lambda: None) as bar:
         clock.now += 40
-        bar.advance(lambda: None)
+        bar.advance()
     assert "1/2  ETA 6:00  2 images/s" in file.getvalue()
 
 
@@ -251,15 +252,6 @@ def test_held_out_images_are_told_apart_from_the_test_set():
     said.row(row(1, split="validation"))
     header = file.getvalue().splitlines()[0]
     assert "val loss" in header and "val %" in header and "test" not in header
-
-
-def test_no_console_says_nothing(capsys, clock):
-    said = Reporter(None)
-    said.say("x")
-    assert run_epoch(said, clock, seconds_a_step=100) == 0
-    said.row(row(1))
-    said.finish(SUMMARY)
-    assert capsys.readouterr() == ("", "")
 
 
 def test_throughput_is_median_and_quartiles():
@@ -302,10 +294,10 @@ def test_a_run_folder_holds_config_log_scalars_and_picture(tmp_path):
     with RunFolder(tmp_path / "a" / "b") as folder:
         folder.write_config({"epochs": 2, "resolutions": (16, 24)})
         for epoch in (1, 2):
-            folder.add(row(epoch, test_loss=math.nan))
+            folder.add(row(epoch, reported_loss=math.nan))
             assert len(logged(folder.path)) == len(board(folder.path)) == epoch, "on disk before the next epoch"
     assert json.loads((folder.path / "config.json").read_text()) == {"epochs": 2, "resolutions": [16, 24]}
-    assert logged(folder.path) == [row(1, test_loss=None), row(2, test_loss=None)]
+    assert logged(folder.path) == [row(1, reported_loss=None), row(2, reported_loss=None)]
     assert board(folder.path) == [(10, 1.5), (20, 0.75)]
     assert board(folder.path, "accuracy/test") == [(10, 0.6), (20, 0.8)]
     assert Image.open(folder.path / "curves.png").width > 1000
@@ -323,7 +315,6 @@ def test_going_on_drops_the_rows_beyond_the_resumed_epoch(tmp_path):
             for epoch in (2, 3, 4):
                 folder.add(row(epoch, loss=0.25))
         assert logged(path) == folder.rows == [row(1)] + [row(epoch, loss=0.25) for epoch in (2, 3, 4)]
-        assert folder.total("epoch") == 10
         assert board(path) == [(10, 1.5), (20, 0.25), (30, 0.25), (40, 0.25)]
 
 

@@ -31,6 +31,7 @@ from run import schema as state_schema
 from run.folder import RunFolder
 from run.stopwatch import Stopwatch
 from tests.commands import call, rewritten, weights
+from tests.learning import train_epoch
 
 CPU = torch.device("cpu")
 HOW = ["--device", "cpu", "--threads", "1"]
@@ -218,7 +219,7 @@ WRONG = {
     "a step of another type": lambda c: first(c).update(step=2.0),
     "a step beyond": lambda c: first(c).update(step=10**300),
     "a row of later": lambda c: first(c).update(step=STEPS + 2),
-    "a number that is none": lambda c: first(c).update(test_loss=float("nan")),
+    "a number that is none": lambda c: first(c).update(reported_loss=float("nan")),
     "a list": lambda c: first(c).update(lr=[1]),
     "a tensor": lambda c: first(c).update(lr=torch.zeros(1)),
     "braces": lambda c: first(c).update(split="{x}"),
@@ -347,8 +348,9 @@ def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
         saves.clear()
         now[0] = 0.0
         kept = keeper(learner(replace(CONFIG, checkpoint_every=every)))
-        for _ in kept.steps(range(10 * seconds)):
+        for _ in range(10 * seconds):
             now[0] += 0.1
+            kept.after_step()
         return len(saves)
 
     assert train_for(1000, 60.0) == 16
@@ -360,7 +362,7 @@ def test_saving_takes_its_share_of_the_time_and_no_more(monkeypatch):
     kept = keeper(learner())
     for _ in range(100):
         now[0] += 5
-        kept.epoch_done()
+        kept.end_epoch()
     assert cost * len(saves) <= 0.01 * 500 + cost
 
 
@@ -390,7 +392,7 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
         resume.claim(Path("run"), resume.State())
     own.step += 1
     rows.append(row(2))
-    kept.epoch_done()
+    kept.end_epoch()
     assert len(resume.states(Path("run"))) == 2, "the last epoch's state is saved, though none is due"
     resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
@@ -583,19 +585,19 @@ def test_other_errors_are_not_taken_for_it():
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatch):
-    real = Learner._loss
+    real = Learner.loss
 
     def spoilt(own, images, labels):
         loss, correct = real(own, images, labels)
         return (loss * float("nan") if own.step == 6 else loss), correct
 
-    monkeypatch.setattr(Learner, "_loss", spoilt)
+    monkeypatch.setattr(Learner, "loss", spoilt)
     code, _, err = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
     assert (code, err.count("\n")) == (2, 1)
     assert "the loss was not finite at epoch 2, step 6 (images " in err
     assert "last good resume state: run/resume-00000006.pt" in err, "that is before step 6, counted from 0"
     assert json.loads(Path("run/bad_batch.json").read_text())["step"] == 6
-    monkeypatch.setattr(Learner, "_loss", real)
+    monkeypatch.setattr(Learner, "loss", real)
     assert call(capsys, "--resume", "run")[0] == 0
 
 
@@ -664,10 +666,10 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
     seen: list[tuple[int, int, int]] = []
     gc.collect()  # pipelines of tests before this one, with their threads
     for epoch in range(5):
-        own.train_epoch(loader.epoch(epoch))
+        train_epoch(own, loader.epoch(epoch))
     while len(seen) < steps // 4:
         epoch += 1
-        own.train_epoch(loader.epoch(epoch))
+        train_epoch(own, loader.epoch(epoch))
         seen.append((memory("VmRSS"), len(os.listdir("/proc/self/fd")), memory("Threads")))
     first, last = seen[len(seen) // 10], seen[-1]
     print(f"{4 * len(seen)} steps: RSS {first[0]} -> {last[0]} kB, {first[1]} descriptors, {first[2]} threads")

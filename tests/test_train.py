@@ -43,7 +43,7 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "runs/a/log.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert rows[-1]["test_accuracy"] == summary["test_accuracy"]
+    assert rows[-1]["reported_accuracy"] == summary["test_accuracy"]
     names = {path.name for path in (tmp_path / "runs/a").iterdir()}
     assert {"config.json", "log.jsonl", "curves.png"} <= names
     assert any(name.startswith("events.out") for name in names)
@@ -73,10 +73,10 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
     seen = []
     real = Learner.evaluate
 
-    def noted(own, batches, flip=False):
+    def noted(own, batches, flip, after_batch):
         kept = list(batches)
         seen.append((kept[0][0].shape[-1], flip))
-        return real(own, kept, flip)
+        return real(own, kept, flip, after_batch)
 
     monkeypatch.setattr(Learner, "evaluate", noted)
     code, out, _ = call(capsys, *QUICK, "--epochs", "3", "--resolutions", "8", "16", "16", "--run-dir", "run")
@@ -89,7 +89,7 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
     summary = json.loads(out.splitlines()[-1])
     assert plain.correct == summary["test_correct"]
     assert plain.loss == pytest.approx(summary["test_loss"])
-    assert summary["test_accuracy"] == rows[-1]["test_accuracy"]
+    assert summary["test_accuracy"] == rows[-1]["reported_accuracy"]
 
 
 def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, monkeypatch, tmp_path):
@@ -100,7 +100,7 @@ def test_stopped_at_an_epoch_border_and_resumed_equals_uninterrupted(capsys, mon
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume.Keeper, "epoch_done", stop)
+        patch.setattr(resume.Keeper, "end_epoch", stop)
         assert call(capsys, *QUICK, "--run-dir", "part", "--out", "part.pt")[0] == 130
     (state,) = resume.states(Path("part"))
     code, out, _ = call(capsys, "--resume", "part", "--out", "part.pt", "--device", "cpu", "--threads", "1")

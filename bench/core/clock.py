@@ -7,7 +7,6 @@ On CUDA the times are those of events on the stream, so that nothing waits insid
 what the GPU itself waited; on a CPU they are the host's. No scalar is read from the device inside a lap.
 """
 
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from engine.device import synchronise
 from ground.mistake import Mistake
+from ground.spread import Spread, quartiles
 
 Batch = tuple[Tensor, Tensor]
 STEADY = 0.1  # warm-up ends when two laps in a row differ by less
@@ -60,15 +60,6 @@ class Lap:
     def rate(self) -> float:
         """Images per second."""
         return self.images / self.seconds
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles."""
-
-    median: float
-    q1: float
-    q3: float
 
 
 @dataclass(frozen=True)
@@ -184,13 +175,6 @@ def race(lanes: Sequence[Lane], budget: Budget) -> tuple[list[Rate], list[list[L
         waited = sum(lap.waited for lap in done) / sum(lap.seconds for lap in done)
         rates.append(Rate(spread.median, spread.q1, spread.q3, waited, warm_up))
     return rates, laps
-
-
-def quartiles(values: Sequence[float]) -> Spread:
-    """Median and quartiles of one value or more."""
-    several = list(values) * 2 if len(values) == 1 else values  # quantiles() refuses a single value before Python 3.13
-    q1, median, q3 = statistics.quantiles(several, n=4, method="inclusive")
-    return Spread(median, q1, q3)
 
 
 def ratio(over: Sequence[Lap], under: Sequence[Lap]) -> Spread:

@@ -17,10 +17,11 @@ from typing import Any, Self
 from rich import box
 from rich.table import Table
 
-from bench.core.clock import Rate, Spread
+from bench.core.clock import Rate
 from engine.machine import Machine
 from ground.files import check_writable, write_whole
 from ground.mistake import Mistake
+from ground.spread import Spread
 
 FORMAT = "cifar10-resnet measurement"
 VERSION = 2

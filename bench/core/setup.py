@@ -15,6 +15,7 @@ from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import ResNet, create
+from engine.warm_up import needs_warm_up, warm_up
 from pipeline.dali import DaliLoader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
@@ -105,10 +106,9 @@ class Setup:
         On a GPU it must be had before DALI's batches are: see engine.graph.
         """
         learner, world = self.cold_learner(), self.machine.world
-        if learner.needs_warm_up:
-            learner.warm_up(len(range(world.rank, self.batch_size, world.size)))
-        for note in learner.notes:
-            warnings.warn(note, stacklevel=2)
+        if needs_warm_up(learner):
+            for note in warm_up(learner, len(range(world.rank, self.batch_size, world.size))):
+                warnings.warn(note, stacklevel=2)
         return learner
 
 

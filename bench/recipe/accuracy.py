@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 import torch
 
-from bench.core.clock import quartiles
 from bench.core.options import parse
 from bench.core.record import Row
 from bench.core.session import session
 from bench.recipe.trial import Trainer, Trial, TrialOptions
 from engine.config import default_preset
+from ground.spread import quartiles
 
 PART = "accuracy"
 

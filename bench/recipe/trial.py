@@ -13,6 +13,7 @@ from engine.config import C, Config, setting, typed
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
+from engine.warm_up import needs_warm_up, warm_up
 from ground.memory import memory_advice
 from ground.mistake import Mistake
 from pipeline.dali import DaliLoader, evaluation_loader
@@ -66,10 +67,9 @@ class Trainer:
         plan = Plan(count=len(self.train), side=self.train.side, **config.drawn())
         loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution)
         learner = Learner(self._model(config), config, plan.steps_per_epoch, machine)
-        if learner.needs_warm_up:
+        if needs_warm_up(learner):
             say("compiling")
-            learner.warm_up(plan.batch_size)
-            for note in learner.notes:
+            for note in warm_up(learner, plan.batch_size):
                 say(note)
         seconds, images = 0.0, 0
         with memory_advice(config.batch_size, machine.device):
@@ -77,7 +77,9 @@ class Trainer:
                 say(f"epoch {epoch + 1}/{config.epochs}")
                 start = perf_counter()
                 try:
-                    images += learner.train_epoch(loader.epoch(epoch)).images  # which waits for the device at its end
+                    for batch in loader.epoch(epoch):
+                        learner.train_step(*batch)
+                    images += learner.end_epoch().images  # which waits for the device
                 except NonFiniteLoss as error:
                     raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
                 seconds += perf_counter() - start

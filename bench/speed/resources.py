@@ -17,6 +17,7 @@ from bench.core.session import Say
 from bench.core.setup import Setup
 from engine.device import peak_memory as process_peak
 from engine.device import synchronise
+from engine.warm_up import warm_up
 from ground.memory import release_freed_memory
 
 PART = "resources"
@@ -30,8 +31,11 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     say("from nothing to the first step")
     start = perf_counter()
     learner = setup.cold_learner()
-    compiling = learner.warm_up(size) if setup.machine.compiled else None
+    compiled = perf_counter()
+    if setup.machine.compiled:
+        warm_up(learner, size)
     ready = perf_counter()
+    compiling = ready - compiled if setup.machine.compiled else None
     loader = setup.dali(size, setup.side)
     images, labels = next(loader)
     data = perf_counter() - ready
@@ -40,7 +44,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     first = perf_counter() - start
     lane = Lane(loader, learner.train_step, setup.device)
     say("peak memory")
-    warm_up = lane.warm_up(setup.budget(0))
+    warmed = lane.warm_up(setup.budget(0))
     peak = peak_memory(setup.device) / 2**30
     compiles = "forward, loss and backward" if setup.machine.compiled else "with --compile on"
     kind = "of the GPU by torch" if setup.cuda else "of the process, data set in both orientations included"
@@ -53,7 +57,7 @@ def measure_resources(setup: Setup, say: Say) -> list[Row]:
     meter = energy_meter(setup.device)
     if not isinstance(meter, str):
         say("energy")
-        steps = max(1, round(ENERGY_SECONDS / warm_up.step_seconds))
+        steps = max(1, round(ENERGY_SECONDS / warmed.step_seconds))
         before = meter()
         lap = lane.lap(steps)
         joules = meter() - before

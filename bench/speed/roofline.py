@@ -4,12 +4,13 @@ from itertools import repeat
 
 import torch
 
-from bench.core.clock import Budget, Spread, measure
+from bench.core.clock import Budget, measure
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
 from engine.cost import training_flops
 from engine.device import DTYPES
+from ground.spread import Spread
 
 PART = "roof"
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.core import chart
-from bench.core.clock import Lane, quartiles
+from bench.core.clock import Lane
 from bench.core.options import SpeedOptions, parse_speed
 from bench.core.process import reported
 from bench.core.record import Row
@@ -25,6 +25,7 @@ from bench.core.setup import prepare
 from engine import distributed
 from engine.config import setting
 from engine.distributed import World
+from ground.spread import quartiles
 
 PART = "scaling"
 LIMIT = 900.0  # seconds for one number of processes

@@ -7,13 +7,14 @@ from os import sched_getaffinity
 import torch
 from torch import Tensor
 
-from bench.core.clock import Batch, Lane, Marks, Rate, measure, quartiles, race, ratio
+from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
 from bench.trace.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
+from ground.spread import quartiles
 from pipeline.dali import evaluation_loader
 
 COMPUTE_BOUND = 0.9  # of the synthetic batch's rate

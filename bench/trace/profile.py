@@ -31,6 +31,7 @@ from bench.trace.phases import Phases
 from bench.trace.trace import Analysis, analyse
 from engine.config import setting
 from engine.device import synchronise
+from engine.warm_up import warm_up
 from ground.memory import map_large_blocks
 
 # torch-tb-profiler knows the loader and the optimizer by the names that torch gives their ranges.
@@ -72,7 +73,7 @@ def record_steps(setup: Setup, folder: Path, steps: int) -> Path:
     # In a CUDA graph no kernel could be told from which operator it comes.
     learner = setup.cold_learner(cuda_graph=False)
     if setup.machine.compiled:
-        learner.warm_up(setup.batch_size)
+        warm_up(learner, setup.batch_size)
     loader = setup.dali(setup.batch_size, setup.side)
     if not setup.cuda:
         map_large_blocks()

@@ -1,0 +1,94 @@
+"""Before the first step: torch.compile's graphs and the GPU's recordings are made, and nothing is trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from engine.device import synchronise
+from engine.graph import StepGraph
+from engine.learner import Learner
+from ground.memory import out_of_memory
+
+PASSES = 3  # on CUDA: torch.compile's own CUDA graphs are recorded in the second pass and replayed in the third
+
+
+def needs_warm_up(learner: Learner) -> bool:
+    """Whether `warm_up` has something to do."""
+    return learner.machine.compiled or _records(learner) or learner.machine.world.size > 1
+
+
+def warm_up(learner: Learner, batch_size: int) -> list[str]:
+    """Compile, and on a GPU record, the step of every resolution, for batches of (batch_size, 3, R, R).
+
+    Recording takes steps; all that they changed is put back, so nothing is trained.
+
+    With several ranks it also makes DistributedDataParallel settle the groups in which gradients are sent, which it
+    would otherwise change after the first step of a process. The groups decide in what order numbers are added, so
+    a resumed run would round differently.
+
+    Returns:
+        What could not be done, in lines for a person.
+    """
+    device, notes = learner.machine.device, []
+    with _put_back(learner), _stream_of_its_own(_records(learner)):
+        for side in sorted(set(learner.config.resolutions)):
+            nhwc = torch.zeros(batch_size, side, side, 3, dtype=torch.uint8, device=device)
+            images, labels = nhwc.permute(0, 3, 1, 2), nhwc.new_zeros(batch_size, dtype=torch.int64)
+            for _ in range(PASSES if device.type == "cuda" else 1):
+                # As in a step, since CUDA graphs record what is alive: `correct` during the backward pass, no
+                # gradients after it.
+                loss, correct = learner.loss(images, labels)
+                loss.backward()
+                learner.optimizer.zero_grad(set_to_none=True)
+                del loss, correct
+            if _records(learner):
+                try:
+                    learner.graphs[images.shape] = StepGraph(learner.update, learner.optimizer, images, labels)
+                except RuntimeError as error:
+                    if out_of_memory(error):
+                        raise
+                    why = str(error).splitlines()[0]
+                    notes.append(f"slower than it could be: no CUDA graph of a step at {side} px ({why})")
+    synchronise(device)
+    return notes
+
+
+def _records(learner: Learner) -> bool:
+    """Whether each shape of batch gets a CUDA graph of the whole step.
+
+    fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
+    """
+    machine = learner.machine
+    alone = machine.world.size == 1 and not learner.compiler_replays
+    return learner.config.cuda_graph and machine.device.type == "cuda" and machine.precision != "fp16" and alone
+
+
+@contextmanager
+def _stream_of_its_own(wanted: bool) -> Iterator[None]:
+    """What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the stream
+    where it was made."""
+    if not wanted:
+        yield
+        return
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def _put_back(learner: Learner) -> Iterator[None]:
+    """Afterwards all tensors that a step writes to have the values of before."""
+    momentum = [state["momentum_buffer"] for state in learner.optimizer.state.values()]
+    tensors = [*learner.model.state_dict().values(), *(m for m in momentum if m is not None), learner.metrics.values]
+    before: list[tuple[Tensor, Tensor]] = [(tensor, tensor.clone()) for tensor in tensors]
+    yield
+    kept = {id(tensor) for tensor in tensors}
+    for tensor, copy in before:
+        tensor.copy_(copy)
+    for state in learner.optimizer.state.values():  # 0 is what a first step starts from
+        if state["momentum_buffer"] is not None and id(state["momentum_buffer"]) not in kept:
+            state["momentum_buffer"].zero_()
