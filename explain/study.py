@@ -23,7 +23,7 @@ from explain.explainer import BATCH, Explainer, Outcome
 from explain.phase import Phase
 from ground.mistake import Mistake
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import DataSet, open_dataset, places
+from pipeline.dataset import DataSet, fold_indices, open_dataset
 from pipeline.pictures import Fit
 from pipeline.split import Split
 
@@ -99,7 +99,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
 def fitted_to_it(checkpoint: Checkpoint, data: DataSet) -> bool:
     """Whether the temperature is that of the validation images or of the fold that the run reported on."""
     config, metrics = checkpoint.config, checkpoint.metrics
-    elsewhere = bool(config.fold) and data.own_validation()
+    elsewhere = bool(config.fold) and data.has_validation()
     return not elsewhere and metrics.get("temperature", config.temperature) != config.temperature
 
 
@@ -119,7 +119,7 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     data = open_dataset(config.data, config.size, config.fit)
     train = data.load("train")
     for checkpoint in checkpoints:
-        own = places(train, checkpoint.config.fold)
+        own = fold_indices(train, checkpoint.config.fold)
         if len(own) != checkpoint.metrics["test_total"]:
             raise Mistake("the data have changed since the first fold was trained: start another audit")
         outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))

@@ -52,8 +52,9 @@ from engine.model import ResNet, network
 from explain import images as own_images
 from explain.explainer import Explainer
 from ground.entry import describe
-from pipeline import folder, pictures
+from pipeline import folder, pictures, store
 from pipeline.dataset import open_dataset
+from pipeline.find import PART_NAMES
 from run import resume
 from run.folder import RunFolder
 from run.schema import COLUMNS
@@ -251,9 +252,9 @@ class Cache:
     def __init__(self, place: Path) -> None:
         self.images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
         parts = ("train", "train", "train", "validation", "test", "test")
-        some = tuple(folder.Picture(f"a/{i}.png", i % 2, part, "0" * 64, 9, 9) for i, part in enumerate(parts))
-        self.listing = folder.Listing(("a", "b"), some, ("a/x.txt: cannot be read",), 0)
-        folder.write(place / "original", self.listing, self.images, range(6))
+        some = tuple(store.Picture(f"a/{i}.png", i % 2, part, "0" * 64, 9, 9) for i, part in enumerate(parts))
+        self.listing = store.Listing(("a", "b"), some, ("a/x.txt: cannot be read",), 0)
+        store.write(place / "original", self.listing, self.images, range(6))
         self.data = (place / "original").read_bytes()
 
     def make(self, rng: random.Random, path: Path) -> None:
@@ -266,12 +267,12 @@ class Cache:
             path.write_bytes(digest + b" " + altered + b"\n" + pixels)
 
     def use(self, path: Path) -> None:
-        found = folder.read(path, 8)
+        found = store.read(path, 8)
         if found is None:
             raise ValueError("damaged")
         with contextlib.redirect_stderr(io.StringIO()):
             folder.tell(found[0])
-        for part in folder.PART_NAMES:
+        for part in PART_NAMES:
             split = folder.part_of(path.parent, *found, part)
             assert len(split.images) == len(split.labels) == len(split.files)
             assert split.labels.max() < len(split.classes)

@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 
 import gradcam
+import pipeline.__main__ as entry
 import train
 from engine import checkpoint
 from explain.options import Options
-from pipeline import folder, memory
+from ground.mistake import Mistake
+from pipeline import folder, memory, store
 from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
 from pipeline.plan import Plan
@@ -51,11 +53,11 @@ def flat(root: Path, seed: int = 0, **counts: int) -> Path:
     return root
 
 
-def listing(root: Path, size: int = 8) -> folder.Listing:
+def listing(root: Path, size: int = 8) -> store.Listing:
     return folder.prepare(root, size, "crop")[0]
 
 
-def parts_of(found: folder.Listing) -> dict[str, Counter]:
+def parts_of(found: store.Listing) -> dict[str, Counter]:
     return {
         name: Counter(one.part for one in found.pictures if one.label == label)
         for label, name in enumerate(found.classes)
@@ -277,7 +279,7 @@ def test_the_same_arrays_give_the_same_weights(tmp_path: Path, monkeypatch):
     labels = np.argsort(order)[split.labels]
     arrays = replace(split, classes=tuple(split.classes[i] for i in order), labels=labels, shuffled=False)
     arrays = replace(arrays, known_statistics=None).take(np.argsort(labels, kind="stable"), "train")
-    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet("arrays", lambda part: replace(arrays, name=part)))
+    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet(lambda part: replace(arrays, name=part)))
     (tmp_path / "b").mkdir()
     theirs = trained(tmp_path / "own", tmp_path / "b", "--size", "32")
     state = theirs.model.state_dict()
@@ -380,6 +382,15 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, home: Path):
         assert path.read_bytes() == whole
 
 
+def test_the_newest_caches_of_a_folder_stay_and_those_of_others(tmp_path: Path, home: Path, capfd):
+    one, other = (flat(tmp_path / name, seed, cat=3, dog=3) for seed, name in enumerate(("one", "other")))
+    listing(other)
+    for size in range(8, 8 + store.KEPT + 2):
+        listing(one, size)
+    assert len(list(home.rglob("*.pictures"))) == store.KEPT + 1
+    assert capfd.readouterr().err.count("removed the oldest cache of this folder") == 2
+
+
 # From a folder to a page
 
 
@@ -413,3 +424,24 @@ def test_the_command_says_what_is_there(tmp_path: Path):
     assert "20 pictures, 0 of them copies" in said.stdout
     wrong = subprocess.run([*command[:4], "nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no such folder" in wrong.stderr
+
+
+def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, monkeypatch):
+    root = flat(tmp_path / "own", cat=3, dog=3)
+    monkeypatch.chdir(tmp_path)
+
+    def sheet(path: str) -> bytes:
+        entry.main(["--data", "own", "--size", "8", "--sheet", path])
+        return Path(path).read_bytes()
+
+    first = sheet("sheet.png")
+    assert sheet("sheet.png") == first
+    mine = picture(tmp_path / "mine.png").read_bytes()
+    with pytest.raises(Mistake, match=r"--sheet is mine.png: it would be overwritten, and is no sheet of this command"):
+        sheet("mine.png")
+    assert Path("mine.png").read_bytes() == mine
+    Path("link.png").symlink_to("sheet.png")
+    assert sheet("link.png") == first and Path("link.png").is_symlink()
+    with pytest.raises(Mistake, match="it lies in own"):
+        sheet("own/sheet.png")
+    assert not (root / "sheet.png").exists()
