@@ -47,7 +47,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
-        data = open_dataset(config.data, config.size, config.fit)
+        data = open_dataset(config.data, config.size, config.fit, config.layout)
         train, reported = data.splits(config.validate, config.fold)
         config = fit(config, typed(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())

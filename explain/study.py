@@ -87,7 +87,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
         OSError: the data set cannot be read.
     """
     config, temperature = checkpoint.config, checkpoint.metrics.get("temperature", 1.0)
-    data = open_dataset(config.data, config.size, config.fit)
+    data = open_dataset(config.data, config.size, config.fit, config.layout)
     split = data.reported(config.validate, config.fold)
     outcome, seconds = _judged(explainer, split)
     without = calibration(outcome.logits * temperature, split.labels).error
@@ -116,7 +116,7 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     parts: list[tuple[Ints, Outcome]] = []
     spent, errors = 0.0, 0
     config = checkpoints[0].config
-    data = open_dataset(config.data, config.size, config.fit)
+    data = open_dataset(config.data, config.size, config.fit, config.layout)
     train = data.load("train")
     for checkpoint in checkpoints:
         own = fold_indices(train, checkpoint.config.fold)

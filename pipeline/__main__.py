@@ -27,13 +27,16 @@ from ground.terminal import printable
 from pipeline import folder, near
 from pipeline.cifar10 import cache, facts
 from pipeline.dataset import DataSet, open_dataset
-from pipeline.find import PART_NAMES
+from pipeline.labels import PARTS
+from pipeline.layout import Layout
+from pipeline.listing import Listing, by_kind
 from pipeline.pictures import Fit
 from pipeline.split import UInt8, channel_statistics
-from pipeline.store import Listing
 
 SHEET_ROWS, SHEET_COLUMNS = 20, 8
 SHEET_MARK = ("Title", "pictures of each class")  # in the PNG, so that no other picture is overwritten
+MOST_NAMED = 10_000  # files that are left out, hidden ones apart
+SHOWN = 3  # near copies
 COMPARED = 2000  # pictures of a part with all to train on
 
 
@@ -44,11 +47,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--data", default="cifar10", help="as for train.py: cifar10, a folder, a table, generated")
     parser.add_argument("--size", type=int, default=0, help="side in pixels to which pictures are brought (0: usual)")
     parser.add_argument("--fit", choices=get_args(Fit), default="crop", help="how a picture becomes a square")
+    parser.add_argument("--layout", choices=get_args(Layout), default="auto", help="what the folders in a folder are")
     parser.add_argument("--sheet", default="sheet.png", help="where to draw some pictures of each class")
     options = parser.parse_args(arguments)
     if options.size and not 8 <= options.size <= 256:
         raise Mistake(f"--size is {options.size}: it must be 0, or 8 to 256")
-    data = open_dataset(options.data, options.size, options.fit)
+    data = open_dataset(options.data, options.size, options.fit, options.layout)
     if options.data == "cifar10":
         report_cifar10_files()
     if data.root:
@@ -60,12 +64,12 @@ def main(arguments: Sequence[str]) -> None:
 def report_folder(root: Path, options: argparse.Namespace) -> None:
     """Pictures of each class and part, their sizes, every file that is left out, with the reason, and a sheet."""
     check_sheet(options.data, options.sheet)
-    listing, images = folder.prepare(root, options.size, options.fit)
+    listing, images = folder.prepare(root, options.size, options.fit, options.layout)
     counts = Counter((picture.label, picture.part) for picture in listing.pictures)
     width = max(map(len, listing.classes))
-    print(" " * width, *(f"{part:>10}" for part in PART_NAMES))
+    print(" " * width, *(f"{part:>10}" for part in PARTS))
     for label, name in enumerate(listing.classes):
-        print(f"{name:<{width}}", *(f"{counts[label, part]:>10,}" for part in PART_NAMES))
+        print(f"{name:<{width}}", *(f"{counts[label, part]:>10,}" for part in PARTS))
     print(f"{len(listing.pictures):,} pictures, {listing.copies:,} of them copies of another one in their class")
     if listing.pictures:
         by_size = sorted((one.width * one.height, f"{one.width} x {one.height}") for one in listing.pictures)
@@ -75,8 +79,11 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
         print(f"the first ones of each class: {options.sheet}")
         for part in ("validation", "test"):
             report_near(listing, images, part)
-    for line in listing.left_out:
-        print(f"left out {line}")
+    seen = [file for file in listing.left_out if file.kind != "hidden"]
+    for file in seen[:MOST_NAMED]:
+        print(f"left out {file}")
+    if len(seen) > MOST_NAMED:
+        print(f"left out {len(seen) - MOST_NAMED:,} more: {by_kind(seen[MOST_NAMED:])}")
 
 
 def check_sheet(data: str, path: str) -> None:
@@ -103,8 +110,8 @@ def report_near(listing: Listing, images: UInt8, part: str) -> None:
     likeness, which = near.nearest(images[rows], images[train.start : train.stop])
     order = [i for i in (-likeness).argsort() if likeness[i] >= near.ALIKE]
     if order:
-        pairs = [(rows[i], train[which[i]]) for i in order[: folder.SHOWN]]
-        named = "; ".join(" and ".join(printable(listing.pictures[i].path) for i in pair) for pair in pairs)
+        pairs = [(rows[i], train[which[i]]) for i in order[: SHOWN]]
+        named = "; ".join(" and ".join(printable(listing.pictures[i].name) for i in pair) for pair in pairs)
         print(f"{part}: {len(order):,} of {len(rows):,} are nearly the same as a picture to train on: {named}")
 
 
@@ -115,7 +122,8 @@ def sheet(listing: Listing, images: UInt8) -> bytes:
     drawn = Image.new("RGB", (names + SHEET_COLUMNS * side, rows * side), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
     for label in range(rows):
-        first = [i for i, picture in enumerate(listing.pictures) if picture.label == label][:SHEET_COLUMNS]
+        every = [i for i, picture in enumerate(listing.pictures) if picture.label == label]
+        first = sorted(every, key=lambda i: listing.pictures[i].name)[:SHEET_COLUMNS]
         pen.text((4, label * side + side // 2), listing.classes[label][:20], "black", font, anchor="lm")
         for column, i in enumerate(first):
             drawn.paste(Image.fromarray(images[i]), (names + column * side, label * side))

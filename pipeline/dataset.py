@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.data import GENERATED, kind_of
 from ground.mistake import Mistake
 from pipeline import folder, synthetic
 from pipeline.cifar10 import cache
+from pipeline.layout import Layout
 from pipeline.pictures import Fit
 from pipeline.split import Int64, Split
+from pipeline.store import say
+from pipeline.table import SUFFIXES
 
 VALIDATION = "10/10"  # the fold that is held out to choose settings by
-TABLES = (".csv", ".tsv", ".txt")  # suffixes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class DataSet:
     load: Callable[[str], Split]
     """The "train" or the "test" part. Raises OSError or Mistake where it cannot be had."""
     has_validation: Callable[[], bool] = lambda: False
+    identity: Callable[[], str] = lambda: ""
+    """The same for the same pictures with the same classes and parts, whatever their names and place."""
     root: Path | None = None
     """The folder of pictures, or the table."""
     """Whether there is a "validation" part too."""
@@ -56,25 +60,29 @@ class DataSet:
         return self.splits(validate, fold)[1] if validate or fold else self.load("test")
 
 
-def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
+def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "auto") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
     Args:
         name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers; or
             a folder of pictures, or a table that names some: see pipeline.folder.
         size, fit: how such pictures become squares: see pipeline.folder.prepare and pipeline.pictures.
+        layout: how a folder is meant: see pipeline.layout.
 
     Raises:
         Mistake: there is no data set of that name.
     """
-    if name == "cifar10":
-        return DataSet(cache.load)
-    if counts := re.fullmatch(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?", name):
-        train, test = counts.groups()
-        return DataSet(partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
     root = Path(os.path.expanduser(name))
-    if name and (root.is_dir() or (root.is_file() and root.suffix.lower() in TABLES)):
-        return DataSet(*folder.loader(root, size, fit), root)
+    if kind_of(name) != "pictures":
+        if root.is_dir():
+            say(f"--data {name} is not the folder of that name: call that ./{name}")
+        counts = GENERATED.fullmatch(name)
+        if not counts:
+            return DataSet(cache.load, identity=lambda: name)
+        train, test = (int(count or usual) for count, usual in zip(counts.groups(), (2048, 512), strict=True))
+        return DataSet(partial(synthetic.load, train=train, test=test), identity=lambda: name)
+    if name and (root.is_dir() or (root.is_file() and root.suffix.lower() in SUFFIXES)):
+        return DataSet(*folder.loader(root, size, fit, layout), root)
     raise Mistake(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
         "pictures, or a table of them (.csv, .tsv or .txt), and there is no such folder or file"

@@ -2,9 +2,12 @@
 
     python -m pipeline --data holiday      # what is in it, and what is left out and why
 
-pipeline.find says which files there are, pipeline.parts which of them are for what, pipeline.store keeps the pixels.
-Each file is decoded once, by itself, to S x S pixels, into a cache outside the folder; nothing is ever written into the
-folder. A file that cannot be read is left out and named, and the others go on.
+    pipeline.layout, pipeline.table    which files there are, with their classes: an Inventory
+    pipeline.contents                  the SHA-256 of each
+    pipeline.store                     the pixels of these contents, decoded once by pipeline.pictures
+    pipeline.parts                     which are for training, validation and testing: a Listing
+
+Nothing is ever written into the folder. A file that is not used is named with the reason, and the others go on.
 """
 
 import contextlib
@@ -16,37 +19,44 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ground.files import lock
 from ground.mistake import Mistake
-from ground.terminal import printable, tracked
-from pipeline import store
-from pipeline.find import PART_NAMES, Source, base, sources
+from ground.terminal import tracked
+from pipeline import contents, store
+from pipeline.labels import PARTS, one_spelling
+from pipeline.layout import Layout, folder_inventory
+from pipeline.listing import Inventory, LeftOut, Listing, Picture, Source, by_kind, identity
 from pipeline.memory import zeros
 from pipeline.parts import decide_parts
-from pipeline.pictures import Fit, decode, dimensions, reason
+from pipeline.pictures import Fit, decode_bytes, dimensions, read_bytes, reason
 from pipeline.split import Split, UInt8
-from pipeline.store import Listing, Picture, say
+from pipeline.store import Record, say
+from pipeline.table import read_table
 
-SHOWN = 3  # files left out that are named on the way; `python -m pipeline` names all
 USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
 SAMPLE = 200  # pictures that are looked at for their sizes
-BLOCK = 256  # pictures that are decoded one after the other
 
 
-def loader(root: Path, size: int, fit: Fit) -> tuple[Callable[[str], Split], Callable[[], bool]]:
-    """What loads a part of a folder (see `part_of`), and what says whether it has one for validation.
+class Loader(NamedTuple):
+    """What gives the parts of a folder. All is of one reading; each raises as `prepare` does."""
 
-    All is of one reading of the cache. Both raise as `prepare` does.
-    """
-    prepared = cache(partial(prepare, root, size, fit))
+    load: Callable[[str], Split]
+    has_validation: Callable[[], bool]
+    identity: Callable[[], str]
 
-    def has_validation() -> bool:
-        return any(picture.part == "validation" for picture in prepared()[0].pictures)
 
-    return lambda part: part_of(root, *prepared(), part), has_validation
+def loader(root: Path, size: int, fit: Fit, layout: Layout) -> Loader:
+    """What loads a part of a folder (see `part_of`), and says whether it has one for validation, and what it is."""
+    prepared = cache(partial(prepare, root, size, fit, layout))
+    return Loader(
+        lambda part: part_of(root, *prepared(), part),
+        lambda: any(picture.part == "validation" for picture in prepared()[0].pictures),
+        lambda: identity(prepared()[0]),
+    )
 
 
 def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
@@ -60,54 +70,115 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         part = "validation"
     rows = listing.part_slice(part)
     pictures = listing.pictures[rows]
+    missing = sorted(set(range(len(listing.classes))) - {picture.label for picture in pictures})
+    if part == "train" and missing:
+        name, left_out = listing.classes[missing[0]], [one for one in listing.left_out if one.label == missing[0]]
+        raise Mistake(f"--data is {root}: class {name} has no picture to train on{_why(left_out)}")
     if not pictures:
         raise Mistake(
             f"--data is {root}: it has no pictures for {part}: add some, or train with --validate; without parts a "
-            "class of two or more gives one"
+            f"class of two or more gives one{_why(listing.left_out)}"
         )
-    labels = {picture.label for picture in pictures}
-    missing = [name for label, name in enumerate(listing.classes) if label not in labels]
-    if part == "train" and missing:
-        raise Mistake(f"--data is {root}: class {missing[0]} has no picture to train on")
     return Split(
         images=images[rows],
         labels=np.array([picture.label for picture in pictures], np.int64),
         name=part,
         classes=listing.classes,
-        files=tuple(str(base(root) / picture.path) for picture in pictures),
+        files=tuple(str(base(root) / picture.name) for picture in pictures),
     )
 
 
-def prepare(root: Path, size: int, fit: Fit) -> tuple[Listing, UInt8]:
+def _why(left_out: Sequence[LeftOut]) -> str:
+    return f": {len(left_out):,} were left out, {by_kind(left_out)}" if left_out else ""
+
+
+def base(root: Path) -> Path:
+    """What the names of pictures are relative to."""
+    return root.parent if root.is_file() else root
+
+
+def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[Listing, UInt8]:
     """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
 
-    A size of 0 stands for the usual one: see `usual_size`.
-
-    Processes that prepare the same folder at the same time take turns, and all but the first find the work done.
+    Says so on stderr. A size of 0 stands for the usual one: see `usual_size`. Processes that prepare the same folder at
+    the same time take turns, and all but the first find the work done.
 
     Raises:
-        Mistake: it has no classes, or fewer than two with pictures.
+        Mistake: it has not two classes, or can be read in two ways; or a file changes while it is read.
         OSError: it cannot be read, or the cache cannot be written.
     """
-    classes, files = sources(root)
-    size = size or usual_size(files)
-    path = store.cache_path(root, classes, files, size, fit)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prepared = store.read(path, size)
-    if prepared is None:
-        descriptor = lock(path.parent / "lock", lambda holder: say(f"waiting for process {holder}, which is decoding"))
+    inventory = table_inventory(root) if root.is_file() else folder_inventory(root, layout)
+    home = store.folder_of_caches()
+    index = home / f"{store.folder_name(root)}.digests"
+    digests, reasons = contents.digests(base(root), [file.name for file in inventory.files], index)
+    first = {digest: base(root) / file.name for file, digest in zip(inventory.files, digests, strict=True) if digest}
+    files = dict(sorted(first.items()))
+    size = size or usual_size(list(files.values()))
+    path = store.cache_path(root, files, size, fit)
+    listing = Listing((), (), ())
+
+    def arrange(records: Sequence[Record]) -> Sequence[int]:
+        nonlocal listing
+        listing, rows = arranged(inventory, digests, reasons, records)
+        return rows
+
+    stored = store.read(path, size, arrange)
+    if stored is None:
+        descriptor = lock(home / "lock", lambda holder: say(f"waiting for process {holder}, which is decoding"))
         try:
-            prepared = store.read(path, size)
-            if prepared is None:
-                store.write(path, *decode_all(root, classes, files, size, fit))
+            stored = store.read(path, size, arrange)
+            if stored is None:
+                store.write(path, *decode_all(files, size, fit))
                 store.remove_old(path)
-                prepared = store.read(path, size)
-                if prepared is None:
+                stored = store.read(path, size, arrange)
+                if stored is None:
                     raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
         finally:
             os.close(descriptor)
-        tell(prepared[0])
-    return prepared
+    for line in listing.summary():
+        say(line)
+    return listing, stored[1]
+
+
+def table_inventory(table: Path) -> Inventory:
+    """The files that a table names. Raises as `read_table` does, and Mistake where it has not two labels."""
+    rows, understood = read_table(table)
+    meant, notes = one_spelling(row.label for row in rows)
+    classes = sorted(set(meant.values()))
+    if len(classes) < 2:
+        raise Mistake(f"--data is {table}: it must have two labels or more")
+    number = {label: classes.index(name) for label, name in meant.items()}
+    files = [Source(_on_disk(table.parent, row.path), number[row.label], row.part) for row in rows]
+    return Inventory(tuple(classes), tuple(files), (), (understood, *notes))
+
+
+def _on_disk(folder: Path, name: str) -> str:
+    """The name, with slashes where it has the backslashes of Windows and there is no such file."""
+    return name.replace("\\", "/") if "\\" in name and not os.path.lexists(folder / name) else name
+
+
+def arranged(
+    inventory: Inventory, digests: Sequence[str], reasons: Sequence[str], records: Sequence[Record]
+) -> tuple[Listing, list[int]]:
+    """The listing of files with these contents, and for each of its pictures which of those without a fault it is."""
+    by_digest = {record.digest: record for record in records}
+    stored = {digest: i for i, digest in enumerate(d for d, record in by_digest.items() if not record.fault)}
+    faults = [why or by_digest[digest].fault for digest, why in zip(digests, reasons, strict=True)]
+    sound = [i for i, fault in enumerate(faults) if not fault]
+    parts, unfair = decide_parts([inventory.files[i] for i in sound], [digests[i] for i in sound])
+    for i, why in zip(sound, unfair, strict=True):
+        faults[i] = why
+    pictures = []
+    for i, part in zip(sound, parts, strict=True):
+        if not faults[i]:
+            file, record = inventory.files[i], by_digest[digests[i]]
+            pictures.append(
+                Picture(file.name, file.label, part, record.digest, record.width, record.height, record.notes)
+            )
+    pictures.sort(key=lambda picture: (PARTS.index(picture.part), picture.label, picture.digest, picture.name))
+    faulty = [LeftOut(f.name, fault, f.label) for f, fault in zip(inventory.files, faults, strict=True) if fault]
+    listing = Listing(inventory.classes, tuple(pictures), (*faulty, *inventory.left_out), inventory.notes)
+    return listing, [stored[picture.digest] for picture in pictures]
 
 
 def check_outside(data: str, place: str, flag: str) -> None:
@@ -118,64 +189,40 @@ def check_outside(data: str, place: str, flag: str) -> None:
         )
 
 
-def usual_size(files: Sequence[Source]) -> int:
+def usual_size(files: Sequence[Path]) -> int:
     """Side in pixels for these pictures: 64, or 32 where half of them, of some looked at, are smaller than 48."""
     shorter = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         with contextlib.suppress(Exception):  # it is named when it is decoded
-            shorter.append(min(dimensions(file.path)))
+            shorter.append(min(dimensions(file)))
     small, usual = USUAL_SIZES
     return small if shorter and np.median(shorter) < (small + usual) / 2 else usual
 
 
-def decode_all(
-    root: Path, classes: tuple[str, ...], files: Sequence[Source], size: int, fit: Fit
-) -> tuple[Listing, UInt8, list[int]]:
-    """Every file decoded, on all cores; then sorted into parts, without copies that would straddle two of them.
+def decode_all(files: dict[str, Path], size: int, fit: Fit) -> tuple[list[Record], UInt8]:
+    """Every content decoded, on all cores: {SHA-256: a file} -> what is known of each, and images (n, size, size, 3).
 
-    Returns:
-        What there is; the pictures (n, size, size, 3) of all files; and the row among them of each of the listing's.
+    Raises:
+        Mistake: a file has other bytes now.
     """
     images = zeros(len(files), size, size, 3)
-    digests: list[str] = [""] * len(files)
-    reasons: list[str] = [""] * len(files)
-    sides = [(0, 0)] * len(files)
+    digests, paths = list(files), list(files.values())
+    records = [Record(digest, "") for digest in digests]
 
-    def decode_block(start: int) -> int:
-        rows = range(start, min(start + BLOCK, len(files)))
+    def decode_block(rows: Sequence[int]) -> int:
         for i in rows:
+            data = read_bytes(paths[i])
+            if hashlib.sha256(data).hexdigest() != digests[i]:
+                raise Mistake(f"{paths[i]} changed while it was read: start again when nobody writes there")
             try:
-                images[i] = decode(files[i].path, size, fit)
-                sides[i] = dimensions(files[i].path)
-                with open(files[i].path, "rb") as file:
-                    digests[i] = hashlib.file_digest(file, "sha256").hexdigest()
+                images[i], width, height, notes = decode_bytes(data, size, fit)
+                records[i] = Record(digests[i], "", width, height, notes)
             except Exception as error:  # a decoder raises nearly anything on a damaged file
-                reasons[i] = printable(reason(error, files[i].path))
+                records[i] = Record(digests[i], reason(error, paths[i]))
         return len(rows)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        counts = pool.map(decode_block, range(0, len(files), BLOCK))
+        counts = pool.map(decode_block, contents.blocks(range(len(files))))
         for _ in tracked(counts, f"decoding to {size} x {size}", len(files), count=int):
             pass
-    parts = decide_parts(files, digests, reasons)
-    rows = [i for part in PART_NAMES for i in range(len(files)) if parts[i] == part and not reasons[i]]
-    names = [os.path.relpath(file.path, base(root)) for file in files]
-    distinct = {(files[i].label, digests[i]) for i in rows}
-    listing = Listing(
-        classes,
-        tuple(Picture(names[i], files[i].label, parts[i], digests[i], *sides[i]) for i in rows),
-        tuple(f"{printable(names[i])}: {reasons[i]}" for i in range(len(files)) if reasons[i]),
-        len(rows) - len(distinct),
-    )
-    return listing, images, rows
-
-
-def tell(listing: Listing) -> None:
-    """A line or a few on stderr: what is there and what is left out."""
-    counts = Counter(picture.part for picture in listing.pictures)
-    part_counts = ", ".join(f"{counts[part]:,} {part}" for part in PART_NAMES if counts[part])
-    say(f"{len(listing.pictures):,} of {len(listing.classes)} classes ({part_counts})")
-    for line in listing.left_out[:SHOWN]:
-        say(f"left out {line}")
-    if len(listing.left_out) > SHOWN:
-        say(f"left out {len(listing.left_out) - SHOWN:,} more; python -m pipeline --data names them")
+    return records, images

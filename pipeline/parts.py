@@ -7,39 +7,36 @@ SHA-256 of each file decides: the same pictures always come out alike, and copie
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from pipeline.find import PART_NAMES, Source
+from pipeline.labels import PARTS
+from pipeline.listing import Source
 
 SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
 
 
-def decide_parts(files: Sequence[Source], digests: Sequence[str], reasons: list[str]) -> list[str]:
-    """The part of each file, by its SHA-256 ("" where it could not be read).
+def decide_parts(files: Sequence[Source], digests: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The part of each file, and why it is left out ("" for most), by its SHA-256.
 
-    Leaves out, by a reason, what would make the report dishonest: a picture that stands in two classes, and one to
-    train on or for validation that is also in a part after its own.
+    Left out is what would make the report dishonest: a picture that stands in two classes, and one to train on or for
+    validation that is also in a part after its own.
     """
-    parts = [file.part for file in files]
+    order = ["", *PARTS]
     labels: dict[str, set[int]] = defaultdict(set)
-    order = ["", *PART_NAMES]
     last: dict[str, int] = defaultdict(int)  # of the parts that a picture is in
     for file, digest in zip(files, digests, strict=True):
-        if digest:
-            labels[digest].add(file.label)
-            last[digest] = max(last[digest], order.index(file.part))
+        labels[digest].add(file.label)
+        last[digest] = max(last[digest], order.index(file.part))
     class_digests: dict[int, set[str]] = defaultdict(set)
+    reasons = [""] * len(files)
     for i, (file, digest) in enumerate(zip(files, digests, strict=True)):
-        if not digest:
-            continue
         if len(labels[digest]) > 1:
             reasons[i] = "the same picture is in two classes"
         elif order.index(file.part) < last[digest]:
             reasons[i] = f"the same picture is among those for {order[last[digest]]}"
-        else:
+        elif not file.part:
             class_digests[file.label].add(digest)
-    if "" in parts:
-        drawn = {digest: part for every in class_digests.values() for digest, part in _draw(sorted(every))}
-        parts = [drawn.get(digest, "") for digest in digests]
-    return parts
+    drawn = {digest: part for every in class_digests.values() for digest, part in _draw(sorted(every))}
+    parts = [file.part or drawn.get(digest, "") for file, digest in zip(files, digests, strict=True)]
+    return parts, reasons
 
 
 def _draw(digests: Sequence[str]) -> Iterator[tuple[str, str]]:

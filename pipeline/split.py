@@ -10,6 +10,7 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 Channels = tuple[float, ...]
+LEAST_DEVIATION = 4 / 255
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,8 +55,12 @@ class Split:
 
     @cached_property
     def statistics(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
-        return self.known_statistics or channel_statistics(self.images)
+        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images.
+
+        The deviation is LEAST_DEVIATION at least: a channel of one level all over, or nearly, is divided by no less.
+        """
+        mean, deviation = self.known_statistics or channel_statistics(self.images)
+        return mean, tuple(max(channel, LEAST_DEVIATION) for channel in deviation)
 
     @property
     def mean_colour(self) -> tuple[int, ...]:

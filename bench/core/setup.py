@@ -120,6 +120,6 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
         OSError: the data set is not here and cannot be had.
     """
     machine = Machine.of(config, world)
-    split, _ = open_dataset(config.data, config.size, config.fit).splits(validate=True)
+    split, _ = open_dataset(config.data, config.size, config.fit, config.layout).splits(validate=True)
     Plan(count=len(split), side=split.side, **config.drawn())  # refuses a batch that is too large, before any work
     return Setup(config, split, machine)
