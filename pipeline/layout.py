@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Literal
 
@@ -122,17 +123,16 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
     resolved = root.resolve()
     seen = {_key(os.stat(folder)) for folder in (resolved, *resolved.parents)}
     tree = Folder("")
-    folders, links = [(tree, False)], list[tuple[Folder, str]]()
+    folders, links = [(tree, False)], list[tuple[int, str, Folder]]()
     while folders or links:
         if not folders:
-            folder, name = links.pop(0)
+            _, name, folder = heappop(links)  # what holds another's folder first
             if (key := _key(os.stat(root / name))) in seen:
                 left_out.append(LeftOut(name, "a link to a folder that is here already, or holds this one"))
                 continue
             seen.add(key)
-            folder.folders.append(Folder(name))
-            folder.folders.sort(key=lambda inner: inner.name)
-            folders.append((folder.folders[[inner.name for inner in folder.folders].index(name)], False))
+            folders.append((Folder(name), False))
+            folder.folders.append(folders[0][0])
         folder, hidden = folders.pop()
         try:
             with os.scandir(root / folder.name) as listing:
@@ -156,8 +156,8 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
                     folder.folders.append(inner)
             elif aside:
                 left_out.append(LeftOut(name, "hidden"))
-            elif entry.is_symlink() and entry.is_dir():
-                links.append((folder, name))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                heappush(links, (os.path.realpath(entry.path).count(os.sep), name, folder))
             elif reason := unusable(entry):
                 left_out.append(LeftOut(name, reason))
                 if entry.name.lower().endswith(table.SUFFIXES):
@@ -265,9 +265,13 @@ def _one_family(folders: list[Folder]) -> bool:
 def _class_folders(folder: Folder, names: set[str]) -> list[Folder]:
     """The folders in one of a part, or in the one that it holds alone, if some have these names of classes."""
     known = {name.casefold() for name in names}
-    while len(folder.live) == 1 and folder.live[0].label.casefold() not in known:
+
+    def holds_classes(folder: Folder) -> bool:
+        return any(inner.label.casefold() in known for inner in folder.live)
+
+    while len(folder.live) == 1 and (holds_classes(folder.live[0]) or not holds_classes(folder)):
         folder = folder.live[0]
-    return folder.live if any(inner.label.casefold() in known for inner in folder.live) else []
+    return folder.live if holds_classes(folder) else []
 
 
 def annotations(root: Path, folder: Folder, classes: set[str]) -> tuple[dict[str, str], str]:
