@@ -33,20 +33,20 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
     Raises:
         OSError: the index cannot be written.
     """
-    known = read_index(index)
+    known, paths = read_index(index), [os.path.join(base, name) for name in names]
     found, reasons = [b""] * len(names), [""] * len(names)
     statuses = [b""] * len(names)
     now = time.time_ns()
 
     def look(i: int) -> None:
-        status = os.stat(base / names[i])
+        status = os.stat(paths[i])
         statuses[i] = status_bytes(status)
         found[i] = known.get(statuses[i], b"")
         if status.st_ctime_ns > now - SETTLED * 1e9:
             statuses[i] = b""
 
     def read(i: int) -> None:
-        with open_regular(base / names[i]) as file:
+        with open_regular(paths[i]) as file:
             before = os.fstat(file.fileno())
             if before.st_size > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES / 1e9:.1f} GB")
@@ -60,7 +60,7 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
                 try:
                     work(i)
                 except (OSError, ValueError) as error:
-                    reasons[i] = reason(error, base / names[i])
+                    reasons[i] = reason(error, paths[i])
             return len(rows)
 
         return block

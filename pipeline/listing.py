@@ -92,7 +92,7 @@ class Listing:
         used, left = len(self.pictures), len(self.left_out)
         lines = [
             f"{len(self.classes):,} classes ({listed(self.classes)}) in parts "
-            + " and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]]))
+            + (" and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "none")
             + f": {', '.join(f'{counts[part]:,} {part}' for part in parts)}",
             *self.notes,
             f"{used + left:,} files: {used:,} used, {left:,} left out{f': {by_kind(self.left_out)}' if left else ''}",

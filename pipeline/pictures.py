@@ -233,7 +233,7 @@ def files_in(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
-def reason(error: Exception, path: Path) -> str:
+def reason(error: Exception, path: str | Path) -> str:
     """Why a file could not be used, in one line without its name; what stands before a colon is the kind of reason."""
     if isinstance(error, Mistake):
         return str(error)

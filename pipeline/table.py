@@ -26,6 +26,7 @@ COLUMNS = {
 }
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": "spaces"}
 LONGEST_LINE = 1 << 16  # characters
+NO_TABLE = f"a line has {LONGEST_LINE:,} characters or more: it is no table"
 ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
@@ -47,7 +48,7 @@ def read_table(table: Path) -> tuple[list[Row], str]:
         encoding = encoding_of(table)
         with open_regular(table) as file, io.TextIOWrapper(file, encoding, newline="") as text:
             lines, before = _lines(text), 1
-            while (head := next(lines, "")) and (not head.strip() or re.match("sep=.$", head.strip())):
+            while (head := next(lines, "")) and (not head.strip() or re.fullmatch("sep=.[\r\n]+", head)):
                 before += 1  # Excel's own hint about the separator
             separator, columns, width = _columns(head)
             rows = list(_rows(lines, separator, columns, width, before))
@@ -66,13 +67,15 @@ def encoding_of(table: Path) -> str:
         for mark, encoding in ENCODINGS:
             if head.startswith(mark):
                 return encoding
-        for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-            if head[start::2].count(0) > len(head) / 4:
-                return encoding
+        zeros = [head[start::2].count(0) > len(head) / 4 for start in (0, 1)]
+        if zeros[0] != zeros[1]:
+            return "utf-16-be" if zeros[0] else "utf-16-le"
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             for block in chain([head], iter(lambda: file.read(1 << 20), b"")):
                 decoder.decode(block)
+                if len(block) > LONGEST_LINE and b"\n" not in block and b"\r" not in block:
+                    raise Mistake(NO_TABLE)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
             return "cp1252"
@@ -82,7 +85,7 @@ def encoding_of(table: Path) -> str:
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
     while line := text.readline(LONGEST_LINE):
         if len(line) == LONGEST_LINE:
-            raise Mistake(f"a line has {LONGEST_LINE:,} characters or more: it is no table")
+            raise Mistake(NO_TABLE)
         # R writes a quotation mark within quotation marks as \"
         yield re.sub(r'\\"(?!\s*(?:[,;\t| ]|$))', '""', line) if '\\"' in line else line
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ground.mistake import Mistake
-from pipeline.labels import PARTS, one_spelling, part_name
+from pipeline.labels import one_spelling, part_name
 from pipeline.layout import folder_inventory
 from pipeline.listing import Inventory
 
@@ -129,7 +129,7 @@ def test_what_can_be_read_in_two_ways_is_not_guessed(tmp_path: Path, names: str,
 
 def test_parts_without_classes_are_not_classes_unless_a_person_says_so(tmp_path: Path):
     made(tmp_path, "train/*.png x 4", "test/*.png x 2")
-    with pytest.raises(Mistake, match="as parts, test, train hold no folders .* or say --layout classes"):
+    with pytest.raises(Mistake, match=r"as parts, test, train hold no folders .* or say --layout classes"):
         folder_inventory(tmp_path, "auto")
     assert understood(tmp_path, "classes") == {("test", ""): 2, ("train", ""): 4}
     with pytest.raises(Mistake, match="hold no folders of the same names"):
@@ -138,7 +138,7 @@ def test_parts_without_classes_are_not_classes_unless_a_person_says_so(tmp_path:
 
 def test_tiny_imagenet_as_it_is_unpacked(tmp_path: Path):
     for label in ("n01", "n02"):
-        made(tmp_path, *(f"train/{label}/images/{label}_{i}.JPEG" for i in range(3)), f"train/{label}/{label}_boxes.txt")
+        made(tmp_path, f"train/{label}/images/{label}_*.JPEG x 3", f"train/{label}/{label}_boxes.txt")
     made(tmp_path, "val/images/val_*.JPEG x 5", "test/images/test_*.JPEG x 4", "wnids.txt", "words.txt")
     rows = [f"val_{i}.JPEG\tn0{i % 2 + 1}\t0\t0\t62\t62" for i in range(4)]
     (tmp_path / "val" / "val_annotations.txt").write_text("\n".join(rows))
@@ -195,7 +195,8 @@ def understood_links(root: Path) -> dict[str, int]:
 
 def test_labels_that_nobody_can_tell_apart_are_one(tmp_path: Path):
     composed, apart = "caf\u00e9", "cafe\u0301"
-    meant, notes = one_spelling(["disc", " disc", "disc ", "disc", "Disc", composed, apart, "a b", "a\u00a0 b", "A", "a"])
+    several = ["disc", " disc", "disc ", "disc", "Disc", composed, apart, "a b", "a\u00a0 b", "A", "a"]
+    meant, notes = one_spelling(several)
     assert meant == {
         "disc": "disc", " disc": "disc", "disc ": "disc", "Disc": "disc", composed: composed, apart: composed,
         "a b": "a b", "a\u00a0 b": "a b", "A": "A", "a": "a",
