@@ -358,7 +358,7 @@ def test_the_precision_is_the_checkpoints_own(run, loaded, stored: str, flags: l
         (["--images", "own", "--target", "true"], "need labels"),
         (["--images", "own", "--faithfulness"], "need labels"),
         (["--images", "nowhere"], "nowhere: No such file or directory"),
-        (["--images", "text.pt"], "text.pt: cannot identify image file"),
+        (["--images", "text.pt"], "text.pt: cannot identify it as a picture"),
         (["--out", "missing/page.html"], "missing"),
         (["--true", "cat", "--pred", "cat"], "both cat"),
         (["--nn", "3"], "--nn"),
