@@ -85,7 +85,7 @@ class DaliLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         side = self.resolution(epoch)
         for iteration in range(start, len(self)):
-            # The pipeline runs ahead along the plan. Another place or another resolution needs a new one (20 ms).
+            # The pipeline runs ahead along the plan. Another place or another resolution needs a new one.
             if self._pipe is None or (epoch, iteration) != self._next or side != self._side:
                 self._pipe, self._side = self._build(epoch, iteration, side), side
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
