@@ -71,10 +71,11 @@ def settled(monkeypatch) -> None:
 
 def test_the_same_pictures_are_the_same_by_any_name_place_table_and_time(tmp_path: Path):
     root = own(tmp_path / "own")
-    first = identity(listing(root))
+    first, train = identity(listing(root)), open_dataset(str(root), 8).load("train")
     (root / "disc" / "0.bmp").rename(root / "disc" / "another name.bmp")
     os.utime(root / "disc" / "1.bmp")
     assert identity(listing(root)) == first
+    assert open_dataset(str(root), 8).load("train").digest == train.digest, "in the same order"
     shutil.copytree(root, tmp_path / "archive" / "copy")
     assert identity(listing(tmp_path / "archive")) == first
     table = tmp_path / "t.csv"

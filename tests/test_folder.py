@@ -304,6 +304,17 @@ def test_the_same_arrays_give_the_same_weights(tmp_path: Path, monkeypatch):
     assert all(torch.equal(tensor, state[name]) for name, tensor in ours.model.state_dict().items())
 
 
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_channel_that_says_nothing_does_not_stop_the_training(tmp_path: Path, level: int):
+    root = flat(tmp_path / "own", cat=20, dog=20)
+    for i, path in enumerate(sorted(root.rglob("*.png"))):
+        pixels = np.asarray(Image.open(path)).copy()
+        pixels[..., 2] = 0
+        pixels[0, 0, 2] = 0 if i else level
+        Image.fromarray(pixels).save(path)
+    assert np.isfinite(trained(root, tmp_path).metrics["test_loss"])
+
+
 def test_three_hundred_classes_and_a_class_of_one_picture(tmp_path: Path):
     root = flat(tmp_path / "own", **{f"kind {i}": 2 for i in range(299)}, **{"only one": 1})
     found = trained(root, tmp_path)
