@@ -18,14 +18,16 @@ import tyro
 
 from ground.mistake import Mistake
 
-# What a setting decides. On resume only those of "machine" and "files" may change.
+# What a setting decides. On resume those of "data", "machine" and "files" may change.
 Role = Literal[
     "weights",  # the weights that come out
     "network",  # the weights, and the graph that is compiled
     "batches",  # the weights, by what a batch holds: the arguments of pipeline.plan.Plan
+    "data",  # where the images lie; whether they are the same, their content says
     "machine",  # where it is computed
     "files",  # what is read and written, and when
 ]
+DECIDING: tuple[Role, ...] = ("weights", "network", "batches")
 COLDEST, HOTTEST = 0.05, 20.0  # temperature that a model's logits can be divided by
 T = TypeVar("T")
 C = TypeVar("C", bound="Config")
@@ -99,7 +101,7 @@ class Config:
     pretrained: str = ""
     """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
     taken over; what --whiten and --dirac start is overwritten."""
-    data: str = "cifar10"
+    data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
     size: int = setting(0, ge=0, le=256)
@@ -154,6 +156,7 @@ class Config:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
         for own in fields(self):
             value, bounds = getattr(self, own.name), own.metadata.get("bounds", {})
+            need("\0" not in str(value), own.name, "without a zero byte")
             for number in value if isinstance(value, tuple) else (value,):
                 within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
                 need(within, own.name, _words(bounds))
@@ -287,7 +290,7 @@ def with_one_length(config: C, typed: Collection[str]) -> C:
 
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:
     """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
-    before, after = (config.values(*roles or ("weights", "network", "batches")) for config in (old, new))
+    before, after = (config.values(*roles or DECIDING) for config in (old, new))
     return [
         f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]

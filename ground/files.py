@@ -99,7 +99,10 @@ def lock(path: Path, taken: Callable[[str], None]) -> int:
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's link would be emptied
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is a link or no regular file: remove it", str(path))
+    # A link that comes between the two would be emptied, a pipe waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
