@@ -154,12 +154,12 @@ class Config:
                 object.__setattr__(self, name, float(getattr(self, name)))
             if get_origin(kind) is Literal:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
-        for own in fields(self):
-            value, bounds = getattr(self, own.name), own.metadata.get("bounds", {})
-            need("\0" not in str(value), own.name, "without a zero byte")
+        for entry in fields(self):
+            value, bounds = getattr(self, entry.name), entry.metadata.get("bounds", {})
+            need("\0" not in str(value), entry.name, "without a zero byte")
             for number in value if isinstance(value, tuple) else (value,):
                 within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
-                need(within, own.name, _words(bounds))
+                need(within, entry.name, _words(bounds))
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         numbers = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", self.fold)
@@ -185,7 +185,7 @@ class Config:
 
     @property
     def side(self) -> int:
-        """Of the stored images in pixels, which the resolutions are made from."""
+        """Side of the stored images in pixels, from which the resolutions are made."""
         return self.size if self.own_pictures else 32
 
     def compiles(self, cuda: bool) -> bool:
@@ -251,7 +251,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
 
     Raises:
-        ValueError: there is no such preset.
+        Mistake: there is no such preset.
     """
     named = bool(arguments) and not arguments[0].startswith("-")
     if named:
@@ -279,7 +279,7 @@ def with_one_length(config: C, typed: Collection[str]) -> C:
     """The config without the `minutes` of its preset where the epochs are typed.
 
     Raises:
-        ValueError: both are typed.
+        Mistake: both are typed.
     """
     if "epochs" not in typed:
         return config

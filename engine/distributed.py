@@ -83,7 +83,7 @@ class World:
         """This rank's own device, as `pick_device` says it.
 
         Raises:
-            ValueError: CUDA is wanted and there is none, or not one GPU for each process of this machine.
+            Mistake: CUDA is wanted and there is none, or not one GPU for each process of this machine.
         """
         device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
@@ -108,7 +108,7 @@ class World:
         normalise by the whole global batch. With one process, nothing is wrapped and nothing replaced.
 
         Raises:
-            ValueError: `sync_batch_norm` on a CPU, where torch has none.
+            Mistake: `sync_batch_norm` on a CPU, where torch has none.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
             raise Mistake("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")

@@ -23,7 +23,7 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         dtype: of Muon's matrix products, bfloat16 or float32.
 
     Raises:
-        ValueError: a learning rate is too large for the weights' type.
+        Mistake: a learning rate is too large for the weights' type.
     """
     if not max(config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr) <= torch.finfo(torch.float32).max:
         raise Mistake("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
@@ -109,14 +109,14 @@ def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         same_shape[update.shape].append(i)
     matrices, results = list(updates), [torch.empty_like(update) for update in updates]
     stacks = []
-    for (out, channels, height, width), places in same_shape.items():
-        stacks.append(updates[0].new_empty((len(places), out, height, width, channels), dtype=dtype))
-        for i, matrix in zip(places, stacks[-1], strict=True):
+    for (out, channels, height, width), indices in same_shape.items():
+        stacks.append(updates[0].new_empty((len(indices), out, height, width, channels), dtype=dtype))
+        for i, matrix in zip(indices, stacks[-1], strict=True):
             matrices[i] = matrix.permute(0, 3, 1, 2)
     torch._foreach_copy_(matrices, updates)  # casts all at once
-    for stack, places in zip(stacks, same_shape.values(), strict=True):
-        for i, found in zip(places, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
-            matrices[i] = found.permute(0, 3, 1, 2)
+    for stack, indices in zip(stacks, same_shape.values(), strict=True):
+        for i, result in zip(indices, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
+            matrices[i] = result.permute(0, 3, 1, 2)
     torch._foreach_copy_(results, matrices)
     return results
 

@@ -60,7 +60,7 @@ def destination(path: str | Path) -> Path:
     Raises:
         OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
             a link in a loop.
-        ValueError: it begins with ~, which a shell would have replaced.
+        Mistake: it begins with ~, which a shell would have replaced.
     """
     try:
         mode = os.stat(path).st_mode

@@ -91,7 +91,7 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
     if needs_warm_up(learner):
         warm_up(learner, share)
     learner.model.train()
-    found = {}
+    seconds = {}
     for side in sorted(set(config.resolutions)):
         nhwc = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device)
         images = nhwc.permute(0, 3, 1, 2)
@@ -102,5 +102,5 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
             learner.train_step(images, labels)
             synchronise(machine.device)
             times.append(perf_counter() - start)
-        found[side] = machine.world.largest(median(times[1:])) / share
-    return found
+        seconds[side] = machine.world.largest(median(times[1:])) / share
+    return seconds
