@@ -54,16 +54,13 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         config = fit(config, typed(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
-        evaluated = partial(
-            evaluation_loader,
-            resolution=config.resolution,
-            device=machine.device,
-            threads=machine.threads,
-            rank=world.rank,
-            world=world.size,
-        )
-        test = evaluated(reported)
 
+    def in_order(split: Split) -> DaliLoader:
+        """All images of a split once an epoch, to evaluate on; each rank its share."""
+        device, threads = machine.device, machine.threads
+        return evaluation_loader(split, config.resolution, device, threads, rank=world.rank, world=world.size)
+
+    test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
     if config.pretrained and not state.path:
         start_from(model, config.pretrained)
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
-        run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
+        run.end(flipped, run.temperature(in_order(unseen).epoch(config.epochs) if unseen else []))
 
 
 def agreement(config: Config, machine: Machine, train: Split, reported: Split) -> dict[str, object]:

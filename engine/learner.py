@@ -18,8 +18,7 @@ from engine.distributed import ALONE, World
 from engine.graph import StepGraph
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.optimizer import create_optimizer
-from engine.schedule import one_cycle
+from engine.optimizer import create_optimizer, one_cycle
 from ground.mistake import Mistake
 
 Batch = tuple[Tensor, Tensor]
@@ -107,8 +106,9 @@ class Learner:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
             self.metrics.reset()
+        # A pure function of the step: a run that goes on needs no scheduler's state.
         rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
-        graph = self.graphs.get(images.shape)
+        graph = self.graphs.get(images.shape)  # on a GPU: the whole of `update`, started by one call of the host
         if graph:
             graph.replay(images, labels, self.step, rates)
         else:
@@ -129,6 +129,7 @@ class Learner:
         self.metrics.add(step, loss.detach(), correct, len(labels))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss () and number of correct ones () of a batch, to be followed by a backward pass."""
         if self.compiler_replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         smoothing, precision = self.config.label_smoothing, self.machine.precision

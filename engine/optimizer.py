@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum, and Muon for the filters of the stages where a config asks for it."""
+"""SGD with Nesterov momentum, Muon for the filters of the stages where a config asks for it, and their schedule."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ from ground.mistake import Mistake
 # Of the quintic iteration that moves all singular values towards 1; three rounds do, as in airbench94_muon.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 3
+FINAL_DIV_FACTOR = 1e4  # the last step's learning rate is the first step's divided by this
 
 
 def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -38,6 +39,20 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)
     weights += filters
     return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def one_cycle(config: Config, peak: float, step: int, steps: int) -> float:
+    """The learning rate of `step`, counted from 0, in a run of `steps`: a straight line up to `peak` and one down.
+
+    OneCycle (Smith and Topin 2017, arXiv 1708.07120), to the last bit that of torch.optim.lr_scheduler.OneCycleLR with
+    anneal_strategy="linear".
+    """
+    first = peak / config.div_factor
+    last = first / FINAL_DIV_FACTOR
+    top = config.pct_start * steps - 1  # the step of the peak, not always a whole number
+    if step <= top and top > 0:
+        return (peak - first) * (step / top) + first
+    return (last - peak) * ((step - top) / (steps - 1 - top)) + peak
 
 
 class Muon(torch.optim.Optimizer):

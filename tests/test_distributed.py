@@ -21,7 +21,7 @@ from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.schedule import one_cycle
+from engine.optimizer import one_cycle
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
 from run import resume
