@@ -39,8 +39,9 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
         if durable:
             _synchronise(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if not isinstance(error, FileExistsError):  # then it is another's
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise

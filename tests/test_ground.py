@@ -57,6 +57,32 @@ def test_a_failure_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, momen
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_the_folder_too_is_forced_to_the_disk_after_the_renaming(tmp_path, monkeypatch):
+    calls = []
+    rename, synchronise = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), rename(*names)))
+    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(os.readlink(f"/proc/self/fd/{file}")), synchronise(file)))
+    write_whole(tmp_path / "x", b"new", durable=True)
+    assert calls[1:] == ["rename", str(tmp_path)] and Path(calls[0]).parent == tmp_path
+
+
+def test_temporary_files_have_names_of_their_own_and_follow_no_link(tmp_path, monkeypatch):
+    names = []
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(Path(old).name), rename(old, new)))
+    for _ in range(2):
+        write_whole(tmp_path / "x", b"new")
+    assert len(set(names)) == 2 and all(name.startswith(".x.") for name in names)
+    (tmp_path / "mine").write_text("text")
+    monkeypatch.setattr("secrets.token_hex", lambda count: "known")
+    write_whole(tmp_path / "x", b"new")
+    (tmp_path / names[-1]).symlink_to("mine")
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "x", b"newer")
+    assert (tmp_path / "mine").read_text() == "text" and (tmp_path / "x").read_bytes() == b"new"
+    assert (tmp_path / names[-1]).is_symlink()
+
+
 def test_a_link_is_followed_where_a_person_named_it(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far/x")
