@@ -51,8 +51,7 @@ def notices(copy: Path, defect: dict[str, str]) -> bool:
     finally:
         file.write_text(source, encoding="utf-8")
     if done.returncode not in (0, 1):
-        Console(stderr=True).print(done.stdout + done.stderr)
-        raise ValueError(f"{defect['path']}: the tests {defect['tests']} could not be run")
+        raise ValueError(f"{defect['tests']} could not be run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode == 1
 
 
