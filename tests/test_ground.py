@@ -61,7 +61,12 @@ def test_the_folder_too_is_forced_to_the_disk_after_the_renaming(tmp_path, monke
     calls = []
     rename, synchronise = os.replace, os.fsync
     monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), rename(*names)))
-    monkeypatch.setattr(os, "fsync", lambda file: (calls.append(os.readlink(f"/proc/self/fd/{file}")), synchronise(file)))
+
+    def noted(file):
+        calls.append(os.readlink(f"/proc/self/fd/{file}"))
+        synchronise(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
     write_whole(tmp_path / "x", b"new", durable=True)
     assert calls[1:] == ["rename", str(tmp_path)] and Path(calls[0]).parent == tmp_path
 
