@@ -23,7 +23,7 @@ from functools import partial
 import torch
 
 from engine import distributed
-from engine.config import Config, default_preset, parse, typed
+from engine.config import Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -34,7 +34,7 @@ from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
 from run import resume
-from run.budget import fit
+from run.budget import decide
 from run.pretrained import shaped, start_from
 from run.resume import State
 from run.run import open_run
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     with clock.on("data"):
         data = open_dataset(config.data, config.size, config.fit)
         train, reported = data.splits(config.validate, config.fold)
-        config = fit(config, typed(arguments), state, train, len(reported), machine)
+        config = decide(config, given_flags(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
         evaluated = partial(
@@ -90,7 +90,7 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
     if state.path:
         preset, config = parse(arguments, preset, state.config)
     if config.pretrained:
-        config = shaped(config, typed(arguments), state)
+        config = shaped(config, given_flags(arguments), state)
     preflight.check_driver(config.device)
     if world.first:
         check_writable(config.out)

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from bench import __main__ as entry
-from bench import gpu_check
 from bench.core.options import SpeedOptions, parse_speed
 from bench.recipe import reference
 from bench.speed import compare, suite, sweep
@@ -31,8 +30,6 @@ from tests.measured import last_line
         (suite.main, ["--data", "generated", "--out", "/proc/none"], "/proc/none"),
         (compare.main, ["only-one.json"], "two results"),
         (compare.main, ["missing-a.json", "missing-b.json"], "missing-a.json"),
-        (gpu_check.main, ["--device", "cpu", "--only", "everything"], "'everything' is unknown"),
-        (gpu_check.main, ["--patience", "0", "--device", "cpu"], "--patience"),
     ],
 )
 def test_bad_input_is_one_message(command, arguments, said, monkeypatch, capsys):
@@ -71,9 +68,9 @@ def test_help_of_each_command_lists_its_flags(command, capsys):
     if command == "compare":
         assert "A.json B.json" in out
         return
-    assert "--out" in out and ("--only" in out) == (command in ("ablate", "gpu-check"))
-    assert ("--width" in out and "--resolutions" in out and "--max-lr" in out) == (command != "gpu-check")
-    assert (f"a preset: {', '.join(PRESETS)}" in " ".join(out.split())) == (command != "gpu-check")
+    assert "--out" in out and ("--only" in out) == (command == "ablate")
+    assert "--width" in out and "--resolutions" in out and "--max-lr" in out
+    assert f"a preset: {', '.join(PRESETS)}" in " ".join(out.split())
     assert "--resume" not in out and "--run-dir" not in out
 
 

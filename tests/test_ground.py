@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ground.files import check_writable, destination, lock, write_whole
+from ground.files import check_writable, destination, lock, read_bounded, write_whole
+from ground.mistake import Mistake
 from ground.terminal import printable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,22 @@ def test_a_failure_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, momen
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_read_is_a_plain_file_of_bounded_size(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("x")
+    assert read_bounded(path, 5) == read_bounded(str(tmp_path / "link"), 5) == b"12345"
+    with pytest.raises(Mistake, match="x has more than 4 bytes"):
+        read_bounded(path, 4)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no plain file") as caught:
+            read_bounded(place, 5)
+        assert caught.value.filename == str(place)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "absent", 5)
 
 
 def test_a_link_is_followed_where_a_person_named_it(tmp_path):

@@ -1,15 +1,17 @@
 """Results: written, read back, compared; and what a process of its own reports."""
 
 import json
+import os
 import re
 import subprocess
 
 import pytest
 
 from bench.core import chart, record
-from bench.core.process import reported
 from bench.core.record import Result, Row
 from bench.speed import compare
+from bench.speed.scaling import report_of
+from ground.mistake import Mistake
 from tests.measured import last_line
 
 
@@ -85,23 +87,52 @@ def test_compare_names_what_only_one_has():
     assert verdicts["a"] == "only in A" and verdicts["new"] == "only in B"
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "{}", '{"format": "cifar10-resnet measurement", "version": 1, "rows": [{"part": 1}]}', "null"],
-)
-def test_a_malformed_result_is_one_message(tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b"[" * 100_000, b"9" * 5000])
+def test_what_is_no_result_is_one_message(tmp_path, content):
     path = tmp_path / "bad.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=re.escape(str(path))):
+    path.write_bytes(content)
+    with pytest.raises(Mistake, match=re.escape(str(path))):
         record.load(str(path))
 
 
-def test_a_result_with_a_broken_number_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("version", 3),
+        ("theme", ["bench"]),
+        ("theme", "\x1b[2J"),
+        ("card", {"cpu": "\x1b]0;gone\x07"}),
+        ("card", {"\x1b[2J": "x"}),
+        ("settings", {"width": {"a": 1}}),
+        ("settings", {"out": "\x1b[2J"}),
+        ("settings", {"resolutions": [[32]]}),
+        ("rows", [[]]),
+        ("rows", [{"part": "a"}]),
+        ("row", {"value": "fast"}),
+        ("row", {"value": float("nan")}),
+        ("row", {"high": True}),
+        ("row", {"note": "\x1b[2J"}),
+        ("row", {"more": 1}),
+    ],
+)
+def test_forged_entries_are_refused(tmp_path, where, value):
     record.save(example(), tmp_path / "r")
     path = tmp_path / "r.json"
-    path.write_text(path.read_text().replace("2000.0", '"fast"'))
-    with pytest.raises(ValueError, match="not a result"):
+    content = json.loads(path.read_text())
+    if where == "row":
+        content["rows"][1] |= value
+    else:
+        content[where] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(Mistake, match="is not a result of") as caught:
         record.load(str(path))
+    assert str(caught.value).isprintable()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        compare.main([str(tmp_path / "pipe"), str(tmp_path / "pipe")])
 
 
 def test_commit_of_no_repository_is_unknown(tmp_path):
@@ -126,7 +157,7 @@ def test_commit_tells_changes_but_not_results(tmp_path):
 
 def test_the_report_of_another_process():
     script = "print('a table'); print('{\"rows\": [1]}'); print({'not': 'json'})"
-    assert reported(["-S", "-c", script], 60) == {"rows": [1]}
+    assert report_of(["-S", "-c", script], 60) == {"rows": [1]}
     for script, said in (
         ("import sys; sys.exit('a\\nbench, rank 1: a hole\\nb')", "exit code 1: bench, rank 1: a hole"),
         ("import sys; sys.exit('a\\nb')", "exit code 1: b"),
@@ -134,7 +165,7 @@ def test_the_report_of_another_process():
         ("import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)", "did not end within 0 s"),
     ):
         with pytest.raises(ValueError, match=said):
-            reported(["-S", "-c", script], 0.5 if "sleep" in script else 60)
+            report_of(["-S", "-c", script], 0.5 if "sleep" in script else 60)
 
 
 def test_compare_of_files(tmp_path, capsys):

@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import chain, count, repeat
 
 import torch
+from torch import Tensor
 
 from bench.core.clock import Batch, Budget
 from bench.core.options import SpeedOptions
+from bench.core.torch_loader import for_ever, torch_loader
 from engine.device import autocast
 from engine.distributed import ALONE, World
 from engine.learner import Learner
@@ -19,9 +21,7 @@ from engine.warm_up import needs_warm_up, warm_up
 from pipeline.dali import DaliLoader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from pipeline.reference import reference_loader
 from pipeline.split import Split
-from pipeline.synthetic import constant_batch
 
 FOREVER = 10**9  # steps
 
@@ -68,14 +68,10 @@ class Setup:
         loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
 
-    def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
-        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
-        config = self.config
-        loader = reference_loader(
-            self.split, batch_size, workers, normalised, config.translate, config.cutout, self.side
-        )
-        return chain.from_iterable(repeat(loader))
+    def torch_batches(self, batch_size: int, workers: int, normalise: bool = False) -> Iterator[Batch]:
+        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 of deviation 1."""
+        drawn = {"translate": self.config.translate, "cutout": self.config.cutout}
+        return for_ever(torch_loader(self.split, batch_size, workers, normalise, resolution=self.side, **drawn))
 
     def synthetic(self, batch_size: int) -> Iterator[Batch]:
         """One constant batch, for ever."""
@@ -116,10 +112,21 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """Set torch up and load the images, all for one rank of `world`.
 
     Raises:
-        ValueError: the device is not here, or the batch is larger than the data set.
+        Mistake: the device is not here, or the batch is larger than the data set.
         OSError: the data set is not here and cannot be had.
     """
     machine = Machine.of(config, world)
     split, _ = open_dataset(config.data, config.size, config.fit).splits(validate=True)
     Plan(count=len(split), side=split.side, **config.drawn())  # refuses a batch that is too large, before any work
     return Setup(config, split, machine)
+
+
+def constant_batch(batch_size: int, resolution: int, device: torch.device, classes: int) -> tuple[Tensor, Tensor]:
+    """A batch that is always the same, on the device: given again and again, what the model could eat for free.
+
+    Images (batch_size, 3, resolution, resolution) uint8 channels_last; labels (batch_size,) int64 of so many classes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, classes, (batch_size,), generator=generator)
+    return nhwc.to(device).permute(0, 3, 1, 2), labels.to(device)

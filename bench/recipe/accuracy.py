@@ -25,13 +25,13 @@ def main(arguments: Sequence[str]) -> None:
     default = default_preset(torch.cuda.is_available())
     options = parse(TrialOptions, arguments, "accuracy", __doc__, default)
     trainer = Trainer(options)
-    options = trainer.fit(options, arguments)
+    options = trainer.decide(options, arguments)
     trials: list[Trial] = []
     command, data = ["accuracy", *arguments], trainer.held_out.name
-    with session("accuracy", command, options, trainer.machine, data, label=options.preset) as shown:
-        for one in shown.steps(options.each()):
-            trials.append(trainer.run(one, shown.saying(f"seed {one.seed}")))
-            shown.rows = rows_of(trials)
+    with session("accuracy", command, options, trainer.machine, data, label=options.preset) as display:
+        for one in display.steps(options.each()):
+            trials.append(trainer.run(one, display.saying(f"seed {one.seed}")))
+            display.rows = rows_of(trials)
 
 
 def rows_of(trials: Sequence[Trial]) -> list[Row]:

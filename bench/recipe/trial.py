@@ -8,8 +8,8 @@ from typing import Self
 
 import torch
 
-from bench.core.options import Options
-from engine.config import C, Config, setting, typed
+from bench.core.options import BenchOptions
+from engine.config import C, Config, given_flags, setting
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
@@ -19,12 +19,12 @@ from ground.mistake import Mistake
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from run.budget import fit
+from run.budget import decide
 from run.resume import State
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOptions(Options):
+class TrialOptions(BenchOptions):
     seeds: int = setting(5, ge=1, le=1000)
     """Trainings, with the seeds --seed, --seed + 1, ..."""
 
@@ -57,9 +57,9 @@ class Trainer:
         self.train, self.held_out = data.splits(config.validate, config.fold)
         self._models: dict[tuple[int, ...], ResNet] = {}
 
-    def fit(self, config: C, arguments: Sequence[str]) -> C:
+    def decide(self, config: C, arguments: Sequence[str]) -> C:
         """The recipe with what these images and `--minutes` decide, but for what the command line gives."""
-        return fit(config, typed(arguments), State(), self.train, len(self.held_out), self.machine)
+        return decide(config, given_flags(arguments), State(), self.train, len(self.held_out), self.machine)
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""

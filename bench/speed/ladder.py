@@ -16,10 +16,10 @@ from bench.core.clock import Lane, race, ratio
 from bench.core.record import GAIN, Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.seed_style import SeedStyle, take_normalised
+from bench.speed.first_version import FirstVersion, take_normalised
 
 PART = "ladder"
-SEED_BATCH = 64
+FIRST_BATCH = 64
 WORKERS = 2
 
 
@@ -46,7 +46,7 @@ def measure_ladder(setup: Setup, say: Say) -> list[Row]:
 
 def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
     """Each rung by its name, from the bottom up: a function that starts it."""
-    small, large, precision = min(SEED_BATCH, setup.batch_size // 2), setup.batch_size, setup.precision
+    small, large, precision = min(FIRST_BATCH, setup.batch_size // 2), setup.batch_size, setup.precision
     sgd = replace(setup, config=replace(setup.config, muon_lr=0.0))
     first, fed_by_torch = partial(_first_lane, setup, small), partial(_lane_fed_by_torch, sgd)
     rungs: dict[str, Callable[[], Lane]] = {
@@ -67,8 +67,8 @@ def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
 
 
 def _first_lane(setup: Setup, batch_size: int, **switches: Any) -> Lane:
-    loop = SeedStyle(setup.config, setup.split.classes, setup.device, **switches)
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), loop.train_step, setup.device)
+    loop = FirstVersion(setup.config, setup.split.classes, setup.device, **switches)
+    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), loop.train_step, setup.device)
 
 
 def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
@@ -80,7 +80,7 @@ def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
         there = images.to(setup.device, memory_format=torch.channels_last, non_blocking=True)
         learner.train_step(there, labels.to(setup.device, non_blocking=True))
 
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), step, setup.device)
+    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), step, setup.device)
 
 
 def _our_lane(setup: Setup, **without: bool) -> Lane:

@@ -34,7 +34,7 @@ GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SpeedOptions):
+class SweepOptions(SpeedOptions):
     batch_size: Suppress[int] = 512
     batch_sizes: tuple[int, ...] = setting((), ge=2)
     """Sizes to try (default: doubling, 16 to 512 on a CPU, 64 to 16384 on CUDA)."""
@@ -43,7 +43,7 @@ class Options(SpeedOptions):
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse_speed(Options, arguments, "sweep", __doc__)
+    options = parse_speed(SweepOptions, arguments, "sweep", __doc__)
     setup = prepare(replace(options, batch_size=2))  # the sizes themselves are checked below
     if options.compile_modes and not setup.machine.compiled:
         raise Mistake("--compile-modes is for what is compiled: add --compile on")
@@ -60,12 +60,12 @@ def main(arguments: Sequence[str]) -> None:
     }
     memory = available_memory(setup.device)
     command = ["sweep", *arguments]
-    with session("sweep", command, options, setup.machine, setup.split.name, chart.draw_sweep) as shown:
+    with session("sweep", command, options, setup.machine, setup.split.name, chart.draw_sweep) as display:
         for mode, every in setups.items():
             part = mode if options.compile_modes else PART
-            trials = shown.steps(every, [float(size) for size in sizes])
-            for row in sweep(part, trials, measure_step, memory, shown.saying(part)):
-                shown.rows.append(row)
+            trials = display.steps(every, sizes)
+            for row in sweep(part, trials, measure_step, memory, display.saying(part)):
+                display.rows.append(row)
 
 
 def sweep(

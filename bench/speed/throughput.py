@@ -11,7 +11,7 @@ from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.trace.phases import PHASES, Phases
+from bench.speed.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
 from ground.spread import quartiles

@@ -14,7 +14,7 @@ from engine.device import autocast
 from engine.model import ResNet
 
 
-class SeedStyle:
+class FirstVersion:
     """One training step at a time on images (B, 3, R, R) float32, normalised, and labels (B,), from the CPU.
 
     Args:

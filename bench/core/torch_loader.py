@@ -1,6 +1,8 @@
 """The loader that most people write, for comparison: torch's DataLoader over torchvision transforms, image by image."""
 
 import gc
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from bench.core.clock import Batch
+from ground.mistake import Mistake
 from pipeline.split import Split
 
 
@@ -23,7 +27,7 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(np.asarray(self.images[index]))), int(self.labels[index])
 
 
-def reference_loader(
+def torch_loader(
     split: Split,
     batch_size: int,
     workers: int,
@@ -64,6 +68,23 @@ def reference_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_inherited_alone,
     )
+
+
+def for_ever(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[Batch]:
+    """The loader's batches, epoch after epoch.
+
+    Raises:
+        Mistake: its workers find no room in shared memory.
+    """
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
+    try:
+        while True:
+            yield from loader
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        advice = "make it larger (docker run --shm-size 1g), or leave out the parts data and ladder (--only)"
+        raise Mistake(f"/dev/shm is too small for the workers of torch's DataLoader: {advice}") from None
 
 
 def _leave_inherited_alone(worker: int) -> None:
