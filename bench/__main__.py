@@ -39,23 +39,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
-        if arguments[0] != "compare":
-            check_driver(arguments)
-        COMMANDS[arguments[0]](arguments[1:])
-        return
+    first = arguments[0] if arguments else ""
+    if first != "compare":
+        # Exits where a driver is too old for a GPU that the flags do not do without.
+        preflight.check_driver("cpu" if "--device cpu" in " ".join(arguments).replace("=", " ") else "auto")
+    if first in COMMANDS:
+        return COMMANDS[first](arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
-    elif arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+    elif first and not first.startswith("-") and first not in PRESETS:
         known = ", ".join([*COMMANDS, *PRESETS])
-        raise Mistake(f"{arguments[0]!r} is no command and no preset, which are {known}; parts go by --only")
-    check_driver(arguments)
+        raise Mistake(f"{first!r} is no command and no preset, which are {known}; parts go by --only")
     suite.main(arguments)
-
-
-def check_driver(arguments: Sequence[str]) -> None:
-    """Exit where a driver is too old for a GPU that the flags do not do without."""
-    preflight.check_driver("cpu" if "--device cpu" in " ".join(arguments).replace("=", " ") else "auto")
 
 
 if __name__ == "__main__":

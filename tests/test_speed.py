@@ -63,23 +63,22 @@ def test_the_first_version_learns_with_every_switch():
         labels = torch.from_numpy(split.labels[:64])
         losses = []
         for _ in range(12):
-            before = loop.loss + float(loop.sums[0])
+            before = float(loop.sums[0])
             loop.train_step(images, labels)
-            losses.append(loop.loss + float(loop.sums[0]) - before)
+            losses.append(float(loop.sums[0]) - before)
         assert losses[-1] < 0.7 * losses[0]
-        assert loop.seen == 12 * 64
 
 
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_torch_loader_augments_as_asked(normalise):
     split = generated(64)
-    images, labels = next(iter(torch_loader(split, 16, 0, normalise, cutout=8, resolution=24)))
+    images, labels = next(iter(torch_loader(split, Config(cutout=8, resolutions=(24,)), 16, 0, normalise)))
     assert images.shape == (16, 3, 24, 24) and labels.shape == (16,) and labels.dtype == torch.int64
     assert images.dtype == (torch.float32 if normalise else torch.uint8)
     fill = torch.zeros(3, 1, 1) if normalise else torch.tensor(split.mean_colour)[:, None, None]
     squares = (images == fill).all(1).flatten(1).sum(1)
     assert ((squares >= 36) & (squares < 60)).all()  # a quarter of the side: 6 x 6, and chance
-    plain, _ = next(iter(torch_loader(split, 16, 0, normalise)))
+    plain, _ = next(iter(torch_loader(split, Config(cutout=0), 16, 0, normalise)))
     assert ((plain == fill).all(1).flatten(1).sum(1) < 20).all()
 
 
@@ -92,7 +91,7 @@ def test_a_worker_does_not_collect_what_its_parent_dropped():
             collected.append(1)
 
     collected: list[int] = []
-    leave_alone = torch_loader(generated(64), 16, 1).worker_init_fn
+    leave_alone = torch_loader(generated(64), Config(), 16, 1).worker_init_fn
     assert leave_alone is not None
     Dropped()
     leave_alone(0)
@@ -265,6 +264,6 @@ def test_sweep_measures_each_size_and_draws(tmp_path, capsys):
 
 
 def test_the_smallest_size_within_three_percent_of_the_best_rate_is_recommended():
-    assert sweep.recommended({16: 50.0, 32: 98.0, 64: 100.0, 128: 99.0}) == 32
-    assert sweep.recommended({16: 96.9, 32: 100.0}) == 32
-    assert sweep.recommended({}) is None
+    assert sweep.recommendation({16: 50.0, 32: 98.0, 64: 100.0, 128: 99.0}) == 32
+    assert sweep.recommendation({16: 96.9, 32: 100.0}) == 32
+    assert sweep.recommendation({}) is None

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,17 +40,13 @@ GAIN = "gain of "  # begins the name of a row that another row's note repeats
 ROOT = Path(__file__).resolve().parents[2]
 
 
+
 def _line(value: Any) -> bool:
-    """Whether it is text that moves no cursor."""
-    return schema.text(10_000)(value) and value.isprintable()
+    return schema.text(10_000)(value) and value.isprintable()  # so it moves no cursor
 
 
 def _plain(value: Any) -> bool:
     return _line(value) or type(value) is bool or schema.number(value)
-
-
-def _measured(value: Any) -> bool:
-    return value is None or schema.number(value)
 
 
 # What may stand in a result's file: anybody could have made it.
@@ -62,10 +59,8 @@ FORM: dict[str, schema.Check] = {
     "settings": schema.named(lambda value: _plain(value) or schema.many(_plain, 1000)(value), 1000),
     "rows": schema.many(lambda value: type(value) is dict, 100_000),
 }
-ROW_FORM: dict[str, schema.Check] = {
-    **dict.fromkeys(("part", "name", "unit", "note"), _line),
-    **dict.fromkeys(("value", "low", "high"), _measured),
-}
+ROW_FORM: dict[str, schema.Check] = dict.fromkeys(("part", "name", "unit", "note"), _line)
+ROW_FORM |= dict.fromkeys(("value", "low", "high"), lambda value: value is None or schema.number(value))
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,6 @@ class Row:
     part: str
     name: str
     unit: str
-    """images/s, maps/s, s, ms, GiB, x, %, ... ; more is better for rates and x."""
     value: float | None = None
     """None is not measured."""
     low: float | None = None
@@ -129,8 +123,7 @@ def commit(folder: Path = ROOT) -> str:
     """The checkout's commit, "and changes" where files differ from it (results apart); unknown without git."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return subprocess.check_output(["git", "-C", folder, *command], stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         changes = git("status", "--porcelain", "--", ".", ":(exclude)docs/results")
@@ -155,11 +148,11 @@ def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
 
 def save(result: Result, stem: Path) -> list[str]:
     """Write the JSON and the Markdown; returns their paths."""
-    content = {"format": FORMAT, "version": VERSION} | asdict(result)
-    files = {".json": json.dumps(content, indent=1) + "\n", ".md": markdown(result)}
-    for suffix, text in files.items():
-        write_whole(stem.with_suffix(suffix), text.encode())
-    return [str(stem.with_suffix(suffix)) for suffix in files]
+    content = json.dumps({"format": FORMAT, "version": VERSION} | asdict(result), indent=1) + "\n"
+    files = {stem.with_suffix(".json"): content, stem.with_suffix(".md"): markdown(result)}
+    for path, text in files.items():
+        write_whole(path, text.encode())
+    return [str(path) for path in files]
 
 
 def load(path: str) -> Result:
@@ -199,13 +192,8 @@ def number(value: float | None, unit: str) -> str:
     """A value as people read it, without its unit."""
     if value is None:
         return ABSENT
-    if unit == "%":
-        return f"{value:.4g}"
-    if unit == "points":
-        return f"{value:+.2f}"
-    if value and abs(value) < 100:
-        return f"{value:.3g}"
-    return f"{value:,.0f}"
+    small = ".3g" if value and abs(value) < 100 else ",.0f"
+    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, small))
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
@@ -215,22 +203,16 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     return row.name, value, spread, row.note
 
 
-def table(rows: Iterable[Row], title: str) -> Table:
+def table(result: Result) -> Table:
     """For the terminal, one section a part."""
-    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    grid.add_column("measured")
-    grid.add_column("value", justify="right")
-    grid.add_column("spread", justify="right")
-    grid.add_column("note")
-    part = ""
-    for row in readable(rows):
-        if row.part != part:
-            if part:
-                grid.add_section()
-            grid.add_row(row.part, style="bold")
-            part = row.part
-        name, *rest = cells(row)
-        grid.add_row(f"  {name}", *rest)
+    grid = Table(box=box.SIMPLE_HEAD, title=f"{result.theme}: {result.meaning}", title_justify="left")
+    for header in ("measured", "value", "spread", "note"):
+        grid.add_column(header, justify="right" if header in ("value", "spread") else "left")
+    for part, rows in groupby(readable(result.rows), lambda row: row.part):
+        grid.add_row(part, style="bold")
+        for name, *rest in map(cells, rows):
+            grid.add_row(f"  {name}", *rest)
+        grid.add_section()
     return grid
 
 

@@ -1,16 +1,16 @@
 """One measuring command: its bar, its record, saved after every step, and its last line.
 
-    with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as shown:
-        for size in shown.steps([64, 128]):
-            shown.say(f"batch {size}")
-            shown.rows += measure(size)
+    with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as display:
+        for size in display.steps([64, 128]):
+            display.say(f"batch {size}")
+            display.rows += measure(size)
 
 What goes wrong inside, or stops it, leaves the record of the steps that are done.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,20 +27,18 @@ Say = Callable[[str], None]  # what is measured now
 class Session:
     """What a command writes to and says; made by `session`."""
 
-    rows: list[Row]
-    """What was measured so far: the command's to fill."""
-    more: dict[str, Any]
-    """What the last line says besides the result."""
-
-    def __init__(self, theme: str, card: dict[str, str], settings: dict[str, Any], stem: Path) -> None:
-        self.rows, self.more, self.console = [], {}, stdout_console()
-        self.tracker = Tracker(theme, 0, console=self.console, parts=self._parts)
-        self._theme, self._card, self._settings, self._stem = theme, card, settings, stem
-        self._now = ""
+    def __init__(self, result: Result, stem: Path) -> None:
+        self.rows: list[Row] = []
+        """What was measured so far: the command's to fill."""
+        self.more: dict[str, Any] = {}
+        """What the last line says besides the result."""
+        self.console = stdout_console()
+        self.tracker = Tracker(result.theme, 0, console=self.console, parts=self._parts)
+        self._result, self._stem, self._now = result, stem, ""
 
     @property
     def result(self) -> Result:
-        return Result(self._theme, self._card, self._settings, self.rows)
+        return replace(self._result, rows=self.rows)
 
     def print(self, text: str) -> None:
         """A line that a terminal does not break."""
@@ -95,17 +93,17 @@ def session(
     card = record.environment(machine, command)
     stem = record.writable_stem(options.out, f"{theme}-{label}" if label else theme, card)
     settings = options.recorded() | {"compiled": machine.compiled, "data": data}
-    one = Session(theme, card, settings, stem)
-    for name, value in card.items():
-        one.print(f"{name:<10} {value}")
-    if crowded := machine.crowded():
-        one.print(crowded)
-    with one.tracker:
-        yield one
-    files = record.save(one.result, stem)
+    display = Session(Result(theme, card, settings, []), stem)
+    for line in [*(f"{name:<10} {value}" for name, value in card.items()), machine.crowded()]:
+        if line:
+            display.print(line)
+    with display.tracker:
+        yield display
+    result = display.result
+    files = record.save(result, stem)
     if draw:
-        draw(one.result, stem.with_suffix(".png"))
+        draw(result, stem.with_suffix(".png"))
         files.append(str(stem.with_suffix(".png")))
-    one.console.print(record.table(one.rows, f"{theme}: {one.result.meaning}"))
-    one.print("wrote " + ", ".join(files))
-    print(json_line(asdict(one.result) | {"files": files} | one.more), flush=True)
+    display.console.print(record.table(result))
+    display.print("wrote " + ", ".join(files))
+    print(json_line(asdict(result) | {"files": files} | display.more), flush=True)

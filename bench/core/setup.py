@@ -56,22 +56,19 @@ class Setup:
 
     def budget(self, seconds: float = 5.0, warm_up_steps: int = 2, lap_steps: int = 1) -> Budget:
         """A budget of about `seconds` timed seconds; a fraction of it with --quick."""
-        seconds, laps, warming = (seconds / 10, 3, 1.0) if self.config.quick else (seconds, 7, 10.0)
-        return Budget(
-            seconds=seconds, laps=laps, warm_up_seconds=warming, warm_up_steps=warm_up_steps, lap_steps=lap_steps
-        )
+        if self.config.quick:
+            return Budget(seconds / 10, 3, 1.0, warm_up_steps, lap_steps)
+        return Budget(seconds, 7, 10.0, warm_up_steps, lap_steps)
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
         """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
-        world, drawn = self.machine.world, self.config.drawn() | {"batch_size": batch_size}
-        plan = Plan(count=len(self.split), side=self.split.side, rank=world.rank, world=world.size, **drawn)
+        plan = plan_of(replace(self.config, batch_size=batch_size), self.split, self.machine.world)
         loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
 
     def torch_batches(self, batch_size: int, workers: int, normalise: bool = False) -> Iterator[Batch]:
         """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 of deviation 1."""
-        drawn = {"translate": self.config.translate, "cutout": self.config.cutout}
-        return for_ever(torch_loader(self.split, batch_size, workers, normalise, resolution=self.side, **drawn))
+        return for_ever(torch_loader(self.split, self.config, batch_size, workers, normalise))
 
     def synthetic(self, batch_size: int) -> Iterator[Batch]:
         """One constant batch, for ever."""
@@ -108,6 +105,11 @@ class Setup:
         return learner
 
 
+def plan_of(config: SpeedOptions, split: Split, world: World) -> Plan:
+    """What the batches hold; raises Mistake where a batch is larger than the data set."""
+    return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **config.drawn())
+
+
 def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """Set torch up and load the images, all for one rank of `world`.
 
@@ -117,7 +119,7 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """
     machine = Machine.of(config, world)
     split, _ = open_dataset(config.data, config.size, config.fit).splits(validate=True)
-    Plan(count=len(split), side=split.side, **config.drawn())  # refuses a batch that is too large, before any work
+    plan_of(config, split, ALONE)  # before any work
     return Setup(config, split, machine)
 
 

@@ -81,8 +81,8 @@ def main(arguments: Sequence[str]) -> None:
     pairs = [pair for one in bases for pair in pairs_of(one, options.only)]
     recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
     trials: dict[Config, Trial] = {}
-    command, data = ["ablate", *arguments], trainer.held_out.name
-    with session("ablation", command, options, trainer.machine, data, chart.draw_ablation, options.preset) as display:
+    subject = options, trainer.machine, trainer.held_out.name
+    with session("ablation", ["ablate", *arguments], *subject, chart.draw_ablation, options.preset) as display:
         for one in display.steps(recipes):
             trials[one] = trainer.run(one, display.saying(f"training {len(trials) + 1} of {len(recipes)}"))
             display.rows = rows_of(bases, pairs, trials)
@@ -105,11 +105,13 @@ def pairs_of(config: Config, only: str) -> list[Pair]:
 def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
     """Each ingredient's gain over the pairs whose trainings are both done, the largest first; then the accuracy of
     the recipe itself, `bases`, one for each seed."""
-    done = [pair for pair in pairs if pair.with_it in trials and pair.without in trials]
+    by_name: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.with_it in trials and pair.without in trials:
+            by_name.setdefault(pair.name, []).append(pair)
     gains = []
-    for name in dict.fromkeys(pair.name for pair in done):
-        sides = [(trials[pair.with_it], trials[pair.without]) for pair in done if pair.name == name]
-        changed = next(pair for pair in done if pair.name == name)
+    for name, done in by_name.items():
+        sides = [(trials[pair.with_it], trials[pair.without]) for pair in done]
         points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
         mean = statistics.fmean(points)
         low, high, certainty = None, None, "one pair: no error"
@@ -118,7 +120,7 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
             low, high, certainty = mean - error, mean + error, f"+- {error:.2f}"
         time = statistics.median(a.train_seconds / b.train_seconds for a, b in sides)
         each = ", ".join(f"{point:+.2f}" for point in points)
-        what = difference(changed.with_it, changed.without)
+        what = difference(done[0].with_it, done[0].without)
         note = f"{what}; {certainty}, n={len(points)}: {each}; time x{time:.2f}"
         gains.append(Row(PART, name, "points", mean, low, high, note))
     gains.sort(key=lambda row: -(row.value or 0.0))
@@ -128,10 +130,9 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
 
 
 def difference(one: Config, other: Config) -> str:
-    """What differs, as "field: VALUE against VALUE"."""
-    a, b = asdict(one), asdict(other)
-    return "; ".join(f"{name} {_short(a[name])} against {_short(b[name])}" for name in a if a[name] != b[name])
-
-
-def _short(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """What differs, as "field VALUE against VALUE"."""
+    a, b = (
+        {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in asdict(c).items()}
+        for c in (one, other)
+    )
+    return "; ".join(f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name])

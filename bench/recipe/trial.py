@@ -40,7 +40,7 @@ class Trial:
     plain: Evaluation
     flipped: Evaluation
     train_seconds: float
-    """Of training alone: no compiling, no evaluation."""
+    """Those of training alone: no compiling, no evaluation."""
     images: int
 
 
@@ -72,17 +72,17 @@ class Trainer:
             for note in warm_up(learner, plan.batch_size):
                 say(note)
         seconds, images = 0.0, 0
-        with memory_advice(config.batch_size, machine.device):
-            for epoch in range(config.epochs):
-                say(f"epoch {epoch + 1}/{config.epochs}")
-                start = perf_counter()
-                try:
+        try:
+            with memory_advice(config.batch_size, machine.device):
+                for epoch in range(config.epochs):
+                    say(f"epoch {epoch + 1}/{config.epochs}")
+                    start = perf_counter()
                     for batch in loader.epoch(epoch):
                         learner.train_step(*batch)
                     images += learner.end_epoch().images  # which waits for the device
-                except NonFiniteLoss as error:
-                    raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
-                seconds += perf_counter() - start
+                    seconds += perf_counter() - start
+        except NonFiniteLoss as error:
+            raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images
         say("evaluating")
@@ -92,11 +92,7 @@ class Trainer:
 
     def _model(self, config: Config) -> ResNet:
         """The recipe's starting weights, in the same module as before where that fits: graphs belong to modules."""
-        fresh = create(config, self.train)
-        network = tuple(config.values("network").values())
-        model = self._models.get(network)
-        if model is None:
-            model = fresh.to(self.machine.device).to(memory_format=torch.channels_last)
-            self._models[network] = model
+        fresh = create(config, self.train).to(self.machine.device).to(memory_format=torch.channels_last)
+        model = self._models.setdefault(tuple(config.values("network").values()), fresh)
         model.load_state_dict(fresh.state_dict())
         return model

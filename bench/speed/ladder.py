@@ -21,27 +21,26 @@ from bench.speed.first_version import FirstVersion, take_normalised
 PART = "ladder"
 FIRST_BATCH = 64
 WORKERS = 2
+BOTTOM = "float32, NCHW, Adam, DataLoader, scalars read every step"
 
 
 def measure_ladder(setup: Setup, say: Say) -> list[Row]:
     """Images/s of each rung, its gain over the one below, and the top's gain over the bottom."""
-    rungs = _rungs(setup)
-    lanes = []
-    for name, start in rungs.items():
+    lanes = {}
+    for name, start in _rungs(setup).items():
         say(f"preparing {name}")
-        lanes.append(start())
+        lanes[name] = start()
     say("all rungs in turns")
-    rates, laps = race(lanes, setup.budget(4))
-    names = list(rungs)
-    rows = [Row.of_rate(PART, names[0], rates[0], "float32, NCHW, Adam, DataLoader, scalars read every step")]
-    gains = []
-    for i in range(1, len(lanes)):
-        gain, in_all = ratio(laps[i], laps[i - 1]), ratio(laps[i], laps[0])
-        rows.append(Row.of_rate(PART, names[i], rates[i], f"{gain.median:.2f}x, {in_all.median:.2f}x in all"))
-        gains.append(Row.of(PART, f"{GAIN}{names[i]}", "x", gain))
+    rates, laps = race(list(lanes.values()), setup.budget(4))
+    rows, gains = [], []
+    for i, (name, rate) in enumerate(zip(lanes, rates, strict=True)):
+        gain, in_all = ratio(laps[i], laps[max(0, i - 1)]), ratio(laps[i], laps[0])
+        note = f"{gain.median:.2f}x, {in_all.median:.2f}x in all"
+        rows.append(Row.of_rate(PART, name, rate, note if i else BOTTOM))
+        gains.append(Row.of(PART, f"{GAIN}{name}", "x", gain))
     if not setup.machine.compiled:
         rows.append(Row(PART, "+ torch.compile", "images/s", note="with --compile on"))
-    return [*rows, *gains, Row.of(PART, "top over bottom", "x", ratio(laps[-1], laps[0]))]
+    return [*rows, *gains[1:], Row.of(PART, "top over bottom", "x", ratio(laps[-1], laps[0]))]
 
 
 def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +48,6 @@ PARTS = {
     "loss": "aten::cross_entropy_loss|(LogSoftmax|NllLoss)Backward0",
     "optimizer": "optimizer",
 }
-COMPILED = "kernels of torch.compile"
 LAYOUT_CONVERSION = re.compile("nchwtonhwc|nhwctonchw")  # cuDNN's, around a convolution that is not channels_last
 WARM_UP = 2
 TOP = 15
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> None:
     there = replace(options, out=str(folder))
     with session("profile", ["profile", *arguments], there, setup.machine, setup.split.name) as display:
         display.say(f"{options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
-        profiler = profiled_steps(setup, options.steps)
+        profiler = profile_steps(setup, options.steps)
         display.rows = rows_of(profiler.key_averages(), options.steps, setup.cuda)
         path = folder / "train.1.pt.trace.json.gz"
         write_trace(profiler, path)
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str]) -> None:
         display.more = {"trace": str(path), "tensorboard": command}
 
 
-def profiled_steps(setup: Setup, steps: int) -> profile:
-    """A profiler that has seen `steps` steps."""
+def profile_steps(setup: Setup, steps: int) -> profile:
+    """torch's profiler after it has seen so many steps."""
     # In a CUDA graph no kernel could be told from which operator it comes.
     learner = setup.cold_learner(cuda_graph=False)
     if setup.machine.compiled:
@@ -87,13 +87,13 @@ def profiled_steps(setup: Setup, steps: int) -> profile:
     if not setup.cuda:
         map_large_blocks()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it writes lines of its own on stderr
-    open_range = ExitStack()
+    range_now = ExitStack()
 
     def enter(name: str) -> None:
         """End the range that is open and begin this one; "" begins none."""
-        open_range.close()
+        range_now.close()
         if name:
-            open_range.enter_context(record_function(name))
+            range_now.enter_context(record_function(name))
 
     phases = Phases(learner, enter)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setup.cuda else [])
@@ -125,27 +125,21 @@ def rows_of(events: Sequence[Any], steps: int, cuda: bool) -> list[Row]:
         note = f"{microseconds / whole:.1%} of a step" + (f", {calls / steps:g} calls" if calls else "")
         return Row(part, name, "ms", microseconds / 1000 / steps, note=note)
 
-    rows = []
-    for name in (DATA, *PHASES):
-        time = sum(event.cpu_time_total for event in host if event.key == name)
-        rows.append(row("host", "data" if name == DATA else name, time))
-    parts = {}
-    for name, keys in PARTS.items():
-        outermost = [event for event in host if re.fullmatch(keys, event.key)]
-        parts[name] = sum(event.device_time_total if cuda else event.cpu_time_total for event in outermost)
+    def total(keys: str, time: str) -> float:
+        return sum(getattr(event, time) for event in host if re.fullmatch(keys, event.key))
+
+    rows = [row("host", name, total(PARTS.get(name, name), "cpu_time_total")) for name in ("data", *PHASES)]
+    times = {name: total(keys, "device_time_total" if cuda else "cpu_time_total") for name, keys in PARTS.items()}
     if cuda:
-        parts[COMPILED] = sum(event.self_device_time_total for event in kernels if event.key.startswith("triton"))
+        times["torch.compile's"] = sum(e.self_device_time_total for e in kernels if e.key.startswith("triton"))
         busy = sum(event.self_device_time_total for event in kernels)
-        parts["other kernels"] = busy - sum(parts.values())
-        parts["idle"] = whole - busy  # kernels that run side by side, as the loader's may, count twice
+        times["other kernels"] = busy - sum(times.values())
+        times["idle"] = whole - busy  # kernels that run side by side, as the loader's may, count twice
     else:
-        parts["other"] = whole - sum(parts.values())
-    rows += [row("part", name, time) for name, time in parts.items()]
-
-    def own_time(event: Any) -> float:
-        return float(event.self_device_time_total if cuda else event.self_cpu_time_total)
-
+        times["other"] = whole - sum(times.values())
+    rows += [row("part", name, time) for name, time in times.items()]
     operators = kernels if cuda else [event for event in host if not event.is_user_annotation]
+    own_time = attrgetter("self_device_time_total" if cuda else "self_cpu_time_total")
     largest = sorted(operators, key=own_time, reverse=True)[:TOP]
     rows += [row("operators", event.key[:80], own_time(event), event.count) for event in largest]
     conversions = sum(event.count for event in kernels if LAYOUT_CONVERSION.search(event.key.lower()))

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +48,8 @@ def main(arguments: Sequence[str]) -> None:
     setup = prepare(options)
     most = torch.cuda.device_count() if setup.cuda else len(os.sched_getaffinity(0))
     counts = sorted(set(options.processes)) or doubling(most)
-    command = ["scaling", *arguments]
-    with session("scaling", command, options, setup.machine, setup.split.name, chart.draw_scaling) as display:
+    subject = options, setup.machine, setup.split.name
+    with session("scaling", ["scaling", *arguments], *subject, chart.draw_scaling) as display:
         first = None
         for count in display.steps(counts):
             display.say(f"processes: {count}")
@@ -72,24 +71,14 @@ def doubling(limit: int) -> list[int]:
 
 
 def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
-    """The last line that is a JSON object of what `python *words` prints.
-
-    What stops the wait ends the command with all that it started.
-
-    Args:
-        limit: seconds after which it is ended.
+    """The last line, JSON, of what `python *words` prints; what stops the wait ends it with all that it started.
 
     Raises:
-        Mistake: it failed, with the line of its stderr that says why, or did not end in time.
+        Mistake: it failed, with the line of its stderr that says why, or did not end within `limit` seconds.
     """
-    command = f"python {shlex.join(words)}"
+    pipe, command = subprocess.PIPE, f"python {shlex.join(words)}"
     process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=ROOT,
-        text=True,
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, *words], cwd=ROOT, text=True, start_new_session=True, stdout=pipe, stderr=pipe
     )
     try:
         out, errors = process.communicate(timeout=limit)
@@ -99,13 +88,12 @@ def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
         if not isinstance(stop, subprocess.TimeoutExpired):
             raise
         raise Mistake(f"{command} did not end within {limit:.0f} s") from None
-    for line in reversed([] if process.returncode else out.splitlines()):
-        with suppress(json.JSONDecodeError):
-            if isinstance(report := json.loads(line), dict):
-                return report
-    lines = errors.strip().splitlines() or ["it said nothing"]
-    why = next((line for line in lines if line.startswith(("bench: ", "bench, rank"))), lines[-1])
-    raise Mistake(f"{command} ended with exit code {process.returncode}: {why}")
+    if process.returncode:
+        lines = errors.strip().splitlines() or ["it said nothing"]
+        why = next((line for line in lines if line.startswith(("bench: ", "bench, rank"))), lines[-1])
+        raise Mistake(f"{command} ended with exit code {process.returncode}: {why}")
+    report: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return report
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:
