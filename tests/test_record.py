@@ -63,7 +63,7 @@ def test_compare_finds_itself_the_same_and_a_fifth_slower_different():
 @pytest.mark.parametrize(
     ("unit", "before", "after", "spread", "verdict"),
     [
-        ("images/s", 100.0, 80.0, 5.0, "less"),
+        ("images/s", 100.0, 80.0, 4.0, "less"),
         ("images/s", 100.0, 80.0, 11.0, "no difference"),  # the bounds are wider than that
         ("images/s", 90.0, 88.0, 0.1, "no difference"),  # 2%
         ("%", 90.0, 88.0, 0.1, "less"),  # of accuracies and gains the bounds alone decide
