@@ -81,6 +81,7 @@ def test_a_preset_s_recipe_is_measured_and_without_one_the_images_own_pixels(tmp
     flags = ["--only", "compute", "--quick", "--device", "cpu", "--threads", "1", "--batch-size", "16"]
     entry.main(["smoke", *flags, "--resolutions", "8", "--out", str(tmp_path)])
     report, _ = last_line(capsys)
+    assert {row["part"] for row in report["rows"]} == {"compute", "in all"}
     assert report["settings"]["preset"] == "smoke" and report["settings"]["width"] == PRESETS["smoke"].width
 
 

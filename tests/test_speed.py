@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench.core import record
-from bench.core.clock import Budget, Lap, Rate, WarmUp
+from bench.core.clock import Lap, Rate, WarmUp
 from bench.core.record import Row
 from bench.core.setup import constant_batch
 from bench.core.torch_loader import for_ever, torch_loader
@@ -37,36 +37,19 @@ def test_the_roof_of_a_machine_whose_rate_is_known(monkeypatch):
     assert absent.value is None and absent.note
 
 
-def test_the_matrix_rate_counts_two_operations_a_multiplication(monkeypatch):
-    """2048 x 2048 times the same in 10 ms are 2 * 2048^3 / 10 ms = 1.718 TFLOP/s."""
-
-    def measure(batches, step, device, budget):
-        images, labels = next(iter(batches))
-        assert images.shape == (2048, 2048) and len(labels) == 1
-        return Rate(100.0, 90.0, 110.0, 0.0, WarmUp(0.01, True))
-
-    monkeypatch.setattr(roofline, "measure", measure)
-    spread = roofline.matrix_rate(torch.float32, CPU, Budget())
-    assert (spread.median, spread.q1, spread.q3) == pytest.approx((1.718, 1.546, 1.890), abs=1e-3)
-
-
-def test_the_first_version_learns_with_every_switch():
-    split = generated(256)
-    for switches in (
-        {},
-        {"channels_last": True, "precision": "bf16"},
-        {"channels_last": True, "synchronise": False},
-    ):
-        torch.manual_seed(0)
-        loop = FirstVersion(Config(width=8, resolutions=(8,)), split.classes, CPU, **switches)
-        images = torch.from_numpy(split.images[:64, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
-        labels = torch.from_numpy(split.labels[:64])
-        losses = []
-        for _ in range(12):
-            before = float(loop.sums[0])
-            loop.train_step(images, labels)
-            losses.append(float(loop.sums[0]) - before)
-        assert losses[-1] < 0.7 * losses[0]
+@pytest.mark.parametrize(
+    "switches", [{}, {"channels_last": True, "precision": "bf16"}, {"channels_last": True, "synchronise": False}]
+)
+def test_the_first_version_learns_with_every_switch(switches):
+    split = generated(64)
+    torch.manual_seed(0)
+    loop = FirstVersion(Config(width=8, resolutions=(8,)), split.classes, CPU, **switches)
+    images = torch.from_numpy(split.images[:, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
+    sums = [0.0]
+    for _ in range(12):
+        loop.train_step(images, torch.from_numpy(split.labels))
+        sums.append(float(loop.sums[0]))
+    assert sums[-1] - sums[-2] < 0.7 * sums[1]
 
 
 @pytest.mark.parametrize("normalise", [False, True])
@@ -135,27 +118,20 @@ def rate_of(median):
     return Rate(median, median, median, 0.0, WarmUp(0.01, True))
 
 
-def swept(sizes, measure_one, available=None):
+def rows_of_sweep(sizes, measure_one, available=None):
     every = tiny()
     setups = [replace(every, config=replace(every.config, batch_size=size)) for size in sizes]
     return list(sweep.sweep("sweep", setups, measure_one, available, lambda what: None))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-)
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_a_sweep_ends_cleanly_when_memory_runs_out(error):
     def measure_one(setup):
         if setup.batch_size > 64:
             raise error
         return rate_of(100.0 * min(setup.batch_size, 32)), setup.batch_size * 2**20, 0.0
 
-    rows = swept([16, 32, 64, 128], measure_one)
+    rows = rows_of_sweep([16, 32, 64, 128], measure_one)
     assert [row.name for row in rows if row.unit == "images/s"] == ["batch 16", "batch 32", "batch 64"]
     assert rows[-1].value == 32 and "128" in rows[-1].note and "memory" in rows[-1].note
 
@@ -167,7 +143,7 @@ def test_a_sweep_does_not_try_what_cannot_fit_on_a_cpu():
         tried.append(setup.batch_size)
         return rate_of(1.0), 1000 + 10 * setup.batch_size, 0.0
 
-    rows = swept([16, 32, 64, 128], measure_one, 1700)
+    rows = rows_of_sweep([16, 32, 64, 128], measure_one, 1700)
     assert tried == [16, 32, 64] and "128" in rows[-1].note
 
 
@@ -176,7 +152,7 @@ def test_a_sweep_hides_no_other_error():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        swept([16], measure_one)
+        rows_of_sweep([16], measure_one)
 
 
 def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
@@ -247,12 +223,6 @@ def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
     assert top == pytest.approx(8.0)
     assert [row.name for row in rows if row.unit == "images/s" and row.value is None] == ["+ torch.compile"]
     assert any("0.80x" in row.note for row in rows)  # the loss is said
-
-
-def test_only_what_is_asked_for_is_measured(tmp_path, capsys):
-    suite.main(["--only", "roof", *TINY, "--out", str(tmp_path)])
-    report, _ = last_line(capsys)
-    assert {row["part"] for row in report["rows"]} == {"roof", "in all"}
 
 
 def test_sweep_measures_each_size_and_draws(tmp_path, capsys):
