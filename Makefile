@@ -55,7 +55,7 @@ profile: $(TO_RUN)  ## a trace of real training steps for TensorBoard, and what 
 	@$(PY) -m bench profile $(ARGS)
 
 gpu-check: $(TO_TEST)  ## on a machine with a CUDA GPU: tests, a full run, bench and profile, in one folder
-	@$(PY) -m bench gpu-check $(ARGS)
+	@PYTHON=$(PY) bash bench/gpu_check.sh $(ARGS)
 
 # Each test takes one thread. More processes would each take another gigabyte.
 test: $(TO_TEST)  ## the tests, without those marked slow, in two processes

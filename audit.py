@@ -32,7 +32,7 @@ OWN = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the
 
 
 def main(arguments: Sequence[str]) -> None:
-    from engine.config import parse, typed
+    from engine.config import given_flags, parse
     from explain import outputs
     from pipeline import folder
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
         raise Mistake(f"--folds is {options.folds}: it must be 2 to 99")
-    if taken := sorted(OWN & typed(recipe)):
+    if taken := sorted(OWN & given_flags(recipe)):
         flag = taken[0].replace("_", "-")
         raise Mistake(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
     config = parse(recipe, "cpu")[1]

@@ -23,7 +23,7 @@ from functools import partial
 import torch
 
 from engine import distributed
-from engine.config import DECIDING, Config, default_preset, parse, typed
+from engine.config import DECIDING, Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -35,7 +35,7 @@ from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
 from pipeline.split import Split
 from run import resume
-from run.budget import fit
+from run.budget import decide
 from run.pretrained import shaped, start_from
 from run.resume import State
 from run.run import open_run
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         data = open_dataset(config.data, config.size, config.fit)
         train, reported = data.splits(config.validate, config.fold)
         world.require_agreement(partial(agreement, config, machine, train, reported))
-        config = fit(config, typed(arguments), state, train, len(reported), machine)
+        config = decide(config, given_flags(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
 
@@ -97,7 +97,7 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
     if state.path:
         preset, config = parse(arguments, preset, state.config)
     if config.pretrained:
-        config = shaped(config, typed(arguments), state)
+        config = shaped(config, given_flags(arguments), state)
     preflight.check_driver(config.device)
     if world.first:
         check_writable(config.out)

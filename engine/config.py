@@ -9,7 +9,7 @@ what it decides. Where none is named it decides the weights, and so may not chan
 import math
 import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -251,41 +251,56 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
 
     Raises:
-        Mistake: there is no such preset.
+        Mistake: there is no such preset, or both --epochs and --minutes are given.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    if named:
-        name, arguments = arguments[0], arguments[1:]
-        if name not in PRESETS:
-            raise Mistake(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
-        base = replace(PRESETS[name], run_dir=resumed.run_dir) if resumed else PRESETS[name]
+    preset, flags = preset_and_flags(arguments)
+    if preset:
+        name, base = preset, PRESETS[preset]
+        base = replace(base, run_dir=resumed.run_dir) if resumed else base
     else:
         name = "the resumed run's" if resumed else default
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
-    config = tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
-    config = with_one_length(config, typed(arguments))
-    if config.own_pictures and not named and not resumed and name != PICTURES:
-        return parse([PICTURES, *arguments], default)
+    config = parse_flags(base, flags, "train.py", summary)
+    if config.own_pictures and not preset and not resumed and name != PICTURES:
+        return parse([PICTURES, *flags], default)
     return name, config
 
 
-def typed(arguments: Sequence[str]) -> set[str]:
-    """Names of the settings that a command line gives."""
-    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
-
-
-def with_one_length(config: C, typed: Collection[str]) -> C:
-    """The config without the `minutes` of its preset where the epochs are typed.
+def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name, "" without one, and the flags.
 
     Raises:
-        Mistake: both are typed.
+        Mistake: there is no such preset.
     """
-    if "epochs" not in typed:
-        return config
-    if "minutes" in typed:
+    if not arguments or arguments[0].startswith("-"):
+        return "", list(arguments)
+    preset, *flags = arguments
+    if preset not in PRESETS:
+        raise Mistake(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
+    return preset, flags
+
+
+def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
+    """`base` with what the flags change; without its `minutes` where they give the epochs.
+
+    Args:
+        program, summary: what --help calls the command and says of it.
+
+    Raises:
+        Mistake: both --epochs and --minutes are given.
+        SystemExit: after --help, or one message on stderr about a flag.
+    """
+    config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
+    given = given_flags(flags)
+    if {"epochs", "minutes"} <= given:
         raise Mistake("--epochs and --minutes: give one of them, the other follows")
-    return replace(config, minutes=0.0)
+    return replace(config, minutes=0.0) if "epochs" in given else config
+
+
+def given_flags(arguments: Sequence[str]) -> set[str]:
+    """Names of the settings that a command line gives."""
+    return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:

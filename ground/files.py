@@ -79,6 +79,26 @@ def destination(path: str | Path) -> Path:
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """All of a plain file that may be anybody's: a pipe is not waited for, and a huge file fills no memory.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+        Mistake: it has more than `most` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise Mistake(f"{path} has more than {most:,} bytes")
+    return content
+
+
 def check_writable(path: str | Path) -> None:
     """Try, before hours of work, whether `path` can be written later; raises as `destination`, or OSError."""
     real = destination(path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ground.entry import execute
-from ground.files import check_writable, destination, lock, write_whole
+from ground.files import check_writable, destination, lock, read_bounded, write_whole
 from ground.interrupt import Stopped
 from ground.mistake import Mistake
 from ground.terminal import printable
@@ -60,13 +60,17 @@ def test_a_failure_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, momen
 def test_the_folder_too_is_forced_to_the_disk_after_the_renaming(tmp_path, monkeypatch):
     calls = []
     rename, synchronise = os.replace, os.fsync
-    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("rename"), rename(*names)))
 
-    def noted(file):
+    def renamed(*names):
+        calls.append("rename")
+        rename(*names)
+
+    def synchronised(file):
         calls.append(os.readlink(f"/proc/self/fd/{file}"))
         synchronise(file)
 
-    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", synchronised)
     write_whole(tmp_path / "x", b"new", durable=True)
     assert calls[1:] == ["rename", str(tmp_path)] and Path(calls[0]).parent == tmp_path
 
@@ -74,7 +78,12 @@ def test_the_folder_too_is_forced_to_the_disk_after_the_renaming(tmp_path, monke
 def test_temporary_files_have_names_of_their_own_and_follow_no_link(tmp_path, monkeypatch):
     names = []
     rename = os.replace
-    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(Path(old).name), rename(old, new)))
+
+    def renamed(old, new):
+        names.append(Path(old).name)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", renamed)
     for _ in range(2):
         write_whole(tmp_path / "x", b"new")
     assert len(set(names)) == 2 and all(name.startswith(".x.") for name in names)
@@ -86,6 +95,22 @@ def test_temporary_files_have_names_of_their_own_and_follow_no_link(tmp_path, mo
         write_whole(tmp_path / "x", b"newer")
     assert (tmp_path / "mine").read_text() == "text" and (tmp_path / "x").read_bytes() == b"new"
     assert (tmp_path / names[-1]).is_symlink()
+
+
+def test_what_is_read_is_a_plain_file_of_bounded_size(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("x")
+    assert read_bounded(path, 5) == read_bounded(str(tmp_path / "link"), 5) == b"12345"
+    with pytest.raises(Mistake, match="x has more than 4 bytes"):
+        read_bounded(path, 4)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no plain file") as caught:
+            read_bounded(place, 5)
+        assert caught.value.filename == str(place)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "absent", 5)
 
 
 def test_a_link_is_followed_where_a_person_named_it(tmp_path):
