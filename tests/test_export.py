@@ -201,14 +201,33 @@ def test_weights_alone_are_checked_too_and_nothing_wrong_is_written(run, net: Re
 # Refusals
 
 
-@pytest.mark.parametrize(("output", "change"), [(0, 1.1e-4), (1, 2e-3), (0, float("nan"))])
-def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, change: float):
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])  # of the maps, whose bound is a share of their largest value
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, scale: float):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.mul_(scale)
     own = expected(net, images[:20])
-    assert check.difference(lambda images: list(own), net, images[:20]) == 0
-    other = [one.copy() for one in own]
-    other[output][3, 2] += change
+    unit = np.abs(own[1]).max() if output else 1
+
+    def run_with(change: float) -> float:
+        other = [one.copy() for one in own]
+        other[output][3, 2] += change * unit
+        return check.checked(lambda images: other, net, images[:20])
+
+    assert run_with(0) == 0
+    assert run_with(0.9e-4) == pytest.approx(0.9e-4, rel=1e-2)
+    for change in (1.1e-4, float("nan")):
+        with pytest.raises(ValueError, match="differs from the checkpoint"):
+            run_with(change)
+
+
+def test_maps_of_zeros_alone_must_be_zeros(net: ResNet, images: np.ndarray):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.zero_()
+    probabilities, maps = expected(net, images[:2])
+    assert check.difference(lambda images: [probabilities, maps], net, images[:2]) == 0
     with pytest.raises(ValueError, match="differs from the checkpoint"):
-        check.checked(lambda images: other, net, images[:20])
+        check.checked(lambda images: [probabilities, maps + 1e-9], net, images[:2])
 
 
 def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
