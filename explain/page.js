@@ -181,7 +181,7 @@ function remember() {
   const state = new URLSearchParams();
   for (const id of [...CHOICES, ...NUMBERS]) {
     const value = byId(id)?.value ?? "";
-    if (value !== (data.start[id] ?? "")) state.set(id, value);
+    if (value !== String(data.start[id] ?? "")) state.set(id, value);
   }
   if (byId("disputed")?.checked) state.set("disputed", "1");
   if (chosen !== null) state.set("chosen", data.index[chosen]);
@@ -190,8 +190,6 @@ function remember() {
 }
 
 function recall() {
-  const numberOf = (name) => (classes.includes(name) ? String(classes.indexOf(name)) : name);
-  for (const id of CHOICES) data.start[id] = numberOf(data.start[id]);
   const state = new URLSearchParams(location.hash.slice(1));
   for (const id of [...CHOICES, ...NUMBERS]) {
     const input = byId(id);

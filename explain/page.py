@@ -26,7 +26,7 @@ from torch import Tensor
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
-from explain.options import Options
+from explain.options import WORDS, Options
 from explain.study import Calibration, Study, top_confusions
 from pipeline.split import UInt8
 
@@ -143,11 +143,15 @@ def reliability(calibration: Calibration) -> dict[str, Any]:
 
 
 def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
-    """What page.js works on: one entry a case in every list, in the order of errors.csv."""
+    """What page.js works on: one entry a case in every list, in the order of errors.csv.
+
+    A class is its number everywhere, since its name may be any text, also a word of the page.
+    """
     cases = maps.cases
     cells, scales = quantise(fitting)
     probabilities = np.take_along_axis(cases.probabilities, maps.classes, 1)
-    start = {"true": options.true, "pred": options.pred, "sort": options.order, "map": options.target}
+    asked = {flag: getattr(options, flag) for flag in WORDS}
+    start = {flag: name if name in WORDS[flag] else cases.classes.index(name) for flag, name in asked.items()}
     return {
         "classes": cases.classes,
         "split": cases.name,
@@ -169,7 +173,7 @@ def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
         "sequential": _base64(_colours("inferno")),
         "diverging": _base64(_colours("PuOr_r")),
         "opacity": OPACITY,
-        "start": start,
+        "start": {"sort": options.order, "map": start.pop("target"), **start},
     }
 
 

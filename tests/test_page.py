@@ -202,7 +202,7 @@ def test_it_opens_with_every_error_and_builds_only_what_is_in_view(opened: Brows
 
 
 def matching(errors: Cases, wanted: np.ndarray) -> str:
-    return f"{wanted.sum():,} of {len(errors):,} shown"
+    return f"{len(errors):,} shown" if wanted.all() else f"{wanted.sum():,} of {len(errors):,} shown"
 
 
 def test_cells_and_bars_filter(opened: Browser, study: Study):
@@ -442,6 +442,62 @@ def test_names_of_own_pictures_are_words_not_markup(window: Browser, tmp_path: P
     assert "second" in window.text("#detail")
     link = window.run("return document.querySelector('#detail h2 a').href")
     assert unquote(link) == "file://" + os.path.abspath(window.text("#detail h2")) and "<" not in link
+    assert window.complaints() == []
+
+
+WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", "", "7", "__proto__", "toString")
+WORDS += ("</script><b title=\"it's\">&amp;",)
+
+
+@pytest.fixture(scope="module")
+def named() -> Study:
+    """Of classes that are named like words of the page, of JavaScript or of HTML."""
+    return study_of(made_up(150, WORDS))
+
+
+TO_GRID = "document.getElementById('controls').scrollIntoView(); dispatchEvent(new Event('scroll'))"
+
+
+@pytest.mark.parametrize("place", range(len(WORDS)), ids=repr)
+def test_what_it_opens_with_is_what_the_flags_mean_whatever_the_classes_are_called(
+    window: Browser, tmp_path: Path, named: Study, place: int
+):
+    cases, name, sort = named.cases, WORDS[place], "random" if place % 2 else "loss"
+    true, pred = ("any", name) if place % 2 else (name, "any")
+    options = Options(out="a.html", sort=sort, target=name, true=true, pred=pred)
+    maps = layer4_maps(cases, name)
+    path = tmp_path / "words.html"
+    path.write_bytes(page.render(named, maps, None, options, "model.pt: a net"))
+    window.open(path)
+    window.run(TO_GRID)
+    expected = cases.select(sort, true, pred)
+    assert window.shown() == expected[: len(window.shown())].tolist() != []
+    assert window.text("#count") == matching(cases, np.isin(np.arange(150), expected))
+    signed = name == "margin"
+    shown = display(maps.chosen[expected[:1]], 32, signed=signed)[0]
+    picture = gallery.overlay(cases.pictures[expected[:1]], shown, signed=signed)[0].astype(int)
+    assert np.abs(window.pixels(f"#error-{expected[0]} canvas") - picture).mean() < 1.5
+    assert window.complaints() == []
+
+
+def test_a_class_is_chosen_and_kept_in_the_address_whatever_it_is_called(
+    window: Browser, tmp_path: Path, named: Study
+):
+    cases, path = named.cases, tmp_path / "words.html"
+    path.write_bytes(rendered(named))
+    window.open(path)
+    for choice in ("true", "pred", "map"):
+        options = window.run("return [...document.getElementById(arguments[0]).options].map((one) => one.text)", choice)
+        assert options[-len(WORDS) :] == list(WORDS)
+    for place in range(len(WORDS)):
+        window.put("true", str(place))
+        window.put("map", str(place))
+        window.open(path, window.run("return location.hash"))
+        window.run(TO_GRID)
+        assert window.text("#count") == matching(cases, cases.rival == place)
+        i = window.shown()[0]
+        difference = np.abs(window.pixels(f"#error-{i} canvas") - overlaid(named, i, str(place)))
+        assert difference.mean() < 1.5
     assert window.complaints() == []
 
 
