@@ -240,11 +240,16 @@ def test_ranges_the_disputed_and_their_reset(opened: Browser, study: Study):
     assert opened.run(
         "return [...document.querySelectorAll('.card')].every((c) => c.innerText.includes('label disputed'))"
     )
-    opened.put("loss-from", "99")
-    assert opened.run("return !document.getElementById('nothing').hidden")
+    first = opened.shown()[0]
+    opened.run("document.querySelector('.card').click()")
+    assert f"· 1 of {keep.sum()} shown" in opened.text("#detail")
     opened.run("document.getElementById('reset').click()")
     assert opened.text("#count") == "600 shown"
+    assert f"· {errors.select().tolist().index(first) + 1} of 600 shown" in opened.text("#detail")
     assert all(marked == errors.disputed[i] for i, marked in opened.cards("card.querySelector('.badge') !== null"))
+    opened.put("loss-from", "99")
+    hidden = "return ['nothing', 'detail'].map((id) => document.getElementById(id).hidden)"
+    assert opened.run(hidden) == [False, True]
 
 
 @pytest.mark.parametrize("sort", ["loss", "confidence", "unsure", "index", "random"])
@@ -434,7 +439,7 @@ def test_names_of_own_pictures_are_words_not_markup(window: Browser, tmp_path: P
         "script><b>.png",
         names[2],
     }
-    assert window.run("return document.getElementById('true') === null && document.querySelector('.card b i') === null")
+    assert window.run("return document.querySelectorAll('#true, .card b b, .card img').length") == 0
     assert (
         window.run("document.querySelector('.card').click(); return document.querySelector('#detail h2').innerText")
         in names
