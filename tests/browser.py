@@ -70,6 +70,14 @@ class Browser:
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
         self.call("POST", f"{self._path}/actions", {"actions": [pointer]})
 
+    def drop(self, selector: str, path: Path) -> None:
+        """A file on an element, as from a file manager."""
+        box = self.run("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.command("Input.dispatchDragEvent", type=kind, data=data, **place)
+
     def put(self, name: str, value: str | bool) -> None:
         script = """const input = document.getElementById(arguments[0]);
             if (typeof arguments[1] === 'boolean') input.checked = arguments[1]; else input.value = arguments[1];
@@ -104,8 +112,11 @@ class Browser:
 
     def dark(self, dark: bool) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": [feature]}}
-        self.call("POST", f"{self._path}/goog/cdp/execute", command)
+        self.command("Emulation.setEmulatedMedia", features=[feature])
+
+    def command(self, name: str, **parameters: Any) -> None:
+        """One of Chromium's DevTools."""
+        self.call("POST", f"{self._path}/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def quit(self) -> None:
         self.call("DELETE", self._path)

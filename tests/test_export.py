@@ -1,6 +1,5 @@
 """export.py: each kind of file opened again without this project's code, what is refused, and the examples."""
 
-import base64
 import copy
 import http.server
 import json
@@ -338,20 +337,14 @@ def window(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[B
         yield start("--window-size=600,900", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
 
 
-DROP = """const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], arguments[1]));
-    document.getElementById('answer').replaceChildren();
-    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}));"""
-
-
 @pytest.mark.parametrize("fit", FITS)
 def test_the_page_says_and_paints_what_the_checkpoint_does(window, address, site, model, net, pictures, fit):
     (site / "model.onnx").write_bytes(with_fit(model, fit))
     window.open(address)
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
     for path in pictures:
-        window.run(DROP, base64.b64encode(path.read_bytes()).decode(), path.name)
+        window.run("document.getElementById('answer').replaceChildren()")
+        window.drop("#file", path)
         window.until("return document.querySelectorAll('#answer button').length > 0")
         drawn = np.array(window.run(PIXELS), np.uint8).reshape(32, 32, 4)[..., :3]
         # Pillow 13 begins with the longer axis of a high picture, and rounds in between.
@@ -378,13 +371,14 @@ ALPHA = """const map = document.getElementById('map');
     return [...map.getContext('2d').getImageData(0, 0, 320, 320).data].filter((_, i) => i % 4 === 3)"""
 
 
-def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures):
+def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures, tmp_path):
     (site / "model.onnx").write_bytes(with_fit(model, "crop"))
     window.open(address)
     window.until("return !document.getElementById('file').disabled")
-    window.run(DROP, base64.b64encode(b"no picture").decode(), "notes.txt")
+    (tmp_path / "notes.txt").write_text("no picture")
+    window.drop("#file", tmp_path / "notes.txt")
     window.until("return document.getElementById('state').textContent.startsWith('notes.txt cannot be read')")
-    window.run(DROP, base64.b64encode(pictures[0].read_bytes()).decode(), "a.png")
+    window.drop("#file", pictures[0])
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
 
 
