@@ -11,9 +11,8 @@ const scales = new Float32Array(bytes(data.scales).buffer);
 const colours = { sequential: bytes(data.sequential), diverging: bytes(data.diverging) };
 const { classes, side } = data;
 const total = data.index.length;
-const every = [...classes.keys()];
-const shown = (i) => (data.shown ? data.shown[i] : every); // classes whose maps and probabilities are here
-const probability = (i, number) => data.probabilities[i][shown(i).indexOf(number)];
+// data.shown are the classes of each error whose maps and probabilities are here.
+const probability = (i, number) => data.probabilities[i][data.shown[i].indexOf(number)];
 const confidence = data.index.map((_, i) => probability(i, data.predicted[i]));
 const [controls, grid, panel] = ["controls", "grid", "detail"].map(byId);
 const MARGIN = 10; // pixels that stay free around a card that is scrolled to
@@ -27,7 +26,7 @@ let opacity = data.opacity; // of the overlay before it was switched off
 
 function percent(p) {
   if (p < 1e-4) return "<0.01%";
-  return p < 0.01 || p > 0.999 ? `${(100 * Math.min(p, 0.9999)).toFixed(2)}%` : `${(100 * p).toFixed(1)}%`;
+  return `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
 }
 
 const count = (number) => number.toLocaleString("en");
@@ -41,10 +40,10 @@ function classOf(i, which) {
   return which === "pred" || which === "margin" ? data.predicted[i] : Number(which);
 }
 
-/** The map of error i for a class of shown(i), as the model made it. */
+/** The map of error i for a class of data.shown[i], as the model made it. */
 function rawMap(i, number) {
   const size = data.grid[0] * data.grid[1];
-  const place = i * shown(i).length + shown(i).indexOf(number);
+  const place = i * data.shown[i].length + data.shown[i].indexOf(number);
   return Float64Array.from(cells.subarray(place * size, (place + 1) * size), (cell) => cell * scales[place]);
 }
 
@@ -85,7 +84,7 @@ function paint(canvas, i, which) {
   const [x, y] = [i % data.columns, Math.floor(i / data.columns)];
   context.drawImage(byId("sheet"), x * side, y * side, side, side, 0, 0, side, side);
   if (which === null) return "";
-  if (!shown(i).includes(classOf(i, which))) return "none of its likeliest classes";
+  if (!data.shown[i].includes(classOf(i, which))) return "none of its likeliest classes";
   const signed = which === "margin";
   const strength = byId("opacity").valueAsNumber;
   if (signed && strength > 0) {
@@ -201,15 +200,14 @@ function remember() {
   if (hash !== location.hash) history.replaceState(null, "", hash || location.pathname + location.search);
 }
 
-/** Sets the controls as the address says; the error that it has chosen. */
+/** Sets the controls as the address says; the error that is chosen there, or -1. */
 function recall() {
   const state = new URLSearchParams(location.hash.slice(1));
   for (const name of KEPT) {
     ask(name, state.get(name) ?? atStart(name));
     if (controls.elements[name]?.selectedIndex < 0) ask(name, atStart(name));
   }
-  const place = data.index.indexOf(Number(state.get("chosen") ?? NaN));
-  return place < 0 ? null : place;
+  return data.index.findIndex((index) => String(index) === state.get("chosen"));
 }
 
 // The grid: only cards in view exist
@@ -257,15 +255,19 @@ function card(i, place) {
   const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
   const words = [classes[pred], p, classes[other], q, name, data.loss ? `· loss ${data.loss[i].toFixed(2)}` : ""];
   node.querySelectorAll(".words em, .words i").forEach((part, k) => (part.textContent = words[k]));
-  node.querySelectorAll(".strip i").forEach((bar, k) => {
-    const number = shown(i)[k];
-    const share = data.probabilities[i][k];
-    bar.dataset.which = number;
-    bar.className = number === pred ? "pred" : number === other ? "true" : "";
-    bar.title = `${classes[number]} ${percent(share)}`;
-    bar.style.setProperty("--p", Math.sqrt(share).toFixed(3));
-  });
+  node.querySelectorAll(".strip i").forEach((bar, k) => setClass(bar, i, k));
   return node;
+}
+
+/** Makes a bar or a row that of the k-th class of error i; what it may say: the name, the probability, the role. */
+function setClass(node, i, k) {
+  const number = data.shown[i][k];
+  const p = percent(data.probabilities[i][k]);
+  node.dataset.which = number;
+  node.dataset.role = number === data.predicted[i] ? "predicted" : number === data.true[i] ? data.rival : "";
+  node.style.setProperty("--p", data.probabilities[i][k]);
+  node.title = `${classes[number]} ${p}`;
+  return [classes[number], p, node.dataset.role];
 }
 
 // One error in full
@@ -292,8 +294,7 @@ function bringIntoView(place) {
   const ceiling = (narrow() ? 0 : controls.offsetHeight) + MARGIN;
   const floor = window.innerHeight - (narrow() ? panel.offsetHeight : 0);
   const top = grid.getBoundingClientRect().top + Math.floor(place / columns) * height;
-  if (top < ceiling) window.scrollBy(0, top - ceiling);
-  else if (top + height > floor) window.scrollBy(0, Math.min(top + height - floor, top - ceiling));
+  window.scrollBy(0, Math.min(top - ceiling, Math.max(0, top + height - floor)));
   show();
 }
 
@@ -310,16 +311,9 @@ function describe(i) {
   if (data.links) heading.href = `file://${data.links[i]}`;
   panel.querySelector(".badge").hidden = !data.disputed[i];
   paint(panel.querySelector(".input"), i, null);
-  panel.querySelectorAll(".row[data-class]").forEach((row, k) => {
-    const number = shown(i)[k];
-    const share = data.probabilities[i][k];
-    row.dataset.which = number;
-    const name = row.querySelector(".name");
-    name.textContent = name.title = classes[number];
-    row.querySelector(".track span").style.width = `${100 * share}%`;
-    row.querySelector(".figure").textContent = percent(share);
-    const role = number === data.true[i] ? data.rival : "";
-    row.querySelector(".mark").textContent = number === data.predicted[i] ? "predicted" : role;
+  panel.querySelectorAll(".row:has(.track)").forEach((row, k) => {
+    const words = setClass(row, i, k);
+    row.querySelectorAll(".name, .figure, .mark").forEach((part, at) => (part.textContent = words[at]));
   });
   const place = `${count(order.indexOf(i) + 1)} of ${count(order.length)} shown`;
   const rank = `${data.rival} class ranked ${data.rank[i]} of ${classes.length}`;
@@ -417,7 +411,7 @@ const KEYS = {
   "?": CLICKS.keys,
   Escape: CLICKS.close,
 };
-for (const place of every.slice(0, 10)) KEYS[place] = () => setMap(shown(chosen ?? order[0] ?? 0)[place]);
+for (const place of data.shown[0].keys()) KEYS[place] = () => setMap(data.shown[chosen ?? order[0] ?? 0][place]);
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;
@@ -439,6 +433,6 @@ byId("sheet").decode().then(() => {
   const start = recall();
   byId("opacity").value = opacity;
   refilter();
-  if (start !== null && order.includes(start)) choose(start);
+  if (order.includes(start)) choose(start);
   document.documentElement.dataset.ready = "yes";
 });

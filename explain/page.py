@@ -154,7 +154,7 @@ def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
         "index": cases.index.tolist(),
         "true": cases.rival.tolist(),
         "predicted": cases.predicted.tolist(),
-        "shown": maps.classes.tolist() if maps.classes.shape[1] < len(cases.classes) else None,
+        "shown": maps.classes.tolist(),
         "probabilities": [[round(p, 6) for p in row] for row in probabilities.tolist()],
         "loss": None if cases.labels is None else [round(value, 6) for value in cases.loss.tolist()],
         "rank": cases.rank.tolist(),

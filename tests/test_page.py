@@ -536,9 +536,9 @@ def test_pages_of_other_numbers_of_classes_and_other_sides(window: Browser, tmp_
         assert difference.mean() < 1.5
     window.run(f"document.getElementById('error-{i}').click()")
     assert f"ranked {cases.rank[i]} of {count}" in window.text("#detail")
-    rows = window.run("return [...document.querySelectorAll('#detail .row .name')].map((name) => name.title)")
+    rows = window.run("return [...document.querySelectorAll('#detail .row .name')].map((name) => name.innerText)")
     kept = cases.likeliest(few, np.stack([cases.predicted, cases.rival], 1))[i].tolist()
-    assert rows == [names[k] for k in (range(2) if count == 2 else kept)] + [""]
+    assert rows == [names[k] for k in (range(2) if count == 2 else kept)] + ["margin: predicted \N{MINUS SIGN} true"]
     badges = window.run("return [...document.querySelectorAll('#detail .row kbd')].map((key) => key.innerText)")
     assert badges == [str(k) for k in range(len(rows) - 1)] + ["m"]
     window.keys("1")
