@@ -72,7 +72,7 @@ class Browser:
 
     def drop(self, selector: str, path: Path) -> None:
         """A file on an element, as from a file manager."""
-        box = self.run("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
+        box = self.box(selector)
         place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
         data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", "drop"):
@@ -83,6 +83,13 @@ class Browser:
             if (typeof arguments[1] === 'boolean') input.checked = arguments[1]; else input.value = arguments[1];
             input.dispatchEvent(new Event('input', {bubbles: true}));"""
         self.run(script, name, value)
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def box(self, selector: str) -> dict[str, float]:
+        """In pixels of the window: x, y, width, height, top, bottom, left, right."""
+        return self.run("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
 
     def text(self, selector: str) -> str:
         return self.run("return document.querySelector(arguments[0]).innerText", selector)
