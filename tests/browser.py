@@ -101,11 +101,8 @@ class Browser:
         return np.array(self.run(script, selector)).reshape(side, side, 4)[..., :3]
 
     def shown(self) -> list[int]:
-        """Errors of the cards that exist, in the order of their places."""
-        script = """const place = (card) => Number(card.getAttribute('aria-posinset'));
-            const cards = [...document.querySelectorAll('.card')].sort((a, b) => place(a) - place(b));
-            return cards.map((card) => Number(card.dataset.error))"""
-        return self.run(script)
+        """Errors of the cards that exist, in their order."""
+        return [error for error, _ in self.cards("0")]
 
     def cards(self, expression: str) -> list[Any]:
         """A JavaScript expression of `card`, for every card, with the number of its error before it."""

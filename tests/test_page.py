@@ -478,6 +478,11 @@ def test_a_class_is_chosen_and_kept_in_the_address_whatever_it_is_called(window:
         own = order[cases.rival[order] == place]
         assert_shown(window, own, 150)
         assert_drawn(window, named, own[0], str(place))
+    window.open(path, "#true=any&pred=loss&map=toString&sort=__proto__&chosen=")  # none of these is a class's number
+    to_cards(window)
+    assert_shown(window, order, 150)
+    assert_drawn(window, named, order[0], "p")
+    assert window.run("return document.getElementById('detail').hidden")
 
 
 @pytest.mark.parametrize("count", [0, 1])
