@@ -31,7 +31,7 @@ def difference(run: Run, net: ResNet, images: UInt8) -> float:
     if len(outputs) > 1:
         with torch.no_grad():
             own = class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc).numpy()
-        scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # so that maps of zeros alone equal themselves
+        scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
         largest.append(np.abs(outputs[1] - own).max() / scale)
     return float(np.max(largest))
 

@@ -234,7 +234,7 @@ function show() {
   const last = Math.max(first, Math.ceil((top + window.innerHeight) / height) + 1);
   const wanted = order.slice(first * columns, last * columns);
   const before = new Map(cards);
-  if (wanted.length === before.size && wanted[0] === before.keys().next().value) return;
+  if (wanted.length === before.size && wanted[0] === before.keys().next().value) return; // all there
   cards.clear();
   wanted.forEach((i, k) => cards.set(i, before.get(i) ?? card(i, first * columns + k)));
   grid.style.paddingTop = `${first * height}px`;

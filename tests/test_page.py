@@ -440,8 +440,8 @@ def test_names_of_own_pictures_are_words_not_markup(window: Browser, view):
     assert unquote(link) == "file://" + os.path.abspath(names[order[0]]) and "<" not in link
 
 
-WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", "", "7", "__proto__", "toString")
-WORDS += ("</script><b title=\"it's\">&amp;",)
+HTML = "</script><b title=\"it's\">&amp;"
+WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", "", "7", "__proto__", "toString", HTML)
 
 
 @pytest.fixture(scope="module")
@@ -454,11 +454,11 @@ def named() -> Study:
 def test_what_it_opens_with_is_what_the_flags_mean_whatever_the_classes_are_called(
     window: Browser, view, named: Study, place: int
 ):
-    name, sort = WORDS[place], "random" if place % 2 else "loss"
-    true, pred = ("any", name) if place % 2 else (name, "any")
-    options = Options(out="a.html", sort=sort, target=name, true=true, pred=pred)
+    name = WORDS[place]
+    flags: dict[str, Any] = {"sort": "random", "pred": name} if place % 2 else {"sort": "loss", "true": name}
+    options = Options(out="a.html", target=name, **flags)
     view(page.render(named, layer4_maps(named.cases, name), None, options, "model.pt: a net"))
-    expected = named.cases.select(sort, true, pred)
+    expected = named.cases.select(options.sort, options.true, options.pred)
     assert_shown(window, expected, 150)
     meant = {"pred": "p", "true": "t", "margin": "m"}.get(name, str(place))
     assert_drawn(window, named, expected[0], meant)
