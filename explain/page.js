@@ -15,7 +15,6 @@ const total = data.index.length;
 const probability = (i, number) => data.probabilities[i][data.shown[i].indexOf(number)];
 const confidence = data.index.map((_, i) => probability(i, data.predicted[i]));
 const [controls, grid, panel] = ["controls", "grid", "detail"].map(byId);
-const MARGIN = 10; // pixels that stay free around a card that is scrolled to
 
 let order = []; // errors that pass the filters, as sorted
 let chosen = null; // an error, not a place in the order
@@ -291,7 +290,7 @@ function choose(i, reveal = true) {
 const narrow = () => getComputedStyle(panel).position === "fixed";
 
 function bringIntoView(place) {
-  const ceiling = (narrow() ? 0 : controls.offsetHeight) + MARGIN;
+  const ceiling = (narrow() ? 0 : controls.offsetHeight) + 10; // pixels, that stay free above the card
   const floor = window.innerHeight - (narrow() ? panel.offsetHeight : 0);
   const top = grid.getBoundingClientRect().top + Math.floor(place / columns) * height;
   window.scrollBy(0, Math.min(top - ceiling, Math.max(0, top + height - floor)));
