@@ -17,6 +17,8 @@ ORDERS = {
     "index": "in their own order",
     "random": "drawn at random (seed {seed})",
 }
+WORDS = {"true": ("any",), "pred": ("any",), "target": ("pred", "true", "margin")}
+"""What these flags take beside a class's name; a word is never a class, even if one is named so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +39,17 @@ class Options:
     seed: int = 0
     """Of --sort random."""
     true: str = "any"
-    """Draw only errors of this true class, one that the checkpoint knows."""
+    """Draw only errors of this true class, one that the checkpoint knows; any: of all, even if a class is named so."""
     pred: str = "any"
-    """Draw only errors of this predicted class."""
+    """Draw only errors of this predicted class; any: of all."""
     layer: Literal["stem", "layer1", "layer2", "layer3", "layer4"] = "layer4"
     """Stage whose activations are weighed: later ones know more, earlier ones see finer."""
     method: Literal["gradcam", "hirescam"] = "gradcam"
     """How they are weighed; both agree at layer4."""
     target: str = "pred"
     """What is drawn first and stored as `maps`: the predicted class (pred), the true one (true), predicted minus true
-    (margin), or a class by its name."""
+    (margin), or a class by its name. The three words mean this even if a class is named so: choose
+    that one on the page."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; auto takes a CUDA GPU where there is one."""
     precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
@@ -67,7 +70,7 @@ class Options:
 
     def check_classes(self, classes: Sequence[str]) -> None:
         """Raises ValueError where a flag names a class that is none of the model's."""
-        for flag, words in (("true", ["any"]), ("pred", ["any"]), ("target", ["pred", "true", "margin"])):
+        for flag, words in WORDS.items():
             name = getattr(self, flag)
             if name not in (*words, *classes):
                 near = get_close_matches(name, classes) or [*classes[:10], *["..."] * (len(classes) > 10)]

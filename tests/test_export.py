@@ -1,6 +1,5 @@
 """export.py: each kind of file opened again without this project's code, what is refused, and the examples."""
 
-import base64
 import copy
 import http.server
 import json
@@ -201,14 +200,33 @@ def test_weights_alone_are_checked_too_and_nothing_wrong_is_written(run, net: Re
 # Refusals
 
 
-@pytest.mark.parametrize(("output", "change"), [(0, 1.1e-4), (1, 2e-3), (0, float("nan"))])
-def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, change: float):
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])  # of the maps, whose bound is a share of their largest value
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, scale: float):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.mul_(scale)
     own = expected(net, images[:20])
-    assert check.difference(lambda images: list(own), net, images[:20]) == 0
-    other = [one.copy() for one in own]
-    other[output][3, 2] += change
+    unit = np.abs(own[1]).max() if output else 1
+
+    def run_with(change: float) -> float:
+        other = [one.copy() for one in own]
+        other[output][3, 2] += change * unit
+        return check.checked(lambda images: other, net, images[:20])
+
+    assert run_with(0) == 0
+    assert run_with(0.9e-4) == pytest.approx(0.9e-4, rel=1e-2)
+    for change in (1.1e-4, float("nan")):
+        with pytest.raises(ValueError, match="differs from the checkpoint"):
+            run_with(change)
+
+
+def test_maps_of_zeros_alone_must_be_zeros(net: ResNet, images: np.ndarray):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.zero_()
+    probabilities, maps = expected(net, images[:2])
+    assert check.difference(lambda images: [probabilities, maps], net, images[:2]) == 0
     with pytest.raises(ValueError, match="differs from the checkpoint"):
-        check.checked(lambda images: other, net, images[:20])
+        check.checked(lambda images: [probabilities, maps + 1e-9], net, images[:2])
 
 
 def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
@@ -319,20 +337,14 @@ def window(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[B
         yield start("--window-size=600,900", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
 
 
-DROP = """const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], arguments[1]));
-    document.getElementById('answer').replaceChildren();
-    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}));"""
-
-
 @pytest.mark.parametrize("fit", FITS)
 def test_the_page_says_and_paints_what_the_checkpoint_does(window, address, site, model, net, pictures, fit):
     (site / "model.onnx").write_bytes(with_fit(model, fit))
     window.open(address)
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
     for path in pictures:
-        window.run(DROP, base64.b64encode(path.read_bytes()).decode(), path.name)
+        window.run("document.getElementById('answer').replaceChildren()")
+        window.drop("#file", path)
         window.until("return document.querySelectorAll('#answer button').length > 0")
         drawn = np.array(window.run(PIXELS), np.uint8).reshape(32, 32, 4)[..., :3]
         # Pillow 13 begins with the longer axis of a high picture, and rounds in between.
@@ -359,13 +371,14 @@ ALPHA = """const map = document.getElementById('map');
     return [...map.getContext('2d').getImageData(0, 0, 320, 320).data].filter((_, i) => i % 4 === 3)"""
 
 
-def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures):
+def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures, tmp_path):
     (site / "model.onnx").write_bytes(with_fit(model, "crop"))
     window.open(address)
     window.until("return !document.getElementById('file').disabled")
-    window.run(DROP, base64.b64encode(b"no picture").decode(), "notes.txt")
+    (tmp_path / "notes.txt").write_text("no picture")
+    window.drop("#file", tmp_path / "notes.txt")
     window.until("return document.getElementById('state').textContent.startsWith('notes.txt cannot be read')")
-    window.run(DROP, base64.b64encode(pictures[0].read_bytes()).decode(), "a.png")
+    window.drop("#file", pictures[0])
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
 
 
