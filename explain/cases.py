@@ -29,7 +29,7 @@ class Cases:
     """E of the `total` images that a model of C classes has seen; every array starts with E."""
 
     name: str
-    """Of the set that they are from, such as "test"."""
+    """Name of the set that they are from, such as "test"."""
     total: int
     classes: tuple[str, ...]
     index: Ints
@@ -98,7 +98,7 @@ class Cases:
         return self.files[position] if self.files else f"{self.name} image {self.index[position]}"
 
     def every(self, name: str) -> Ints:
-        """(E,) the class of that name. Raises ValueError where the model has none."""
+        """(E,) the class of that name. Raises Mistake where the model has none."""
         if name not in self.classes:
             raise Mistake(f"class {name!r} is unknown: it is none of the model's {len(self.classes)} classes")
         return np.full(len(self), self.classes.index(name))
@@ -117,7 +117,7 @@ class Cases:
         Equal values stay in order of their index, so the order is always the same.
 
         Raises:
-            ValueError: unknown order or class, or no image matches.
+            Mistake: unknown order or class, or no image matches.
         """
         keys: dict[str, Callable[[], Array]] = {
             "loss": lambda: -self.loss,
@@ -176,7 +176,7 @@ class Maps:
 
     @property
     def chosen(self) -> Tensor:
-        """Of `target`."""
+        """The map of `target`."""
         named = {"pred": self.predicted, "true": self.rival, "margin": self.margin}
         return named[self.target] if self.target in named else self.of(self.cases.every(self.target))
 

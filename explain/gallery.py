@@ -7,7 +7,6 @@ Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest)
 
 import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,14 @@ import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from engine.model import resize
-from explain.cam import display
+from explain.cam import METHODS, display
 from explain.cases import Cases, Ints, Maps
-from ground.terminal import printable
+from ground.files import MARK
+from ground.terminal import printable, tracked
 from pipeline.split import UInt8
 
 DPI = 150
@@ -31,10 +32,8 @@ TEXT_WIDTH = 284
 CAPTION = 26
 HEADING = 60
 ROW = TILE + CAPTION + GAP
-OPACITY = 0.65
-"""Of the strongest evidence, so that the object stays visible under it."""
+OPACITY = 0.65  # of the strongest evidence, so that the object stays visible under it
 INK, LINE, PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
-METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +46,13 @@ class Column:
     """(n, S, S, 3)."""
 
 
-def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable[[], None] = lambda: None) -> bytes:
-    """The PNG of the cases at `positions` (n,), in this order.
+def draw(maps: Maps, positions: Ints, choice: str, source: str) -> bytes:
+    """The PNG of the cases at `positions` (n,), in this order; with a bar for the time left.
 
     Args:
         maps: of all cases.
         choice: words for which cases these are, such as "largest loss first".
         source: words for the model.
-        on_row: called after each row.
     """
     cases = maps.cases
     columns = _columns(maps, positions)
@@ -77,7 +75,7 @@ def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable
             centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
             pen.text((centre, top), column.heading[0], points=9, bold=True, centred=True)
             pen.text((centre, top + 24), column.heading[1], centred=True, room=TILE + GAP)
-    for i, position in enumerate(positions.tolist()):
+    for i, position in enumerate(tracked(positions.tolist(), "drawing", len(positions))):
         sheet, row = divmod(i, rows)
         left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
         pen.draw.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2), fill=LINE, width=1)
@@ -87,9 +85,9 @@ def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable
             tile = enlarged(column.tiles[i])
             canvas.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
             pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True, room=TILE + GAP)
-        on_row()
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", dpi=(DPI, DPI))
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", MARK.decode())
+    canvas.save(buffer, "PNG", dpi=(DPI, DPI), pnginfo=info)
     return buffer.getvalue()
 
 
@@ -171,8 +169,9 @@ def _columns(maps: Maps, positions: Ints) -> list[Column]:
 
     def of_class(role: str, classes: Ints) -> Column:
         tiles, empty = heat(maps.of(classes))
-        said = zip(names[classes[positions]], cases.probability(classes)[positions].tolist(), empty, strict=True)
-        captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in said]
+        probabilities = cases.probability(classes)[positions].tolist()
+        rows = zip(names[classes[positions]], probabilities, empty, strict=True)
+        captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in rows]
         return Column((f"{method} of the", role), captions, tiles)
 
     short = [name if len(name) <= 10 else f"{name[:9]}…" for name in cases.classes]

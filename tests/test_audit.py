@@ -144,7 +144,7 @@ def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
 def test_nothing_is_left_among_the_pictures(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="--out is pictures/audit: it lies in pictures, where it would be a class"):
+    with pytest.raises(ValueError, match="pictures/audit lies in pictures, among what this command reads"):
         audit.main(["--data", "pictures", "--out", "pictures/audit"])
     assert not any(Path("pictures").iterdir())
 

@@ -29,6 +29,7 @@ from deploy.classifier import Classifier
 from engine import checkpoint
 from engine.model import ResNet, resize
 from explain.cam import class_maps, display
+from ground.entry import execute
 from pipeline.dataset import open_dataset
 from pipeline.pictures import decode
 from tests.browser import Browser, browsers
@@ -61,7 +62,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(ckpt: Path) -> Path:
     """The checkpoint as ONNX with maps."""
-    export.export(export.Options(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
+    export.export(export.ExportOptions(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
     return ckpt.with_suffix(".onnx")
 
 
@@ -73,7 +74,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ckp
     def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
         monkeypatch.setattr(sys, "argv", ["export.py", "--ckpt", str(ckpt), "--threads", "1", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            export.main()
+            execute(export.main, "export.py")
         out, err = capsys.readouterr()
         code = int(stopped.value.code or 0)
         return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err

@@ -26,6 +26,7 @@ from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import STAGES, ResNet
 from explain import cam, faithfulness, options, study
+from ground.entry import execute
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import DataSet
 from pipeline.pictures import decode
@@ -75,7 +76,7 @@ def run(tmp_path: Path, split: Split, loaded, monkeypatch: pytest.MonkeyPatch, c
         monkeypatch.setattr(sys, "argv", ["gradcam.py", "--device", "cpu", "--threads", "1", *arguments])
         threads = torch.get_num_threads()
         with pytest.raises(SystemExit) as stopped:
-            gradcam.main()
+            execute(gradcam.main, "gradcam.py")
         torch.set_num_threads(threads)
         out, err = capsys.readouterr()
         code = int(stopped.value.code or 0)
@@ -413,9 +414,9 @@ def test_old_files_survive_when_new_ones_cannot_be_written(run):
 
 
 def test_flags_name_the_stages_methods_and_orders():
-    fields = options.Options.__dataclass_fields__
+    fields = options.GradcamOptions.__dataclass_fields__
     assert get_args(fields["layer"].type) == STAGES
-    assert get_args(fields["method"].type) == cam.METHODS
+    assert get_args(fields["method"].type) == tuple(cam.METHODS)
     assert get_args(fields["sort"].type) == tuple(options.ORDERS)
     assert {"checkpoint", *DTYPES} == set(get_args(fields["precision"].type))
 
