@@ -1,8 +1,8 @@
 """Classify pictures with onnxruntime and Pillow alone: python classify.py model.onnx cat.jpg dog.png"""
 
 import json
+import os
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -12,35 +12,39 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # Pillow would s
 MOST_PIXELS = 64_000_000
 
 
-def opened(path: str, least: int) -> Image.Image:
-    """The picture, turned as its Exif says, on white where it is transparent; its shorter side has `least` pixels."""
-    if not Path(path).is_file():
-        raise ValueError("there is no such file" if not Path(path).exists() else "it is no regular file")
+def read(path: str, side: int) -> Image.Image:
+    """In RGB, turned as its Exif says, on white where it is transparent; a JPEG's sides are `side` or more."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError("it is no regular file")
     picture: Image.Image = Image.open(path, formats=FORMATS)
     if picture.width * picture.height > MOST_PIXELS:
-        raise ValueError(f"{picture.width} x {picture.height} pixels are more than {MOST_PIXELS // 10**6} million")
-    picture.draft("RGB", (2 * least, 2 * least))  # a large JPEG is decoded at a fraction of its size
+        raise ValueError(f"{picture.width} x {picture.height} pixels are more than 64 million")
+    picture.draft("RGB", (2 * side, 2 * side))  # a large JPEG is decoded at a fraction of its size
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(levels(np.asarray(picture), picture.mode))
+        picture = Image.fromarray(to_bytes(np.asarray(picture), picture.mode))
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def levels(values: np.ndarray, mode: str) -> np.ndarray:
-    """Pixels of more than 8 bits as 0..255: 16 bits by 65,535, floats of 0..1 by 1, others by the range they have.
+def to_bytes(numbers: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of 16 or 32 bits as 0..255.
 
-    Whole numbers of 0..255 stay.
+    16 bits are of 0..65535. Whole numbers of 0..255 stay, and floats of 0..1 are multiplied by 255; what is outside of
+    that has its smallest number become 0 and its largest 255.
     """
     if mode.startswith("I;16"):
-        return (values // 257).astype(np.uint8)
-    low, high = float(values.min()), float(values.max())
-    if low >= 0 and high <= (1 if mode == "F" else 255):
-        return (values * (255 if mode == "F" else 1)).astype(np.uint8)
-    return ((values.astype(np.float64) - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)
+        return (numbers // 257).astype(np.uint8)
+    finite = numbers[np.isfinite(numbers)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    usual = 1 if mode == "F" else 255
+    if low >= 0 and high <= usual:
+        low, high = 0, usual
+    levels = (np.nan_to_num(numbers.astype(np.float64), nan=low).clip(low, high) - low) / max(high - low, 1e-9)
+    return (255 * levels).round().astype(np.uint8)
 
 
-def squared(picture: Image.Image, side: int, fit: str) -> Image.Image:
+def square(picture: Image.Image, side: int, fit: str) -> Image.Image:
     if fit == "crop":
         return ImageOps.fit(picture, (side, side), Image.Resampling.BILINEAR)
     if fit == "pad":
@@ -49,7 +53,7 @@ def squared(picture: Image.Image, side: int, fit: str) -> Image.Image:
 
 
 def printable(text: str) -> str:
-    """Without characters of a name that would move the cursor or are no Unicode."""
+    """With escapes for the characters of a name that would move the cursor, or are no Unicode."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -59,12 +63,11 @@ session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProv
 facts = session.get_modelmeta().custom_metadata_map
 classes, side = json.loads(facts["classes"]), int(facts["size"])
 for path in sys.argv[2:]:
-    name = printable(path)
     try:
-        picture = squared(opened(path, side), side, facts["fit"])
+        picture = square(read(path, side), side, facts["fit"])
     except Exception as error:  # a decoder raises nearly anything on a damaged file
-        print(f"{name} cannot be read: {printable(str(error))}", file=sys.stderr)
+        print(f"{printable(path)} cannot be read: {printable(str(error))}", file=sys.stderr)
         continue
     probabilities = session.run(["probabilities"], {"images": np.asarray(picture)[None]})[0][0]
     best = probabilities.argsort()[:-4:-1]
-    print(name, *(f"{classes[i]} {probabilities[i]:.2%}" for i in best), sep="  ")
+    print(printable(path), *(f"{classes[i]} {probabilities[i]:.2%}" for i in best), sep="  ")
