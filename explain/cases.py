@@ -104,7 +104,12 @@ class Cases:
         return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
-        """(E, K) at most `count` classes of each image, the likeliest first, those of `always` (E, T) among them."""
+        """(E, K) the `count` likeliest classes of each image, the likeliest first, those of `always` (E, T) among them.
+
+        Where there are no more classes than that, all of them in their own order.
+        """
+        if len(self.classes) <= count:
+            return np.tile(np.arange(len(self.classes)), (len(self), 1))
         wanted = np.zeros(self.probabilities.shape, bool)
         np.put_along_axis(wanted, always, True, 1)
         kept = np.argsort(-self.probabilities - wanted, axis=1, kind="stable")[:, :count]

@@ -113,9 +113,7 @@ class Explainer:
             columns.append(cases.every(target))
         classes = np.stack(columns, 1)
         if several:
-            few = len(cases.classes) <= SEVERAL
-            every = np.tile(np.arange(len(cases.classes)), (len(cases), 1))
-            classes = every if few else cases.likeliest(SEVERAL, classes)
+            classes = cases.likeliest(SEVERAL, classes)
         if layer == "layer4":
             values = cases.class_maps[np.arange(len(cases))[:, None], classes]
             return Maps(cases, layer, method, target, classes, values)

@@ -7,8 +7,9 @@ Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest)
 
 import io
 import math
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -36,8 +37,7 @@ OPACITY = 0.65  # of the strongest evidence, so that the object stays visible un
 INK, LINE, PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
+class Column(NamedTuple):
     """One picture of every row."""
 
     heading: tuple[str, str]
@@ -57,32 +57,31 @@ def draw(maps: Maps, positions: Ints, choice: str, source: str) -> bytes:
     cases = maps.cases
     columns = _columns(maps, positions)
     header = _header(maps, len(positions), choice, source)
-    sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4  # columns of rows: one fits a page's width
+    # One sheet is as wide as a page; a row of it:  TEXT_WIDTH | TILE | GAP | TILE | GAP ...
+    sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4
     rows = -(-len(positions) // sheets)
-    sheet_width = TEXT_WIDTH + len(columns) * (TILE + GAP)
+    offsets = [TEXT_WIDTH + k * (TILE + GAP) for k in range(len(columns))]
+    sheet_width = offsets[-1] + TILE + GAP
+    lefts = [MARGIN + k * (sheet_width + MARGIN) for k in range(sheets)]
     top = MARGIN + 44 + 27 * (len(header) - 1) + 84
-    canvas = Image.new(
-        "RGB", (MARGIN + sheets * (sheet_width + MARGIN), top + bool(rows) * HEADING + rows * ROW + MARGIN), PAPER
-    )
+    height = top + bool(rows) * HEADING + rows * ROW + MARGIN
+    canvas = Image.new("RGB", (lefts[-1] + sheet_width + MARGIN, height), PAPER)
     pen, room = Pen(canvas), canvas.width - 2 * MARGIN
     pen.text((MARGIN, MARGIN), header[0], points=13, bold=True, room=room)
     for i, line in enumerate(header[1:]):
         pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9, room=room)
     if rows:
         _colour_bars(pen, MARGIN, top - 72, cases.rival_is)
-    for sheet in range(sheets if rows else 0):
-        for place, column in enumerate(columns):
-            centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
+        for left, (offset, column) in product(lefts, zip(offsets, columns, strict=True)):
+            centre = left + offset + TILE // 2
             pen.text((centre, top), column.heading[0], points=9, bold=True, centred=True)
             pen.text((centre, top + 24), column.heading[1], centred=True, room=TILE + GAP)
     for i, position in enumerate(tracked(positions.tolist(), "drawing", len(positions))):
-        sheet, row = divmod(i, rows)
-        left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
+        left, y = lefts[i // rows], top + HEADING + i % rows * ROW
         pen.draw.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2), fill=LINE, width=1)
         _describe(pen, cases, position, (left, y))
-        for place, column in enumerate(columns):
-            x = left + TEXT_WIDTH + place * (TILE + GAP)
-            tile = enlarged(column.tiles[i])
+        for offset, column in zip(offsets, columns, strict=True):
+            x, tile = left + offset, enlarged(column.tiles[i])
             canvas.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
             pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True, room=TILE + GAP)
     buffer, info = io.BytesIO(), PngInfo()

@@ -82,7 +82,7 @@ def archive(maps: Maps) -> bytes:
 
     index, true, predicted (E,) int64; logits (E, C) float32; predicted_maps, true_maps and maps, which are those of
     `target`, (E, h, w) float32; layer4_class_maps (E, C, h4, w4) float32; layer, method, target; classes (C,) names.
-    Of pictures of one's own, in the order of their table, `true` is the runner-up.
+    Without labels `true` is the runner-up.
     """
     cases = maps.cases
     buffer = io.BytesIO()

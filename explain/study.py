@@ -91,8 +91,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
     data = open_dataset(config.data, config.size, config.fit)
     split = data.reported(config.validate, config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
-    temperature = checkpoint.metrics.get("temperature", 1.0)
-    return _errors([(explainer, slice(None))], split, temperature, fitted=fitted, reported=missed(checkpoint))
+    return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
 
 
 def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
@@ -108,14 +107,14 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
     config = checkpoints[0].config
     data = open_dataset(config.data, config.size, config.fit)
     train = data.load("train")
-    judges = []
+    judges: list[tuple[Explainer, Ints | slice]] = []
     for checkpoint in checkpoints:
         fold = places(train, checkpoint.config.fold)
         if len(fold) != checkpoint.metrics["test_total"]:
             raise Mistake("the data have changed since the first fold was trained: start another audit")
         judges.append((Explainer.of(checkpoint, config.device, threads=config.threads), fold))
     fitted = any(fitted_to_it(checkpoint, data) for checkpoint in checkpoints)
-    return _errors(judges, train, questioned=True, fitted=fitted, reported=sum(map(missed, checkpoints)))
+    return _errors(train, judges, checkpoints, fitted, questioned=True)
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
@@ -162,31 +161,25 @@ def surer(logits: torch.Tensor, labels: Ints) -> Bools:
     """
     probabilities = logits.double().softmax(1).numpy()
     predicted = probabilities.argmax(1)
-    own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
-    sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (own, None))
+    of_label = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+    sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (of_label, None))
     thresholds = np.where(counts, sums / np.maximum(counts, 1), np.inf)  # of a class without images there is none
     return (predicted != labels) & (probabilities.max(1) >= thresholds[predicted])
 
 
-def missed(checkpoint: Checkpoint) -> int:
-    """Errors that the checkpoint itself reports."""
-    return checkpoint.metrics.get("test_total", 0) - checkpoint.metrics.get("test_correct", 0)
-
-
 def _errors(
-    judges: Sequence[tuple[Explainer, slice | Ints]],
     split: Split,
-    temperature: float = 1.0,
-    questioned: bool = False,
-    **known: Any,
+    judges: Sequence[tuple[Explainer, Ints | slice]],
+    checkpoints: Sequence[Checkpoint],
+    fitted: bool,
+    questioned: bool,
 ) -> Study:
     """The errors among the images of a split, and the figures of all of them.
 
     Args:
-        judges: a model, and the places in the split of the images that it is to judge.
-        temperature: that the logits are divided by.
-        questioned: the labels may be wrong.
-        known: more fields of the study.
+        judges: the model of each checkpoint, and the indices of the images that it is to judge.
+        fitted: as in Study.
+        questioned: as in Cases.
     """
     start, parts = perf_counter(), []
     for explainer, part in judges:
@@ -203,6 +196,7 @@ def _errors(
     order = np.argsort(index)
     index = index[order]
     labels, errors = split.labels[judged], split.take(index, split.name)
+    temperature = 1.0 if questioned else checkpoints[0].metrics.get("temperature", 1.0)
     cases = Cases(
         name=split.name,
         total=len(logits),
@@ -224,7 +218,8 @@ def _errors(
         calibration(logits, labels),
         temperature,
         calibration(logits * temperature, labels).error,
-        **known,
+        fitted,
+        sum(one.metrics.get("test_total", 0) - one.metrics.get("test_correct", 0) for one in checkpoints),
     )
 
 

@@ -76,8 +76,9 @@ def test_each_image_is_judged_by_the_model_that_has_not_seen_it(models: list[Pat
     alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one) for one in (first, second)]
     files = [file for one in alone for file in one.cases.files]
     assert sorted(together.cases.files) == sorted(files)
-    logits = torch.cat([one.cases.logits for one in alone])[np.argsort(files)]
-    assert torch.equal(together.cases.logits[np.argsort(together.cases.files)], logits)
+    for field in ("logits", "class_maps", "inputs"):
+        expected = torch.cat([getattr(one.cases, field) for one in alone])[np.argsort(files)]
+        assert torch.equal(getattr(together.cases, field)[np.argsort(together.cases.files)], expected), field
     assert together.matrix is not None and together.matrix.sum() == 180
     assert together.reported == sum(one.reported for one in alone) == len(together.cases)
 

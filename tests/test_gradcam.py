@@ -94,13 +94,8 @@ def test_the_whole_set_is_found_explained_and_written(run, split: Split, loaded)
     assert (code, err) == (0, "")
     wrong = np.flatnonzero(loaded[0].numpy().argmax(1) != split.labels)
     assert [int(row["index"]) for row in table()] == wrong.tolist()
-    assert (
-        result["errors"]
-        == result["maps"]
-        == result["checkpoint_errors"]
-        == len(wrong)
-        == 1000 - loaded[1]["test_correct"]
-    )
+    assert len(wrong) == 1000 - loaded[1]["test_correct"]
+    assert [result[name] for name in ("errors", "maps", "checkpoint_errors")] == [len(wrong)] * 3
     assert result["accuracy"] == pytest.approx(loaded[1]["test_correct"] / 1000)
     assert (result["maps_computed"], result["drawn"], result["total"]) == (10_000, 10, 1000)
     assert 0 < result["layer4_against_autograd"] <= 1e-5
@@ -126,14 +121,11 @@ def test_the_whole_set_is_found_explained_and_written(run, split: Split, loaded)
 def test_running_twice_gives_the_same_bytes(run, out: str, flags: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(faithfulness, "IMAGES", 10)
     written = []
-    for folder in ("a", "b"):
-        Path(folder).mkdir()
-        for _ in range(2):  # over what is there already, too
-            code, result, _ = run("--out", f"{folder}/{out}", *flags)
+    for _ in range(2):
+        code, result, _ = run("--out", out, *flags)
         assert code == 0 and ("faithfulness" in result) == ("--faithfulness" in flags)
-        written.append({path.name: path.read_bytes() for path in Path(folder).iterdir()})
+        written.append({path.name: path.read_bytes() for path in Path().iterdir()})
     assert written[0] == written[1]
-    assert set(written[0]) == {out, "errors.csv", "heatmaps.npz"}
     assert (b"Are the maps faithful?" in written[0][out]) == ("--faithfulness" in flags)
 
 
@@ -271,7 +263,8 @@ def test_a_perfect_model_has_an_empty_table_and_a_picture_and_a_page_that_say_so
     assert table() == []
     with np.load("heatmaps.npz") as archive:
         assert archive["maps"].shape[0] == 0
-    assert Image.open("gallery.png").size[0] > 800
+    width, height = Image.open("gallery.png").size
+    assert width > 800 and height < 500
     assert run("--out", "page.html", "--layer", layer)[0] == 0
     assert "There is nothing to show" in Path("page.html").read_text()
     code, _, err = run("--out", "page.html", "--faithfulness")
