@@ -122,7 +122,7 @@ class Cases:
         Equal values stay in order of their index, so the order is always the same.
 
         Raises:
-            Mistake: unknown order or class, or no image matches.
+            Mistake: unknown class, or no image matches.
         """
         keys: dict[str, Callable[[], Array]] = {
             "loss": lambda: -self.loss,
@@ -130,8 +130,6 @@ class Cases:
             "index": lambda: self.index,
             "random": lambda: np.random.default_rng(seed).permutation(len(self)),
         }
-        if sort not in keys:
-            raise Mistake(f"--sort is {sort}: it must be one of {', '.join(keys)}")
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.rival), (predicted, self.predicted)):
             if name != "any":

@@ -60,13 +60,14 @@ class Faithfulness:
 
     def lines(self) -> list[str]:
         """For the terminal; standard errors after the sign."""
-        gaps = ", ".join(f"{name} {score}" for name, score in self.gaps.items())
-        leads = ", ".join(f"over {name} {score}" for name, score in self.leads.items())
-        likeness = ", ".join(f"{name} {score}" for name, score in self.likeness.items())
+        figures = {
+            f"insertion minus deletion, {self.images} errors": self.gaps,
+            "the predicted class's maps lead, image by image, over": self.leads,
+            "rank correlation with the maps of a model of random parts": self.likeness,
+        }
         return [
-            f"insertion minus deletion, {self.images} errors: {gaps}",
-            f"the predicted class's maps lead, image by image: {leads}",
-            f"rank correlation with the maps of a model of random parts: {likeness}",
+            f"{what}: " + ", ".join(f"{name} {score}" for name, score in scores.items())
+            for what, scores in figures.items()
         ]
 
 

@@ -166,26 +166,22 @@ def _columns(maps: Maps, positions: Ints) -> list[Column]:
         shown, empty = display(values[positions], images.shape[1], signed)
         return overlay(images, shown, signed), empty.tolist()
 
-    def of_class(role: str, classes: Ints) -> Column:
+    roles = {"pred": ("predicted class", cases.predicted), "true": (f"{cases.rival_is} class", cases.rival)}
+    if maps.target not in (*roles, "margin"):
+        roles = {maps.target: (f"class {maps.target}", cases.every(maps.target)), **roles}
+    columns = {}
+    for target, (role, classes) in roles.items():
         tiles, empty = heat(maps.of(classes))
         probabilities = cases.probability(classes)[positions].tolist()
         rows = zip(names[classes[positions]], probabilities, empty, strict=True)
         captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in rows]
-        return Column((f"{method} of the", role), captions, tiles)
+        columns[target] = Column((f"{method} of the", role), captions, tiles)
 
     short = [name if len(name) <= 10 else f"{name[:9]}…" for name in cases.classes]
     pairs = zip(cases.predicted[positions], cases.rival[positions], strict=True)
-    columns = {
-        "pred": of_class("predicted class", cases.predicted),
-        "true": of_class(f"{cases.rival_is} class", cases.rival),
-        "margin": Column(
-            ("margin", f"predicted minus {cases.rival_is}"),
-            [f"{short[a]} \N{MINUS SIGN} {short[b]}" for a, b in pairs],
-            heat(maps.margin, signed=True)[0],
-        ),
-    }
-    if maps.target not in columns:
-        columns = {maps.target: of_class(f"class {maps.target}", cases.every(maps.target)), **columns}
+    captions = [f"{short[a]} \N{MINUS SIGN} {short[b]}" for a, b in pairs]
+    heading = "margin", f"predicted minus {cases.rival_is}"
+    columns["margin"] = Column(heading, captions, heat(maps.margin, signed=True)[0])
     return [original, columns.pop(maps.target), *columns.values()]
 
 

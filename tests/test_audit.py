@@ -28,7 +28,7 @@ PLANTED = ("blue/7.png", "green/3.png", "red/11.png")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Of two folds of noisy colours, 60 of each, of which PLANTED have the colour of the next class."""
+    """Models of two folds of noisy colours, 60 of each; PLANTED have the colour of the next class."""
     folder, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for place, name in enumerate(COLOURS):
         (folder / "pictures" / "train" / name).mkdir(parents=True)

@@ -272,7 +272,7 @@ def test_a_link_is_followed_and_a_file_of_ours_replaced_under_any_name(run, monk
 
 @pytest.fixture(scope="module")
 def pictures(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of the stored size, large and wide, high and half transparent, small and turned by its Exif."""
+    """One of the stored size, one large and wide, high and half transparent, small and turned by its Exif."""
     folder = tmp_path_factory.mktemp("pictures")
     large = Image.fromarray(images[1]).resize((301, 200), Image.Resampling.BICUBIC)
     high = Image.fromarray(images[2]).resize((70, 133)).convert("RGBA")
