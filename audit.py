@@ -41,7 +41,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 def main(arguments: Sequence[str]) -> None:
-    from engine.config import parse, typed
+    from engine.config import given_flags, parse
     from explain import outputs
     from ground.files import check_apart
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
         raise Mistake(f"--folds is {options.folds}: it must be 2 to 99")
-    given = sorted(DECIDED & typed(recipe))
+    given = sorted(DECIDED & given_flags(recipe))
     if given:
         flag = given[0].replace("_", "-")
         raise Mistake(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")

@@ -42,8 +42,9 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
         if durable:
             _synchronise(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if not isinstance(error, FileExistsError):  # then it is another's
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -63,7 +64,7 @@ def destination(path: str | Path) -> Path:
     Raises:
         OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
             a link in a loop.
-        ValueError: it begins with ~, which a shell would have replaced.
+        Mistake: it begins with ~, which a shell would have replaced.
     """
     try:
         mode = os.stat(path).st_mode
@@ -79,6 +80,26 @@ def destination(path: str | Path) -> Path:
     if not mode & 0o222 or (os.path.exists(path) and not os.access(path, os.W_OK, effective_ids=True)):
         raise PermissionError(errno.EACCES, "it is read-only: remove it, or name another file", str(path))
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
+
+
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """All of a plain file that may be anybody's: a pipe is not waited for, and a huge file fills no memory.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+        Mistake: it has more than `most` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise Mistake(f"{path} has more than {most:,} bytes")
+    return content
 
 
 def check_writable(path: str | Path) -> None:
@@ -140,7 +161,10 @@ def lock(path: Path, taken: Callable[[str], None]) -> int:
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's link would be emptied
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is a link or no regular file: remove it", str(path))
+    # A link that comes between the two would be emptied, a pipe waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

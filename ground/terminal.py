@@ -86,12 +86,16 @@ class Tracker:
     def advance(self, count: int = 1) -> None:
         """Say that `count` more items are done, and draw if it is time to."""
         self.done += count
-        if perf_counter() < self._due:
-            return
+        if perf_counter() >= self._due:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw now."""
         parts = list(self._parts(self.done))
         if self._live:
             room = self.console.width - len(self.title) - MINIMUM_BAR - 2
-            self._bar.update(self._task, completed=self.done, text=_fitting(parts, room), refresh=True)
+            text = _fitting(parts, room)
+            self._bar.update(self._task, total=self.total, completed=self.done, text=text, refresh=True)
         else:
             print(printable("  ".join([self.title, *parts])), file=self.console.file, flush=True)
         self._due = perf_counter() + self._interval

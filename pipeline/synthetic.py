@@ -1,8 +1,6 @@
-"""Data without a data set: generated images for tests, and one constant device batch, the compute ceiling."""
+"""Data without a data set: generated images, to try the machinery and for tests."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.cifar10.facts import CLASSES, MEAN, STD
 from pipeline.split import Split
@@ -34,14 +32,3 @@ def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
         shuffled=True,
         known_statistics=(MEAN, STD),
     )
-
-
-def constant_batch(batch_size: int, resolution: int, device: torch.device, classes: int) -> tuple[Tensor, Tensor]:
-    """A batch that is always the same, on the device: given again and again, what the model could eat for free.
-
-    Images (batch_size, 3, resolution, resolution) uint8 channels_last; labels (batch_size,) int64 of so many classes.
-    """
-    generator = torch.Generator().manual_seed(0)
-    nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, classes, (batch_size,), generator=generator)
-    return nhwc.to(device).permute(0, 3, 1, 2), labels.to(device)

@@ -17,11 +17,11 @@ from run.resume import State
 OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
 
 
-def shaped(config: Config, typed: Collection[str], state: State) -> Config:
+def shaped(config: Config, given: Collection[str], state: State) -> Config:
     """The config with the depth and the width of the checkpoint `config.pretrained`, or of the run that goes on.
 
     Args:
-        typed: the settings that a person has given.
+        given: names of the settings that a person has given.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
@@ -39,9 +39,9 @@ def shaped(config: Config, typed: Collection[str], state: State) -> Config:
         )
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
     for name, needed in shape.items():
-        if name in typed and getattr(config, name) != needed:
-            given, path = getattr(config, name), config.pretrained
-            raise Mistake(f"--{name} is {given}, but --pretrained {path} has {needed}: leave --{name} out")
+        if name in given and getattr(config, name) != needed:
+            value, path = getattr(config, name), config.pretrained
+            raise Mistake(f"--{name} is {value}, but --pretrained {path} has {needed}: leave --{name} out")
     return replace(config, **shape)
 
 

@@ -50,7 +50,7 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
 def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
     monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
     config = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
-    assert trial.Trainer(config).fit(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
+    assert trial.Trainer(config).decide(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
 
 
 def test_epochs_and_minutes_are_either_or():

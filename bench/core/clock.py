@@ -24,12 +24,12 @@ STEADY = 0.1  # warm-up ends when two laps in a row differ by less
 WARM_UP_LAP_SECONDS = 0.02
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Budget:
     """How long a measurement may take."""
 
     seconds: float = 5.0
-    """Of timed laps together; a lap is one step at least, so slow steps take longer."""
+    """All timed laps together; a lap is one step at least, so slow steps take longer."""
     laps: int = 7
     warm_up_seconds: float = 5.0
     """After its first step, which may compile, warm-up gives up becoming steady after this long."""
@@ -42,9 +42,9 @@ class Budget:
 @dataclass(frozen=True)
 class WarmUp:
     step_seconds: float
-    """Of one step at its end."""
+    """The time of a step at its end."""
     steady: bool
-    """False: the time of a step still changed by more than a tenth when the budget ended."""
+    """False: that still changed by more than a tenth when the budget ended."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ class Rate(Spread):
 
 
 class Marks:
-    """Instants in the order of the device's work: `mark` costs a few microseconds and waits for nothing.
-
-    Args:
-        count: how many there will be; CUDA events are made ahead.
-    """
+    """Up to `count` instants in the device's order of work: `mark` costs microseconds and waits for nothing."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self._device = device
@@ -120,7 +116,7 @@ class Lane:
         """Time `steps` steps.
 
         Raises:
-            ValueError: the batches have come to an end.
+            Mistake: the batches have come to an end.
         """
         images = 0
         marks = Marks(self._device, 2 * steps + 1)
@@ -163,8 +159,8 @@ def race(lanes: Sequence[Lane], budget: Budget) -> tuple[list[Rate], list[list[L
     `budget` is for each lane. Returns the lanes' rates and their laps; laps of the same number ran next to each other.
     """
     warm_ups = [lane.warm_up(budget) for lane in lanes]
-    bunches = [budget.seconds / budget.laps / max(w.step_seconds, 1e-9) / budget.lap_steps for w in warm_ups]
-    steps = [budget.lap_steps * max(1, round(bunch)) for bunch in bunches]
+    bunch_seconds = budget.seconds / budget.laps / budget.lap_steps
+    steps = [budget.lap_steps * max(1, round(bunch_seconds / max(w.step_seconds, 1e-9))) for w in warm_ups]
     laps: list[list[Lap]] = [[] for _ in lanes]
     for _ in range(budget.laps):
         for lane, count, done in zip(lanes, steps, laps, strict=True):
