@@ -13,20 +13,21 @@ import preflight
 
 preflight.require_environment("export.py")
 
-import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from explain.options import CheckpointOptions
+from ground.entry import execute
 from ground.mistake import Mistake
+from ground.terminal import print_result
 
 CHECKED, CALIBRATED = 256, 512  # images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    ckpt: str = "model.pt"
-    """Checkpoint that train.py wrote."""
+class ExportOptions(CheckpointOptions):
     out: str = "model.onnx"
     """The file: .onnx, .pt2 (torch.export) or .safetensors (weights alone)."""
     maps: bool = False
@@ -34,10 +35,9 @@ class Options:
     int8: bool = False
     """Quantise to int8, calibrated on training images, and measure it on all images that the checkpoint was reported
     on."""
-    threads: int = 0
-    """CPU threads (0: one per core)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         kind = Path(self.out).suffix
         if kind not in (".onnx", ".pt2", ".safetensors"):
             raise Mistake(f"--out is {self.out}: its name must end in .onnx, .pt2 or .safetensors")
@@ -45,36 +45,31 @@ class Options:
             raise Mistake(f"--out is {self.out}: with --int8 its name must end in .onnx")
         if self.maps and kind == ".safetensors":
             raise Mistake(f"--out is {self.out}: weights alone give no --maps")
-        if not 0 <= self.threads <= 1024:
-            raise Mistake(f"--threads is {self.threads}: it must be 0 to 1024")
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     import tyro
 
-    options = tyro.cli(Options, description=(__doc__ or "").split("\n\n")[0], prog="export.py")
+    description = (__doc__ or "").split("\n\n")[0]
+    options = tyro.cli(ExportOptions, args=list(arguments), description=description, prog="export.py")
     preflight.require_export(Path(options.out).suffix)
-    from ground.entry import execute
+    result = export(options)
+    print_result(lines(result), result)
 
-    execute(lambda arguments: report(export(options)), "export.py")
 
-
-def export(options: Options) -> dict[str, Any]:
+def export(options: ExportOptions) -> dict[str, Any]:
     """Options -> checkpoint -> file -> the file opened again and compared; returns what there is to report."""
-    import torch
+    import torch  # --help loads nothing heavy
 
     from deploy import check, classifier, formats
-    from engine import checkpoint
-    from engine.device import configure
-    from ground.files import check_writable, write_whole
+    from engine.machine import Machine
+    from ground.files import check_output, destination, write_whole
     from pipeline.dataset import open_dataset
 
     out, ckpt = Path(options.out), Path(options.ckpt)
-    check_writable(out)
-    if not ckpt.exists():
-        raise Mistake(f"{ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
-    loaded = checkpoint.load(ckpt)
-    config, threads = loaded.config, configure(torch.device("cpu"), options.threads)
+    loaded = options.load()
+    config, threads = loaded.config, Machine.on(torch.device("cpu"), threads=options.threads).threads
+    check_output(out, inputs=[ckpt, *[config.data] * config.own_pictures], mark=classifier.MARK)
     data, held_out = open_dataset(config.data, config.size, config.fit), (config.validate, config.fold)
     train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
     model = classifier.Classifier(loaded.model, split.side, options.maps)
@@ -92,7 +87,7 @@ def export(options: Options) -> dict[str, Any]:
         on = classifier.accuracy_on(loaded, "this file")
         facts |= {"accuracy": str(measured["int8"]["accuracy"]), "accuracy_on": on}
         content = formats.with_facts(small, facts)
-    write_whole(out, content)
+    write_whole(destination(out), content)
     return facts | {
         "file": str(out),
         "bytes": len(content),
@@ -104,16 +99,15 @@ def export(options: Options) -> dict[str, Any]:
     }
 
 
-def report(result: dict[str, Any]) -> None:
-    """The closing lines, and `result` itself as the last."""
-    line = "{file}: {bytes:,} bytes; for pictures of {size} x {size} pixels it gives {0}"
-    print(line.format(" and ".join(result["outputs"]), **result))
-    line = "on {checked_images} images it differs from the checkpoint by {largest_difference:.1e} at most"
-    print(line.format(**result))
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """What a person is told at the end."""
+    text = "{file}: {bytes:,} bytes; for pictures of {size} x {size} pixels it gives {0}"
+    yield text.format(" and ".join(result["outputs"]), **result)
+    text = "on {checked_images} images it differs from the checkpoint by {largest_difference:.1e} at most"
+    yield text.format(**result)
     for name, row in result["measured"].items():
-        print("{0:10} {size:12,} bytes  {accuracy:7.2%}  {images_per_second:9,.0f} images/s".format(name, **row))
-    print(json.dumps(result))
+        yield "{0:10} {size:12,} bytes  {accuracy:7.2%}  {images_per_second:9,.0f} images/s".format(name, **row)
 
 
 if __name__ == "__main__":
-    main()
+    execute(main, "export.py")

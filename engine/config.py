@@ -85,7 +85,8 @@ class Config:
     muon_momentum: float = setting(0.8, ge=0, lt=1)
     """Nesterov momentum of Muon."""
     bias_lr_scale: float = setting(16.0, gt=0, lt=math.inf)
-    """Learning rate of norm biases, in multiples of the other parameters' (1: the same)."""
+    """Learning rate of all biases, those of norms and of the last layer, in multiples of the other parameters' (1: the
+    same)."""
     whiten: bool = True
     """Start the stem as a whitening of the training set's 3x3 patches."""
     dirac: bool = True

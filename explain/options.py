@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ground.mistake import Mistake
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
 
 ORDERS = {
     "loss": "largest loss first",
@@ -22,9 +25,32 @@ WORDS = {"true": ("any",), "pred": ("any",), "target": ("pred", "true", "margin"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CheckpointOptions:
+    """Flags of every command that reads a checkpoint."""
+
     ckpt: str = "model.pt"
     """Checkpoint that train.py wrote."""
+    threads: int = 0
+    """CPU threads (0: one per core)."""
+
+    def __post_init__(self) -> None:
+        self._require_within("threads", 0, 1024)
+
+    def _require_within(self, name: str, low: int, high: int) -> None:
+        if not low <= getattr(self, name) <= high:
+            raise Mistake(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+
+    def load(self) -> "Checkpoint":
+        """The checkpoint. Raises as `engine.checkpoint.load`, and Mistake where there is none."""
+        from engine import checkpoint
+
+        if not Path(self.ckpt).exists():
+            raise Mistake(f"{self.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
+        return checkpoint.load(self.ckpt)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradcamOptions(CheckpointOptions):
     out: str = "gallery.png"
     """The picture (.png) or the page (.html); errors.csv and heatmaps.npz go into its folder."""
     images: tuple[str, ...] = ()
@@ -37,7 +63,7 @@ class Options:
     sort: Literal["loss", "confidence", "index", "random"] = "loss"
     """Which errors come first."""
     seed: int = 0
-    """Of --sort random."""
+    """What --sort random and --faithfulness draw by."""
     true: str = "any"
     """Draw only errors of this true class, one that the checkpoint knows; any: of all, even if a class is named so."""
     pred: str = "any"
@@ -54,13 +80,11 @@ class Options:
     """Where the model runs; auto takes a CUDA GPU where there is one."""
     precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
     """Type of convolutions; by default the one that the checkpoint was evaluated in."""
-    threads: int = 0
-    """CPU threads (0: one per core)."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n", 1, 200), ("seed", 0, 2**31 - 1), ("threads", 0, 1024)):
-            if not low <= getattr(self, name) <= high:
-                raise Mistake(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+        super().__post_init__()
+        self._require_within("n", 1, 200)
+        self._require_within("seed", 0, 2**31 - 1)
         if Path(self.out).suffix.lower() not in (".png", ".html"):
             raise Mistake(f"--out is {self.out}: its name must end in .png or .html")
         if self.images and (self.true != "any" or self.target == "true" or self.faithfulness):
@@ -69,7 +93,7 @@ class Options:
             raise Mistake(f"--true and --pred are both {self.true}, but an error's two classes differ")
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Raises ValueError where a flag names a class that is none of the model's."""
+        """Raises Mistake where a flag names a class that is none of the model's."""
         for flag, words in WORDS.items():
             name = getattr(self, flag)
             if name not in (*words, *classes):

@@ -26,8 +26,9 @@ from torch import Tensor
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
-from explain.options import WORDS, Options
+from explain.options import WORDS, GradcamOptions
 from explain.study import Calibration, Study, top_confusions
+from ground.files import MARK
 from pipeline.split import UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
@@ -39,7 +40,7 @@ TABLE = 20  # classes: of more, a table of all pairs is too large to read
 CONFUSIONS = 60  # pairs that are listed instead of it
 
 
-def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Options, source: str) -> bytes:
+def render(study: Study, maps: Maps, checks: Faithfulness | None, options: GradcamOptions, source: str) -> bytes:
     """The whole page in UTF-8.
 
     Args:
@@ -60,6 +61,7 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
     fitting = fit(maps.values)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
+        mark=MARK.decode(),
         cases=study.cases,
         study=study,
         maps=maps,
@@ -131,7 +133,7 @@ def reliability(calibration: Calibration) -> list[dict[str, float]]:
     return [dict(zip(("left", "images", "share", "confidence", "accuracy"), row, strict=True)) for row in rows.tolist()]
 
 
-def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
+def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any]:
     """What page.js works on: one entry a case in every list, in the order of errors.csv.
 
     A class is its number everywhere, since its name may be any text, also a word of the page.

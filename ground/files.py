@@ -1,4 +1,4 @@
-"""Files that are written whole, and files that lock."""
+"""Files that are written whole, what may be written over, and files that lock."""
 
 import errno
 import fcntl
@@ -7,12 +7,15 @@ import secrets
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ground.mistake import Mistake
+
+MARK = b"cifar10-resnet"  # in a checkpoint's format; who writes another kind of file for a person puts it there
+MARK_BYTES = 65_536
 
 
 def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
@@ -107,6 +110,44 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
+
+
+def check_output(path: str | Path, flag: str = "--out", inputs: Iterable[str | Path] = (), mark: bytes = MARK) -> None:
+    """Try, before hours of work, whether a result can be written to `path` later, and takes nothing of a person's.
+
+    Args:
+        path: the file, there or to come; a symbolic link is followed, as `destination` does.
+        flag: by which a person can name another one.
+        inputs: files and folders that the command reads; empty names are left out.
+        mark: bytes that each file of this kind that we write has among its first or its last MARK_BYTES. A file that
+            is there without them is a person's own, unless it is empty.
+
+    Raises:
+        OSError: as `check_writable`.
+        Mistake: as `check_apart`; or there is a person's own file.
+    """
+    check_apart(path, flag, inputs)
+    check_writable(path)
+    real = destination(path)
+    if not real.exists():
+        return
+    with open(real, "rb") as file:
+        start = file.read(MARK_BYTES)
+        file.seek(-len(start), os.SEEK_END)
+        end = file.read()
+    if start and mark not in start and mark not in end:
+        raise Mistake(f"{path} would be overwritten, and is not of this program: move it, or name another {flag}")
+
+
+def check_apart(path: str | Path, flag: str, inputs: Iterable[str | Path]) -> None:
+    """Raises Mistake where the file or folder `path` is one of the inputs, or lies in one that is a folder."""
+    real = Path(os.path.realpath(path))
+    for source in filter(None, map(str, inputs)):
+        place = os.path.realpath(os.path.expanduser(source))
+        if real == Path(place):
+            raise Mistake(f"{path} is what this command reads, and would be overwritten: name another {flag}")
+        if real.is_relative_to(place):
+            raise Mistake(f"{path} lies in {source}, among what this command reads: name another {flag}")
 
 
 def lock(path: Path, taken: Callable[[str], None]) -> int:

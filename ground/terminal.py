@@ -133,6 +133,13 @@ def json_line(values: Mapping[str, Any]) -> str:
     return json.dumps(_finite(values))
 
 
+def print_result(lines: Iterable[str], result: Mapping[str, Any]) -> None:
+    """What a command ends with: lines for a person, then its result for a program, as `json_line`."""
+    for line in lines:
+        print(printable(line))
+    print(json_line(result))
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

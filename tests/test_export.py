@@ -3,11 +3,13 @@
 import copy
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ import train
 from deploy import check, formats
 from deploy.classifier import Classifier
 from engine import checkpoint
+from engine.config import Config
 from engine.model import ResNet, resize
 from explain.cam import class_maps, display
+from ground.entry import execute
 from pipeline.dataset import open_dataset
 from pipeline.pictures import decode
 from tests.browser import Browser, browsers
@@ -60,7 +64,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(ckpt: Path) -> Path:
     """The checkpoint as ONNX with maps."""
-    export.export(export.Options(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
+    export.export(export.ExportOptions(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
     return ckpt.with_suffix(".onnx")
 
 
@@ -72,7 +76,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ckp
     def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
         monkeypatch.setattr(sys, "argv", ["export.py", "--ckpt", str(ckpt), "--threads", "1", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            export.main()
+            execute(export.main, "export.py")
         out, err = capsys.readouterr()
         code = int(stopped.value.code or 0)
         return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
@@ -246,15 +250,39 @@ def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch:
         (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
         (["--out", "no/model.onnx"], "no/model.onnx: its folder cannot be written"),
         (["--out", "folder.onnx"], "folder.onnx: it is a folder"),
+        (["--out", "mine.onnx"], "mine.onnx would be overwritten, and is not of this program: move it"),
+        (["--ckpt", "ckpt.onnx", "--out", "ckpt.onnx"], "ckpt.onnx is what this command reads"),
     ],
 )
-def test_mistakes_get_one_message_and_exit_code_2(run, tmp_path: Path, arguments: list[str], message: str):
-    (tmp_path / "text.pt").write_text("no checkpoint")
+def test_mistakes_get_one_message_and_exit_code_2(run, ckpt, tmp_path: Path, arguments: list[str], message: str):
+    contents = {"text.pt": b"no checkpoint", "mine.onnx": b"mine", "ckpt.onnx": ckpt.read_bytes()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.onnx").mkdir()
     code, _, err = run(*arguments)
     assert code == 2 and message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "text.pt"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == contents
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors", pytest.param(".pt2", marks=pytest.mark.slow)])
+def test_a_link_is_followed_and_a_file_of_ours_replaced_under_any_name(run, monkeypatch, tmp_path: Path, suffix: str):
+    """Also of a model whose folder of pictures, and into a file whose name, is no UTF-8."""
+    monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "cache"))
+    pictures = tmp_path / os.fsdecode(b"own\xff")
+    for label in "ab":
+        (pictures / label).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (9, 9), (40 * i, 99, ord(label))).save(pictures / label / f"{i}.png")
+    model = ResNet("ab", width=2, resolution=8).eval()
+    checkpoint.save_model("own.pt", model, Config(data=str(pictures), size=8, width=2, resolutions=(8,)), {})
+    out = os.fsdecode(b"link\xff") + suffix
+    Path(out).symlink_to(f"real{suffix}")
+    for _ in range(2):
+        code, result, _ = run("--ckpt", "own.pt", "--out", out)
+        assert (code, Path(out).is_symlink()) == (0, True)
+    assert result["accuracy_on"] == r"? ? images of own\udcff, by the checkpoint in ?"
+    assert Path(f"real{suffix}").stat().st_size == result["bytes"]
 
 
 # The examples
@@ -262,7 +290,7 @@ def test_mistakes_get_one_message_and_exit_code_2(run, tmp_path: Path, arguments
 
 @pytest.fixture(scope="module")
 def pictures(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of the stored size, large and wide, high and half transparent, small and turned by its Exif."""
+    """One of the stored size, one large and wide, high and half transparent, small and turned by its Exif."""
     folder = tmp_path_factory.mktemp("pictures")
     large = Image.fromarray(images[1]).resize((301, 200), Image.Resampling.BICUBIC)
     high = Image.fromarray(images[2]).resize((70, 133)).convert("RGBA")
@@ -288,23 +316,66 @@ def with_fit(model: Path, fit: str) -> bytes:
 def test_the_example_says_what_the_checkpoint_says_with_nothing_of_torch_or_ours(model, net, pictures, tmp_path, fit):
     (tmp_path / "model.onnx").write_bytes(with_fit(model, fit))
     script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0]); print(*sys.modules)"
-    deep, bad = tmp_path / "deep.png", tmp_path / "bad.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16)).save(deep)
-    bad.write_bytes(deep.read_bytes()[:60])
-    pictures = [*pictures, deep]
-    command = [sys.executable, "-c", script, ROOT / "examples" / "classify.py", "model.onnx", bad, *pictures]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    said = done.stdout.splitlines()
-    assert done.stderr.startswith(f"{bad} cannot be read: ") and done.stderr.count("\n") == 1
-    assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(said[-1].split())
-    assert len(said) == len(pictures) + 1
-    for line, path in zip(said, pictures, strict=False):
+    done = classified(tmp_path, *pictures, command=["-c", script])
+    lines = done.stdout.splitlines()
+    assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(lines.pop().split())
+    for line, path in zip(lines, pictures, strict=True):
         probabilities = expected(net, decode(path, 32, fit)[None])[0][0]
-        name, *found = line.split("  ")
+        name, *answers = line.split("  ")
         assert name == str(path)
-        assert [one.split()[0] for one in found] == [CLASSES[i] for i in probabilities.argsort()[:-4:-1]]
-        shares = [float(one.split()[1].rstrip("%")) / 100 for one in found]
+        assert [answer.split()[0] for answer in answers] == [CLASSES[i] for i in probabilities.argsort()[:-4:-1]]
+        shares = [float(answer.split()[1].rstrip("%")) / 100 for answer in answers]
         assert np.abs(np.sort(probabilities)[:-4:-1] - shares).max() <= 6e-5
+
+
+def classified(folder: Path, *names: str | Path, command: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """What the example says in a folder that holds model.onnx."""
+    words = [sys.executable, *command, ROOT / "examples" / "classify.py", "model.onnx", *names]
+    return subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder, timeout=60)
+
+
+def test_the_example_brings_deep_pixels_to_eight_bits(model: Path, tmp_path: Path):
+    """Every file shows the same picture, so that the answers are the same."""
+    shutil.copy(model, tmp_path / "model.onnx")
+    grey = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    grey[0, :2] = 0, 255
+    files = {
+        "8.png": grey,
+        "16.png": grey * np.uint16(257),
+        "small.tiff": grey.astype(np.int32),
+        "large.tiff": grey * np.int32(70_000) - 9_000_000,
+        "unit.tiff": grey.astype(np.float32) / 255,
+        "float.tiff": grey.astype(np.float32) * 3 - 99,
+        "hole.tiff": np.where(grey == 0, np.nan, grey.astype(np.float32) * 3 - 99).astype(np.float32),
+    }
+    for name, pixels in files.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    done = classified(tmp_path, *files, command=["-W", "error"])
+    names, answers = zip(*(line.split("  ", 1) for line in done.stdout.splitlines()), strict=True)
+    assert names == tuple(files) and done.stderr == ""
+    assert len(set(answers[:-1])) == 1 and answers[-1].split()[::2] == answers[0].split()[::2]
+
+
+def test_the_example_names_what_is_no_picture_and_goes_on(model: Path, pictures: list[Path], tmp_path: Path):
+    shutil.copy(model, tmp_path / "model.onnx")
+    good = pictures[0].read_bytes()
+    head = good[12:16] + (9000).to_bytes(4, "big") * 2 + good[24:29]
+    contents = {
+        "cut.png": good[:60],
+        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "large.png": good[:12] + head + zlib.crc32(head).to_bytes(4, "big") + good[33:],
+        "\x1b[2J.png": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.png")
+    done = classified(tmp_path, *contents, "pipe.png", "none.png", pictures[0])
+    assert done.stdout.startswith(str(pictures[0])) and done.stdout.count("\n") == 1
+    reasons = dict(line.split(" cannot be read: ") for line in done.stderr.splitlines())
+    assert list(reasons) == ["cut.png", "eps.png", "large.png", r"\x1b[2J.png", "pipe.png", "none.png"]
+    assert reasons["eps.png"] == "cannot identify image file 'eps.png'"
+    assert reasons["large.png"] == "9000 x 9000 pixels are more than 64 million"
+    assert reasons["pipe.png"] == "it is no regular file"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from PIL import Image
 import gradcam
 import train
 from engine import checkpoint
-from explain.options import Options
+from explain.options import GradcamOptions
 from pipeline import folder, memory
 from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
@@ -396,7 +396,7 @@ def test_a_folder_trains_and_every_error_is_explained_with_its_file(tmp_path: Pa
          "--width", "4", "--device", "cpu", "--threads", "1", "--out", str(out), "--run-dir", str(tmp_path / "run")]
     )  # fmt: skip
     page = tmp_path / "errors.html"
-    result = gradcam.explain_errors(Options(ckpt=str(out), out=str(page), device="cpu", threads=1))
+    result = gradcam.explain_errors(GradcamOptions(ckpt=str(out), out=str(page), device="cpu", threads=1))
     assert result["split"] == "test" and result["total"] == len(open_dataset(str(root), 16).load("test"))
     rows = (tmp_path / "errors.csv").read_text().splitlines()
     assert rows[0].endswith(",file") and len(rows) == 1 + result["errors"]

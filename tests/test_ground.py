@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ground.entry import execute
-from ground.files import check_writable, destination, lock, read_bounded, write_whole
+from ground.files import MARK, MARK_BYTES, check_output, check_writable, destination, lock, read_bounded, write_whole
 from ground.interrupt import Stopped
 from ground.mistake import Mistake
 from ground.terminal import printable
@@ -120,6 +120,35 @@ def test_a_link_is_followed_where_a_person_named_it(tmp_path):
         check_writable(tmp_path / "link")
         write_whole(destination(tmp_path / "link"), b"new")
         assert (tmp_path / "far" / "x").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+
+
+def test_an_output_takes_no_input_and_nothing_that_is_there_without_the_mark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filler = bytes(MARK_BYTES)
+    contents = {"ours": b"a " + MARK, "end": filler + MARK + filler[:-40], "empty": b"", "foreign": b"PNG, cifar10"}
+    contents |= {"middle": filler + MARK + filler, "holiday/a.png": MARK}
+    os.mkdir("holiday")
+    for name, content in contents.items():
+        Path(name).write_bytes(content)
+    os.symlink("foreign", "link")
+    os.symlink("holiday", "shortcut")
+    for name in ("ours", "end", "empty", "new", "holiday.html"):
+        check_output(name, inputs=["", "other", "holiday"])
+    check_output("foreign", mark=b"PNG")
+    for name, inputs, reason in (
+        ("foreign", [], "would be overwritten, and is not of this program: move it, or name another --out"),
+        ("middle", [], "is not of this program"),
+        ("link", [], "link would be overwritten, and is not of this program"),
+        ("ours", ["new", "ours"], "ours is what this command reads, and would be overwritten: name another --out"),
+        ("link", [Path("foreign")], "is what this command reads"),
+        ("holiday/new.png", ["holiday"], "holiday/new.png lies in holiday, among what this command reads"),
+        ("shortcut/new.png", ["./holiday/"], "lies in ./holiday/, among"),
+    ):
+        with pytest.raises(Mistake, match=reason):
+            check_output(name, inputs=inputs)
+    with pytest.raises(OSError, match="its folder cannot be written"):
+        check_output("missing/x")
+    assert {name: Path(name).read_bytes() for name in contents} == contents
 
 
 def test_what_is_no_plain_file_is_refused_and_left(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from explain import gallery, page
 from explain.cam import display
 from explain.cases import Cases
 from explain.faithfulness import Faithfulness, Score
-from explain.options import Options
+from explain.options import GradcamOptions
 from explain.study import Calibration, Study, confusion_matrix, top_confusions
 from tests.browser import Browser, browsers
 from tests.cases import CLASSES, layer4_maps, made_up
@@ -50,7 +50,8 @@ def study_of(cases: Cases) -> Study:
 
 
 def rendered(study: Study, checks: Faithfulness | None = None, **flags: Any) -> bytes:
-    return page.render(study, layer4_maps(study.cases), checks, Options(out="a.html", **flags), "model.pt: a net")
+    options = GradcamOptions(out="a.html", **flags)
+    return page.render(study, layer4_maps(study.cases), checks, options, "model.pt: a net")
 
 
 def checks() -> Faithfulness:

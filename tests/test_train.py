@@ -221,6 +221,7 @@ def test_help_names_every_setting_and_prints_no_traceback(tmp_path):
     assert result.returncode == 0
     for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "|".join(PRESETS)):
         assert flag in result.stdout
+    assert "all biases, those of norms and of the last layer" in " ".join(result.stdout.replace("│", " ").split())
     assert result.stderr == ""
 
 
