@@ -457,7 +457,7 @@ def test_what_it_opens_with_is_what_the_flags_mean_whatever_the_classes_are_call
 ):
     name = WORDS[place]
     flags: dict[str, Any] = {"sort": "random", "pred": name} if place % 2 else {"sort": "loss", "true": name}
-    options = Options(out="a.html", target=name, **flags)
+    options = GradcamOptions(out="a.html", target=name, **flags)
     view(page.render(named, layer4_maps(named.cases, name), None, options, "model.pt: a net"))
     expected = named.cases.select(options.sort, options.true, options.pred)
     assert_shown(window, expected, 150)
