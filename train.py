@@ -23,7 +23,7 @@ from functools import partial
 import torch
 
 from engine import distributed
-from engine.config import Config, default_preset, given_flags, parse
+from engine.config import DECIDING, Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -33,6 +33,7 @@ from pipeline import folder
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
+from pipeline.split import Split
 from run import resume
 from run.budget import decide
 from run.pretrained import shaped, start_from
@@ -49,19 +50,17 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     with clock.on("data"):
         data = open_dataset(config.data, config.size, config.fit)
         train, reported = data.splits(config.validate, config.fold)
+        world.require_agreement(partial(agreement, config, machine, train, reported))
         config = decide(config, given_flags(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
-        evaluated = partial(
-            evaluation_loader,
-            resolution=config.resolution,
-            device=machine.device,
-            threads=machine.threads,
-            rank=world.rank,
-            world=world.size,
-        )
-        test = evaluated(reported)
 
+    def in_order(split: Split) -> DaliLoader:
+        """All images of a split once an epoch, to evaluate on; each rank its share."""
+        device, threads = machine.device, machine.threads
+        return evaluation_loader(split, config.resolution, device, threads, rank=world.rank, world=world.size)
+
+    test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
     if config.pretrained and not state.path:
         start_from(model, config.pretrained)
@@ -80,7 +79,15 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
-        run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
+        run.end(flipped, run.temperature(in_order(unseen).epoch(config.epochs) if unseen else []))
+
+
+def agreement(config: Config, machine: Machine, train: Split, reported: Split) -> dict[str, object]:
+    """What must be the same in all ranks, under names for a person."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in config.values(*DECIDING).items()}
+    images = {"training images": train.digest[:16], f"{reported.name} images": reported.digest[:16]}
+    versions = {name: machine.card()[name] for name in ("python", "torch", "dali")}
+    return flags | images | versions | {"precision": machine.precision, "compiled": machine.compiled}
 
 
 def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State]:

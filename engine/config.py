@@ -18,14 +18,16 @@ import tyro
 
 from ground.mistake import Mistake
 
-# What a setting decides. On resume only those of "machine" and "files" may change.
+# What a setting decides. On resume those of "data", "machine" and "files" may change.
 Role = Literal[
     "weights",  # the weights that come out
     "network",  # the weights, and the graph that is compiled
     "batches",  # the weights, by what a batch holds: the arguments of pipeline.plan.Plan
+    "data",  # where the images lie; whether they are the same, their content says
     "machine",  # where it is computed
     "files",  # what is read and written, and when
 ]
+DECIDING: tuple[Role, ...] = ("weights", "network", "batches")
 COLDEST, HOTTEST = 0.05, 20.0  # temperature that a model's logits can be divided by
 T = TypeVar("T")
 C = TypeVar("C", bound="Config")
@@ -99,7 +101,7 @@ class Config:
     pretrained: str = ""
     """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
     taken over; what --whiten and --dirac start is overwritten."""
-    data: str = "cifar10"
+    data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
     size: int = setting(0, ge=0, le=256)
@@ -152,11 +154,12 @@ class Config:
                 object.__setattr__(self, name, float(getattr(self, name)))
             if get_origin(kind) is Literal:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
-        for own in fields(self):
-            value, bounds = getattr(self, own.name), own.metadata.get("bounds", {})
+        for entry in fields(self):
+            value, bounds = getattr(self, entry.name), entry.metadata.get("bounds", {})
+            need("\0" not in str(value), entry.name, "without a zero byte")
             for number in value if isinstance(value, tuple) else (value,):
                 within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
-                need(within, own.name, _words(bounds))
+                need(within, entry.name, _words(bounds))
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         numbers = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", self.fold)
@@ -182,7 +185,7 @@ class Config:
 
     @property
     def side(self) -> int:
-        """Of the stored images in pixels, which the resolutions are made from."""
+        """Side of the stored images in pixels, from which the resolutions are made."""
         return self.size if self.own_pictures else 32
 
     def compiles(self, cuda: bool) -> bool:
@@ -302,7 +305,7 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
 
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:
     """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
-    before, after = (config.values(*roles or ("weights", "network", "batches")) for config in (old, new))
+    before, after = (config.values(*roles or DECIDING) for config in (old, new))
     return [
         f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]

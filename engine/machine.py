@@ -28,7 +28,7 @@ class Machine:
         """What "auto" in the config means here; sets torch's threads and fast paths.
 
         Raises:
-            ValueError: the device is not here, or cannot compute in the precision that is asked for.
+            Mistake: the device is not here, or cannot compute in the precision that is asked for.
         """
         device = world.device(config.device)
         precision = pick_precision(device, config.precision)

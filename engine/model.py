@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from engine.config import Config
 from engine.convolution import Conv2d
-from ground.mistake import Mistake
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -106,9 +105,9 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
-            raise Mistake(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
+            raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
         if width < 1 or not classes:
-            raise Mistake(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
+            raise ValueError(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
         self.classes, self.depth, self.width, self.resolution = tuple(classes), depth, width, resolution
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
@@ -169,7 +168,7 @@ class ResNet(nn.Module):
             ValueError: the images are not uint8 or not shaped (N, H, W, 3).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise Mistake(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
         nchw = resize(images.to(self.mean.device).permute(0, 3, 1, 2), self.resolution)
         return self(nchw).softmax(1)
 
@@ -181,7 +180,7 @@ class ResNet(nn.Module):
 
 def _position(stage: str) -> int:
     if stage not in STAGES:
-        raise Mistake(f"stage {stage!r} is unknown: it must be one of {', '.join(STAGES)}")
+        raise ValueError(f"stage {stage!r} is unknown: it must be one of {', '.join(STAGES)}")
     return STAGES.index(stage)
 
 

@@ -39,8 +39,9 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
         if durable:
             _synchronise(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if not isinstance(error, FileExistsError):  # then it is another's
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -60,7 +61,7 @@ def destination(path: str | Path) -> Path:
     Raises:
         OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
             a link in a loop.
-        ValueError: it begins with ~, which a shell would have replaced.
+        Mistake: it begins with ~, which a shell would have replaced.
     """
     try:
         mode = os.stat(path).st_mode
@@ -119,7 +120,10 @@ def lock(path: Path, taken: Callable[[str], None]) -> int:
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's link would be emptied
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is a link or no regular file: remove it", str(path))
+    # A link that comes between the two would be emptied, a pipe waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

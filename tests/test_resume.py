@@ -411,15 +411,6 @@ def test_a_change_of_environment_is_one_line():
 # Signals
 
 
-def test_the_first_signal_is_noted_and_the_second_ends_the_process(capfd):
-    with StopSignals() as signals:
-        assert signals.received == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-        assert all(signal.getsignal(signum) == signal.SIG_DFL for signum in SIGNALS)
-    assert "once more to stop at once" in capfd.readouterr().err
-
-
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
