@@ -50,8 +50,9 @@ def main(arguments: Sequence[str]) -> None:
     low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
     doubling = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
     sizes = sorted(set(options.batch_sizes)) or doubling
-    if sizes[-1] > len(setup.split):
-        raise Mistake(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
+    largest = max(sizes, default=0)
+    if not 0 < largest <= len(setup.split):
+        raise Mistake(f"--batch-sizes is {largest}: it must be 2 to {len(setup.split)}, the images to train on")
     modes: Sequence[Any] = options.compile_modes or (options.compile_mode,)
     setups = {
         mode: [replace(setup, config=replace(options, batch_size=size, compile_mode=mode)) for size in sizes]
