@@ -40,7 +40,6 @@ GAIN = "gain of "  # begins the name of a row that another row's note repeats
 ROOT = Path(__file__).resolve().parents[2]
 
 
-
 def _line(value: Any) -> bool:
     return schema.text(10_000)(value) and value.isprintable()  # so it moves no cursor
 

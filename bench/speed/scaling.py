@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     most = torch.cuda.device_count() if setup.cuda else len(os.sched_getaffinity(0))
     counts = sorted(set(options.processes)) or doubling(most)
     subject = options, setup.machine, setup.split.name
-    with session("scaling", ["scaling", *arguments], *subject, chart.draw_scaling) as display:
+    draw = partial(chart.draw_curves, over="processes", other_unit="%", other_title="efficiency, %")
+    with session("scaling", ["scaling", *arguments], *subject, draw) as display:
         first = None
         for count in display.steps(counts):
             display.say(f"processes: {count}")
