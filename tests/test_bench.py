@@ -25,6 +25,7 @@ GENERATED = ["--data", "generated"]
         (["--out", "/proc/none", *GENERATED], "/proc/none"),
         (["sweep", "fast"], "preset 'fast' is unknown"),
         (["sweep", "--batch-sizes", "16", "32", "--data", "generated:20/20"], "--batch-sizes is 32: it must be"),
+        (["sweep", "--data", "generated:10/10", "--device", "cpu"], "--batch-sizes is 0: it must be"),
         (["sweep", "--compile-modes", "default", *GENERATED, "--device", "cpu"], "--compile on"),
         (["sweep", "--compile-modes", "fast", "--compile", "on", *GENERATED], "--compile-mode is fast"),
         (["compare", "only-one.json"], "two results"),

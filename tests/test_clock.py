@@ -43,7 +43,7 @@ def virtual(monkeypatch):
 def test_the_clock_agrees_with_known_times(virtual, fetch, step):
     rate = measure(virtual.batches(fetch), virtual.step(step), CPU, Budget())
     assert rate.median == pytest.approx(10 / (fetch + step), rel=1e-6)
-    assert rate.waited == pytest.approx(fetch / (fetch + step), abs=1e-6)
+    assert rate.wait == pytest.approx(fetch / (fetch + step), abs=1e-6)
     assert rate.q1 == pytest.approx(rate.q3)
     assert rate.warm_up.steady
 
@@ -65,7 +65,7 @@ def test_the_clock_agrees_with_real_sleeps():
     lap = Lane(slow_batches(), lambda images, labels: sleep(0.008, "step"), CPU).lap(20)
     truth = sum(spent.values())
     assert lap.rate == pytest.approx(200 / truth, rel=0.03)
-    assert lap.waited / lap.seconds == pytest.approx(spent["fetch"] / truth, abs=0.05)
+    assert lap.wait / lap.seconds == pytest.approx(spent["fetch"] / truth, abs=0.05)
 
 
 def test_the_warm_up_is_apart(virtual):

@@ -397,9 +397,9 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
     def answer(words, limit):
         asked.append(words[1:])
         count = len(asked)
-        return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25}
+        return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "wait": 0.25}
 
-    monkeypatch.setattr(scaling, "reported", answer)
+    monkeypatch.setattr(scaling, "report_of", answer)
     flags = ["--data", "generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
     words = ["bench.speed.scaling", "--processes", "4", "1", *flags]
@@ -418,7 +418,7 @@ def test_what_one_process_measures(capsys):
     scaling.measure_rank([*flags, "--threads", "1", "--precision", "fp32"], World())
     report = json.loads(capsys.readouterr().out)
     assert len(report["rates"]) == 3 and min(report["rates"]) > 0
-    assert 0 < report["waited"] < 1
+    assert 0 < report["wait"] < 1
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from bench.speed.profile import ProfileOptions
 from bench.speed.suite import SuiteOptions
 from engine.config import parse
 
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+SCRIPT = ROOT / "bench" / "gpu_check.sh"
 # It fails where its words hold $FAIL, and hangs where they hold $HANG.
 FAKE_PYTHON = """#!/bin/bash
 if [[ "$*" == *cuda.is_available* ]]; then exit "${NO_GPU:-0}"; fi
@@ -37,7 +39,7 @@ def check(tmp_path):
     python.write_text(FAKE_PYTHON)
     python.chmod(0o755)
 
-    def run(*parts, script=ROOT / "bench" / "gpu_check.sh", **settings):
+    def run(*parts, script=SCRIPT, **settings):
         calls.write_text("")
         named = {"PYTHON": str(python), "CALLS": str(calls), "OUT": str(tmp_path / "out")}
         done = subprocess.run(
@@ -58,50 +60,7 @@ def test_all_parts_end_in_one_folder_and_an_archive_without_checkpoints(check, t
     with tarfile.open(tmp_path / "out.tar.gz") as archive:
         names = [os.path.basename(name) for name in archive.getnames()]
     assert {"summary.md", "train.log", "bench_gpu_1.md"} <= set(names) and "model.pt" not in names
-
-
-def test_a_command_that_fails_is_told_and_stops_no_other(check, tmp_path):
-    code, out, _, calls = check("full", "profile", FAIL="gradcam.py")
-    assert code == 1 and len(calls) == 3
-    assert "heatmaps: failed with exit code 3" in out and "a reason" in out and "profile: passed" in out
-    assert "heatmaps: failed with exit code 3" in (tmp_path / "out" / "summary.md").read_text()
-
-
-def test_a_command_that_hangs_is_ended(check, tmp_path):
-    script = tmp_path / "bench" / "gpu_check.sh"
-    script.parent.mkdir()
-    script.write_text((ROOT / "bench" / "gpu_check.sh").read_text().replace("profile profile 90", "profile profile 1"))
-    start = time.monotonic()
-    code, out, _, _ = check("profile", script=script, HANG="profile")
-    assert code == 1 and "profile: stopped at its limit" in out and time.monotonic() - start < 30
-
-
-def test_a_later_call_keeps_the_outcomes_of_earlier_ones(check, tmp_path):
-    check("tests")
-    check("profile")
-    summary = (tmp_path / "out" / "summary.md").read_text()
-    assert "tests: passed" in summary and "profile: passed" in summary
-
-
-@pytest.mark.parametrize(
-    ("parts", "settings", "reason"),
-    [([], {"NO_GPU": "1"}, "no CUDA GPU"), (["tests", "everything"], {}, "part 'everything' is unknown")],
-)
-def test_what_cannot_be_is_a_line_and_nothing_is_run(check, tmp_path, parts, settings, reason):
-    code, out, errors, calls = check(*parts, **settings)
-    (line,) = errors.splitlines()
-    assert code == 2 and line.startswith("gpu-check: ") and reason in line
-    assert not calls and not out and not (tmp_path / "out").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_real_torch_without_a_gpu_refuses(check):
-    code, _, errors, _ = check(PYTHON=sys.executable)
-    assert code == 2 and "no CUDA GPU" in errors
-
-
-def test_its_commands_have_flags_that_there_are(check):
-    for words in map(shlex.split, check()[3]):
+    for words in map(shlex.split, calls):  # they have flags that there are
         match words:
             case ["train.py", *flags]:
                 assert parse(flags, "cpu")[0] == "full"
@@ -109,5 +68,36 @@ def test_its_commands_have_flags_that_there_are(check):
                 parse_speed(ProfileOptions, flags, "", "")
             case ["-m", "bench", *flags]:
                 parse_speed(SuiteOptions, flags, "", "")
-            case [first, *_]:
-                assert first in ("-m", "gradcam.py")
+
+
+def test_a_command_that_fails_is_told_and_stops_no_other(check, tmp_path):
+    check("tests")
+    code, out, _, calls = check("full", "profile", FAIL="gradcam.py")
+    assert code == 1 and len(calls) == 3
+    assert "heatmaps: failed with exit code 3" in out and "a reason" in out and "profile: passed" in out
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "heatmaps: failed with exit code 3" in summary and "tests: passed" in summary  # of the call before
+
+
+def test_a_command_that_hangs_is_ended(check, tmp_path):
+    script = tmp_path / "bench" / "gpu_check.sh"
+    script.parent.mkdir()
+    script.write_text(SCRIPT.read_text().replace("profile profile 90", "profile profile 1"))
+    start = time.monotonic()
+    code, out, _, _ = check("profile", script=script, HANG="profile")
+    assert code == 1 and "profile: stopped at its limit" in out and time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "reason"),
+    [
+        ([], {"NO_GPU": "1"}, "no CUDA GPU"),
+        (["tests", "everything"], {}, "part 'everything' is unknown"),
+        pytest.param([], {"PYTHON": sys.executable}, "no CUDA GPU", marks=WITHOUT_GPU),
+    ],
+)
+def test_what_cannot_be_is_a_line_and_nothing_is_run(check, tmp_path, parts, settings, reason):
+    code, out, errors, calls = check(*parts, **settings)
+    (line,) = errors.splitlines()
+    assert code == 2 and line.startswith("gpu-check: ") and reason in line
+    assert not calls and not out and not (tmp_path / "out").exists()

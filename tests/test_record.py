@@ -161,8 +161,9 @@ def test_the_report_of_another_process():
     assert report_of(["-S", "-c", "print('a table'); print('{\"rows\": [1]}')"], 60) == {"rows": [1]}
     for script, reason in (
         ("import sys; sys.exit('a\\nbench, rank 1: a hole\\nb')", "exit code 1: bench, rank 1: a hole"),
-        ("import sys; sys.exit('a\\nb')", "exit code 1: b"),
         ("import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)", "did not end within 0 s"),
     ):
         with pytest.raises(Mistake, match=reason):
             report_of(["-S", "-c", script], 0.5 if "sleep" in script else 60)
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):  # a defect, told whole
+        report_of(["-S", "-c", "1 / 0"], 60)

@@ -2,7 +2,6 @@
 
 import gc
 import math
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -119,8 +118,7 @@ def rate_of(median):
 
 
 def rows_of_sweep(sizes, measure_one, available=None):
-    every = tiny()
-    setups = [replace(every, config=replace(every.config, batch_size=size)) for size in sizes]
+    setups = [tiny().changed(batch_size=size) for size in sizes]
     return list(sweep.sweep("sweep", setups, measure_one, available, lambda what: None))
 
 

@@ -45,16 +45,6 @@ def draw_ablation(result: Result, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def draw_sweep(result: Result, path: Path) -> None:
-    """Images/s and memory over batch size."""
-    _curves(result, path, "batch size", "GiB", "peak memory, GiB")
-
-
-def draw_scaling(result: Result, path: Path) -> None:
-    """Images/s and efficiency over the number of processes."""
-    _curves(result, path, "processes", "%", "efficiency, %")
-
-
 def draw_accuracy_curve(result: Result, path: Path) -> None:
     """Accuracy over the minutes of training, each point with what was trained."""
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
@@ -73,7 +63,8 @@ def draw_accuracy_curve(result: Result, path: Path) -> None:
     figure.savefig(path, format="png")
 
 
-def _curves(result: Result, path: Path, over: str, other_unit: str, other_title: str) -> None:
+def draw_curves(result: Result, path: Path, over: str, other_unit: str, other_title: str) -> None:
+    """Images/s, and beside it the rows of another unit, over the numbers at the ends of the rows' names."""
     figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
     panels = (("images/s", BLUE, "images/s"), (other_unit, VERMILION, other_title))
     for axes, (unit, colour, title) in zip(figure.subplots(1, 2), panels, strict=True):

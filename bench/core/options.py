@@ -48,10 +48,9 @@ def parse(kind: type[T], words: Sequence[str], command: str, about: str | None, 
         about: a module's docstring, of which --help shows the first paragraph.
         default: the preset where none is named, with `changes`.
     """
-    named, flags = preset_and_flags(words)
-    preset = named or default
-    values = PRESETS[preset].values("weights", "network", "batches", "machine")
-    base = kind(preset=preset, **values | ({} if named else changes))
+    preset, flags = preset_and_flags(words)
+    values = PRESETS[preset or default].values("weights", "network", "batches", "machine")
+    base = kind(preset=preset or default, **values | ({} if preset else changes))
     summary = (about or "").split("\n\n")[0] + f" Before the flags may stand a preset: {', '.join(PRESETS)}."
     return parse_flags(base, flags, f"python -m bench {command}".rstrip(), summary)
 

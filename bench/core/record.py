@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
@@ -38,7 +38,6 @@ MEANING = {
 }
 GAIN = "gain of "  # begins the name of a row that another row's note repeats
 ROOT = Path(__file__).resolve().parents[2]
-
 
 
 def _line(value: Any) -> bool:
@@ -174,18 +173,17 @@ def load(path: str) -> Result:
     return Result(values["theme"], values["card"], values["settings"], [Row(**row) for row in rows])
 
 
-def selection(only: str, known: Iterable[str], what: str) -> list[str]:
+def selection(only: str, known: Collection[str], what: str) -> list[str]:
     """The names in `--only`, separated by commas, or all where it is empty.
 
     Raises:
         Mistake: one is unknown; `what` says of what kind it should be.
     """
-    every = list(known)
-    wanted = [name.strip() for name in only.split(",")] if only else every
-    for name in wanted:
-        if name not in every:
-            raise Mistake(f"--only: {what} {name!r} is unknown: it must be of {', '.join(every)}")
-    return wanted
+    names = [name.strip() for name in only.split(",")] if only else list(known)
+    for name in names:
+        if name not in known:
+            raise Mistake(f"--only: {what} {name!r} is unknown: it must be of {', '.join(known)}")
+    return names
 
 
 def number(value: float | None, unit: str) -> str:

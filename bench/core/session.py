@@ -1,6 +1,6 @@
 """One measuring command: its bar, its record, saved after every step, and its last line.
 
-    with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as display:
+    with session("sweep", ["sweep", *arguments], options, machine, data.name) as display:
         for size in display.steps([64, 128]):
             display.say(f"batch {size}")
             display.rows += measure(size)

@@ -3,8 +3,9 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count, repeat
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,33 +27,18 @@ from pipeline.split import Split
 FOREVER = 10**9  # steps
 
 
-@dataclass(frozen=True)
 class Setup:
     """One machine, one data set, one network: what all parts of a measurement share."""
 
-    config: SpeedOptions
-    split: Split
-    machine: Machine
+    def __init__(self, config: SpeedOptions, split: Split, machine: Machine) -> None:
+        self.config, self.split, self.machine = config, split, machine
+        self.batch_size, self.side = config.batch_size, config.resolutions[-1]
+        self.device, self.precision = machine.device, machine.precision
+        self.cuda = self.device.type == "cuda"
 
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size
-
-    @property
-    def side(self) -> int:
-        return self.config.resolutions[-1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.machine.device
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def precision(self) -> str:
-        return self.machine.precision
+    def changed(self, **settings: Any) -> Self:
+        """The same with other settings."""
+        return type(self)(replace(self.config, **settings), self.split, self.machine)
 
     def budget(self, seconds: float = 5.0, warm_up_steps: int = 2, lap_steps: int = 1) -> Budget:
         """A budget of about `seconds` timed seconds; a fraction of it with --quick."""

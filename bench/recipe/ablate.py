@@ -94,12 +94,13 @@ def pairs_of(config: Config, only: str) -> list[Pair]:
     Raises:
         Mistake: a name is unknown, or the recipe is the same with and without it.
     """
-    known = {ingredient.name: ingredient for ingredient in ingredients(config)}
-    wanted = record.selection(only, known, "ingredient")
-    for name in wanted:
-        if known[name].with_it == known[name].without and only:
-            raise Mistake(f"--only: this recipe is the same with and without {name}: change it by a flag")
-    return [known[name] for name in wanted if known[name].with_it != known[name].without]
+    by_name = {pair.name: pair for pair in ingredients(config)}
+    pairs = [by_name[name] for name in record.selection(only, by_name, "ingredient")]
+    differ = [pair for pair in pairs if pair.with_it != pair.without]
+    for pair in pairs if only else []:
+        if pair not in differ:
+            raise Mistake(f"--only: this recipe is the same with and without {pair.name}: change it by a flag")
+    return differ
 
 
 def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
@@ -110,8 +111,8 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
         if pair.with_it in trials and pair.without in trials:
             by_name.setdefault(pair.name, []).append(pair)
     gains = []
-    for name, done in by_name.items():
-        sides = [(trials[pair.with_it], trials[pair.without]) for pair in done]
+    for name, alike in by_name.items():
+        sides = [(trials[pair.with_it], trials[pair.without]) for pair in alike]
         points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
         mean = statistics.fmean(points)
         low, high, certainty = None, None, "one pair: no error"
@@ -120,7 +121,7 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
             low, high, certainty = mean - error, mean + error, f"+- {error:.2f}"
         time = statistics.median(a.train_seconds / b.train_seconds for a, b in sides)
         each = ", ".join(f"{point:+.2f}" for point in points)
-        what = difference(done[0].with_it, done[0].without)
+        what = difference(alike[0].with_it, alike[0].without)
         note = f"{what}; {certainty}, n={len(points)}: {each}; time x{time:.2f}"
         gains.append(Row(PART, name, "points", mean, low, high, note))
     gains.sort(key=lambda row: -(row.value or 0.0))

@@ -40,8 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         raise Mistake(f"--minutes is {options.minutes}: it must be above 0")
     machine = Machine.of(Config(threads=options.threads))
     data = open_dataset(options.data, STORED)
-    train, *reported = (data.load(part) for part in ("train", "validation", "test"))
-    held_out = {split.name: split for split in reported}  # one, where the validation pictures stand for those to test
+    train, *others = (data.load(part) for part in ("train", "validation", "test"))
+    held_out = {split.name: split for split in others}  # one, where the validation pictures stand for those to test
     torch.manual_seed(options.seed)
     model = resnet18(num_classes=len(train.classes)).to(machine.device).to(memory_format=torch.channels_last)
     normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*train.statistics)])

@@ -5,7 +5,6 @@ quotient of laps that ran next to each other.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -46,7 +45,7 @@ def measure_ladder(setup: Setup, say: Say) -> list[Row]:
 def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
     """Each rung by its name, from the bottom up: a function that starts it."""
     small, large, precision = min(FIRST_BATCH, setup.batch_size // 2), setup.batch_size, setup.precision
-    sgd = replace(setup, config=replace(setup.config, muon_lr=0.0))
+    sgd = setup.changed(muon_lr=0.0)
     first, fed_by_torch = partial(_first_lane, setup, small), partial(_lane_fed_by_torch, sgd)
     rungs: dict[str, Callable[[], Lane]] = {
         f"first version's style, batch {small}": first,

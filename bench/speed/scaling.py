@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
     most = torch.cuda.device_count() if setup.cuda else len(os.sched_getaffinity(0))
     counts = sorted(set(options.processes)) or doubling(most)
     subject = options, setup.machine, setup.split.name
-    with session("scaling", ["scaling", *arguments], *subject, chart.draw_scaling) as display:
+    draw = partial(chart.draw_curves, over="processes", other_unit="%", other_title="efficiency, %")
+    with session("scaling", ["scaling", *arguments], *subject, draw) as display:
         first = None
         for count in display.steps(counts):
             display.say(f"processes: {count}")
@@ -58,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
             spread = quartiles(report["rates"])
             first = first or spread.median / count
             share = f"{setup.batch_size / count:.4g} images each"
-            note = f"{share}; the slowest waits for data {report['waited']:.1%} of the time"
+            note = f"{share}; the slowest waits for data {report['wait']:.1%} of the time"
             display.rows += [
                 Row.of(PART, f"processes: {count}", "images/s", spread, note),
                 Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / first),
@@ -74,7 +76,8 @@ def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
     """The last line, JSON, of what `python *words` prints; what stops the wait ends it with all that it started.
 
     Raises:
-        Mistake: it failed, with the line of its stderr that says why, or did not end within `limit` seconds.
+        Mistake: it failed by one, whose line is repeated, or did not end within `limit` seconds.
+        RuntimeError: it failed otherwise.
     """
     pipe, command = subprocess.PIPE, f"python {shlex.join(words)}"
     process = subprocess.Popen(
@@ -89,9 +92,11 @@ def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
             raise
         raise Mistake(f"{command} did not end within {limit:.0f} s") from None
     if process.returncode:
-        lines = errors.strip().splitlines() or ["it said nothing"]
-        why = next((line for line in lines if line.startswith(("bench: ", "bench, rank"))), lines[-1])
-        raise Mistake(f"{command} ended with exit code {process.returncode}: {why}")
+        failure = f"{command} ended with exit code {process.returncode}: "
+        for line in errors.splitlines():
+            if line.startswith(("bench: ", "bench, rank")):
+                raise Mistake(failure + line)
+        raise RuntimeError(failure + errors)
     report: dict[str, Any] = json.loads(out.splitlines()[-1])
     return report
 
@@ -110,9 +115,9 @@ def measure_rank(arguments: Sequence[str], world: World) -> None:
     steps = max(1, round(budget.seconds / budget.laps / step))
     laps = [lane.lap(steps) for _ in range(budget.laps)]
     seconds = [world.largest(lap.seconds) for lap in laps]
-    waited = world.largest(sum(lap.waited for lap in laps) / sum(lap.seconds for lap in laps))
+    wait = world.largest(sum(lap.wait for lap in laps) / sum(lap.seconds for lap in laps))
     if world.first:
-        print(json_line({"rates": [steps * setup.batch_size / s for s in seconds], "waited": waited}))
+        print(json_line({"rates": [steps * setup.batch_size / s for s in seconds], "wait": wait}))
 
 
 if __name__ == "__main__":

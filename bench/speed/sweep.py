@@ -12,6 +12,7 @@ GPU runs them.
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -50,16 +51,16 @@ def main(arguments: Sequence[str]) -> None:
     low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
     doubling = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
     sizes = sorted(set(options.batch_sizes)) or doubling
-    if sizes[-1] > len(setup.split):
-        raise Mistake(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
+    largest = max(sizes, default=0)
+    if not 0 < largest <= len(setup.split):
+        raise Mistake(f"--batch-sizes is {largest}: it must be 2 to {len(setup.split)}, the images to train on")
     modes: Sequence[Any] = options.compile_modes or (options.compile_mode,)
-    setups = {
-        mode: [replace(setup, config=replace(options, batch_size=size, compile_mode=mode)) for size in sizes]
-        for mode in modes
-    }
+    # All made before any is measured: a mode that is none is refused at once.
+    setups = {m: [setup.changed(batch_size=size, compile_mode=m) for size in sizes] for m in modes}
     memory = available_memory(setup.device)
     subject = options, setup.machine, setup.split.name
-    with session("sweep", ["sweep", *arguments], *subject, chart.draw_sweep) as display:
+    draw = partial(chart.draw_curves, over="batch size", other_unit="GiB", other_title="peak memory, GiB")
+    with session("sweep", ["sweep", *arguments], *subject, draw) as display:
         for mode, every in setups.items():
             part = mode if options.compile_modes else "sweep"
             for row in sweep(part, display.steps(every, sizes), measure_step, memory, display.saying(part)):

@@ -97,20 +97,20 @@ def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
     for source, rate, laps in zip(sources, rates, fed, strict=True):
         share = ratio(laps, bare)
         rows += [
-            Row.of_rate("end to end", f"{source} and train_step, {name}", rate, verdict(share.median, rate.waited)),
+            Row.of_rate("end to end", f"{source} and train_step, {name}", rate, verdict(share.median, rate.wait)),
             Row.of("end to end", f"{source} over synthetic", "x", share),
-            Row("end to end", f"{source}: time spent waiting for data", "%", 100 * rate.waited),
+            Row("end to end", f"{source}: time spent waiting for data", "%", 100 * rate.wait),
         ]
     return rows
 
 
-def verdict(of_synthetic: float, waited: float) -> str:
-    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `waited` 0..1."""
+def verdict(of_synthetic: float, wait: float) -> str:
+    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
     share = f"{of_synthetic:.0%} of synthetic"
     if of_synthetic >= COMPUTE_BOUND:
         return f"compute-bound: {share}"
-    if waited >= (1 - of_synthetic) / 2:
-        return f"data-bound: {share}, waits for data {waited:.0%} of the time"
+    if wait >= (1 - of_synthetic) / 2:
+        return f"data-bound: {share}, waits for data {wait:.0%} of the time"
     return f"compute-bound, but loading takes the cores that training needs: {share}"
 
 
