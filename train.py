@@ -16,7 +16,7 @@ import preflight
 preflight.require_environment("train.py")
 preflight.require_dali()
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -43,7 +43,7 @@ from run.stopwatch import Stopwatch
 
 
 def main(arguments: Sequence[str], world: World = ALONE) -> None:
-    preset, config, state = settings(arguments, world)
+    preset, config, state, learnt = settings(arguments, world)
     machine = Machine.of(config, world)
     clock = Stopwatch(state.seconds)
 
@@ -62,8 +62,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
-    if config.pretrained and not state.path:
-        start_from(model, config.pretrained)
+    start_from(model, learnt)
     learner = Learner(model, config, len(loader), machine)
     if state.path:
         resume.restore(learner, state, config, train.digest)
@@ -90,20 +89,21 @@ def agreement(config: Config, machine: Machine, train: Split, reported: Split) -
     return flags | images | versions | {"precision": machine.precision, "compiled": machine.compiled}
 
 
-def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State]:
-    """The preset's name, the config and, with `--resume`, the state that the run goes on from."""
+def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State, Mapping[str, torch.Tensor]]:
+    """The preset's name, the config, with `--resume` the state that the run goes on from, and with `--pretrained` the
+    weights that it starts from.
+    """
     preset, config = parse(arguments, default_preset(torch.cuda.is_available()))
     state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
     if state.path:
         preset, config = parse(arguments, preset, state.config)
-    if config.pretrained:
-        config = shaped(config, given_flags(arguments), state)
+    config, learnt = shaped(config, given_flags(arguments), state) if config.pretrained else (config, {})
     preflight.check_driver(config.device)
     if world.first:
         check_writable(config.out)
         if config.own_pictures:
             folder.check_outside(config.data, config.run_dir or "runs", "--run-dir")
-    return preset, replace(config, resume=""), state
+    return preset, replace(config, resume=""), state, learnt
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ class RecordedRun(Run):
         }
         try:
             checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
-        except OSError:
+        except (OSError, ValueError):
             self.keeper.save()
             raise
         self.reporter.finish(metrics | {"checkpoint": self.config.out, "environment": self.machine.card()})

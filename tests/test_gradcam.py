@@ -1,11 +1,11 @@
 """gradcam.py from its command line, in this process: what it finds, what it writes, and what it says to mistakes."""
 
 import base64
-import copy
 import csv
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +32,7 @@ from pipeline.dataset import DataSet
 from pipeline.pictures import decode
 from pipeline.split import Split
 from tests.cases import CLASSES
+from tests.commands import rewritten
 from tests.trained import trained
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -362,6 +363,7 @@ def test_the_precision_is_the_checkpoints_own(run, loaded, stored: str, flags: l
         (["--ckpt", "corrupt.pt"], "corrupt.pt is damaged"),
         (["--ckpt", "foreign.pt"], "foreign.pt is not a model checkpoint"),
         (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
+        (["--ckpt", "folder.png"], "gradcam.py: folder.png: it is a folder: name a file"),
         (["--ckpt", "spoilt.pt"], "a number in a tensor is not finite"),
     ],
 )
@@ -372,10 +374,8 @@ def test_mistakes(run, flags: list[str], message: str, loaded):
     Path("corrupt.pt").write_bytes(data)
     Path("text.pt").write_text("no checkpoint")
     torch.save({"weights": torch.zeros(3)}, "foreign.pt")
-    spoilt = copy.deepcopy(trained()[0])
-    with torch.no_grad():
-        next(spoilt.parameters())[0] = torch.nan
-    checkpoint.save_model("spoilt.pt", spoilt, CONFIG, loaded[1])
+    shutil.copy("model.pt", "spoilt.pt")
+    rewritten("spoilt.pt", lambda content: content["weights"]["fc.bias"].fill_(torch.nan))
     before = {path.name for path in Path().iterdir()}
     code, _, err = run(*flags)
     assert code == 2

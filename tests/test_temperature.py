@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint, schema
+from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.config import HOTTEST, Config
 from engine.learner import Batch
@@ -94,7 +94,7 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
     assert found["calibration_error"] < found["calibration_error_without"]
     assert found["temperature"] == temperature and found["temperature_fitted_here"]
 
-    content = checkpoint.read("model.pt", checkpoint.MODEL, schema.model)
+    content = checkpoint.read("model.pt", checkpoint.MODEL)
     content["config"] = checkpoint.config_dict(content["config"])
     content["metrics"].pop("temperature")  # as older checkpoints
     checkpoint.write("older.pt", checkpoint.MODEL, content)
