@@ -48,7 +48,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
-        data = open_dataset(config.data, config.size, config.fit)
+        data = open_dataset(config.data, config.size, config.fit, config.layout)
         train, reported = data.splits(config.validate, config.fold)
         world.require_agreement(partial(agreement, config, machine, train, reported))
         config = decide(config, given_flags(arguments), state, train, len(reported), machine)

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import tyro
 
+from ground.data import kind_of
 from ground.mistake import Mistake
 
 # What a setting decides. On resume those of "data", "machine" and "files" may change.
@@ -110,6 +111,8 @@ class Config:
     stem stride and batch size follow the pictures unless they are given."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture becomes a square: its middle, all of it out of proportion, or all of it on white."""
+    layout: Literal["auto", "classes", "parts"] = "auto"
+    """What the folders in a folder of pictures are: classes, or parts that hold classes; auto tells by their names."""
     minutes: float = setting(0.0, ge=0, le=100_000)
     """Choose the epochs, and a smaller width where it must be, so that training takes so long here (0: do not)."""
     balance: bool = False
@@ -182,7 +185,7 @@ class Config:
     @property
     def own_pictures(self) -> bool:
         """Whether `data` is a folder or a CSV file."""
-        return self.data != "cifar10" and not self.data.startswith("generated")
+        return kind_of(self.data) == "pictures"
 
     @property
     def side(self) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.config import Config
 from engine.convolution import Conv2d
+from ground.mistake import Mistake
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}

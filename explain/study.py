@@ -24,7 +24,7 @@ from explain.explainer import BATCH, Explainer
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import DataSet, open_dataset, places
+from pipeline.dataset import DataSet, fold_indices, open_dataset
 from pipeline.pictures import Fit
 from pipeline.split import Split
 
@@ -88,7 +88,7 @@ def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
         OSError: the data set cannot be read.
     """
     config = checkpoint.config
-    data = open_dataset(config.data, config.size, config.fit)
+    data = open_dataset(config.data, config.size, config.fit, config.layout)
     split = data.reported(config.validate, config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
     return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
@@ -105,11 +105,11 @@ def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
         OSError: the data set cannot be read.
     """
     config = checkpoints[0].config
-    data = open_dataset(config.data, config.size, config.fit)
+    data = open_dataset(config.data, config.size, config.fit, config.layout)
     train = data.load("train")
     judges: list[tuple[Explainer, Ints | slice]] = []
     for checkpoint in checkpoints:
-        fold = places(train, checkpoint.config.fold)
+        fold = fold_indices(train, checkpoint.config.fold)
         if len(fold) != checkpoint.metrics["test_total"]:
             raise Mistake("the data have changed since the first fold was trained: start another audit")
         judges.append((Explainer.of(checkpoint, config.device, threads=config.threads), fold))
@@ -149,7 +149,7 @@ def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit)
 def fitted_to_it(checkpoint: Checkpoint, data: DataSet) -> bool:
     """Whether the temperature is that of the validation images or of the fold that the run reported on."""
     config, metrics = checkpoint.config, checkpoint.metrics
-    elsewhere = bool(config.fold) and data.own_validation()
+    elsewhere = bool(config.fold) and data.has_validation()
     return not elsewhere and metrics.get("temperature", config.temperature) != config.temperature
 
 

@@ -10,12 +10,26 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ground.mistake import Mistake
 
 MARK = b"cifar10-resnet"  # in a checkpoint's format; who writes another kind of file for a person puts it there
 MARK_BYTES = 65_536
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A file to read, if it is a regular one: no pipe that would be waited for, no device without an end.
+
+    Raises:
+        OSError: it is not, or cannot be read.
+    """
+    if stat.S_ISREG(os.stat(path).st_mode):
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it is still
+            return file
+        file.close()
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:

@@ -2,7 +2,13 @@
 
 The whole data set lives in the pipeline, each image padded by reflection and stored in both orientations. A batch is a
 few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, since DALI's per-sample crop and flip
-cost time quadratic in the batch. Measured on 2 cores at 32 px, batch 512: see `python -m bench --only data`.
+cost time quadratic in the batch. `python -m bench --only data` measures it.
+
+    stored, CHUNKS pictures (rows * padded, padded, 3)     a chunk of the batch, (k * side, side, 3)
+    +--------+  +--------+                                 +------+
+    |image 0 |  |image r |   r rows of images,              |first |  windows of side x side at `crop` in an image,
+    +--------+  +--------+   then their mirror images      +------+  pasted one below the other
+    |image 1 |  | ...    |                                 |second|
 """
 
 from collections import deque
@@ -20,7 +26,9 @@ from pipeline.memory import zeros
 from pipeline.plan import Draws, Plan
 from pipeline.split import Split
 
-CHUNKS = 8  # 8 chunks of a batch keep 2 to 16 threads busy: 139k images/s against 53k for a graph of single images
+EVALUATION_SIDE = 48  # pixels: the largest images of CIFAR-10 in the presets
+LATE = 1 << 30  # an epoch after the last one
+CHUNKS = 8  # of a batch, for 2 to 16 threads (two cores of an AMD EPYC: 139k images/s, image by image 53k)
 
 
 class DaliLoader:
@@ -49,7 +57,7 @@ class DaliLoader:
         pad_last: bool = False,
     ) -> None:
         if (plan.count, plan.side) != (len(split), split.side):
-            raise Mistake(
+            raise ValueError(
                 f"the plan is for {plan.count} images of {plan.side} pixels, but the data set has {len(split)} of "
                 f"{split.side}"
             )
@@ -59,7 +67,7 @@ class DaliLoader:
         self.plan, self.device, self.threads, self.resolution = plan, device, threads, resolution
         self.fill = tuple(map(float, split.mean_colour)) if plan.cutout else ()
         self.labels, self.pad_last = split.labels, pad_last
-        self._stored = _chunked(split.images, plan.translate, plan.flip != "none", device)
+        self._stored = _tall_pictures(split.images, plan.translate, plan.flip != "none", device)
         self._rows = len(self._stored[0]) // (plan.side + 2 * plan.translate)
         self._pipe: Any = None
         self._side = 0
@@ -107,7 +115,7 @@ class DaliLoader:
         def feed() -> Iterator[list[list[np.ndarray]]]:
             position = epoch * len(self) + iteration
             while True:
-                yield self._chunks(self._padded(*divmod(position, len(self))))
+                yield self._chunks(self._filled_up(*divmod(position, len(self))))
                 position += 1
 
         cuda = self.device.type == "cuda"
@@ -127,7 +135,7 @@ class DaliLoader:
         pipe.feed_input("data", self._stored, layout="HWC")
         return pipe
 
-    def _padded(self, epoch: int, iteration: int) -> tuple[Draws, np.ndarray]:
+    def _filled_up(self, epoch: int, iteration: int) -> tuple[Draws, np.ndarray]:
         draws = self.plan.draws(epoch, iteration)
         labels = self.labels[draws.indices]
         missing = self.plan.batch_size - len(labels) if self.pad_last else 0
@@ -140,24 +148,31 @@ class DaliLoader:
     def _chunks(self, batch: tuple[Draws, np.ndarray]) -> list[list[np.ndarray]]:
         """The graph's inputs in its order, each CHUNKS arrays."""
         draws, labels = batch
+        side = self.plan.side
+
+        # Which images of the batch are in which chunk: of 11 images in 4 chunks  0 1 | 2 3 4 | 5 6 7 | 8 9 10. Where
+        # there are fewer images than chunks, the first chunks are empty.
         chunks = min(CHUNKS, len(labels))
-        # Where there are fewer images than chunks, the first chunks are empty.
         bounds = [0] * (CHUNKS - chunks) + [len(labels) * i // chunks for i in range(chunks + 1)]
         parts = [slice(a, b) for a, b in pairwise(bounds)]
-        chunk, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)
-        source = draws.crop.copy()
-        stored = self.plan.side
-        source[:, 0] += row * (stored + 2 * self.plan.translate)
-        target = np.zeros_like(source)
-        target[:, 0] = np.concatenate([np.arange(p.stop - p.start) for p in parts]) * stored
+        counts = [part.stop - part.start for part in parts]
+
+        # Where each image is: (B,) which tall picture, and (B, 2) top and left of its window there.
+        tall, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)
+        window = draws.crop.copy()
+        window[:, 0] += row * (side + 2 * self.plan.translate)
+
+        # Where it goes: (B, 2) top and left in its chunk, and those and the sides of cutout's square, moved with it.
+        target = np.zeros_like(window)
+        target[:, 0] = np.concatenate([np.arange(count) for count in counts]) * side
         hole = (draws.cutout[:, :2] + target).astype(np.float32)
         hole_size = (draws.cutout[:, 2:] - draws.cutout[:, :2]).astype(np.float32)
         return [
-            *([array[p] for p in parts] for array in (chunk.astype(np.int32), source, target)),
-            [np.full((p.stop - p.start, 2), stored, np.int32) for p in parts],
-            [np.array([(p.stop - p.start) * stored, stored], np.int32) for p in parts],
-            [labels[p] for p in parts],
-            *([array[p].reshape(-1) for p in parts] for array in (hole, hole_size) if self.plan.cutout),
+            *([array[part] for part in parts] for array in (tall.astype(np.int32), window, target)),
+            [np.full((count, 2), side, np.int32) for count in counts],
+            [np.array([count * side, side], np.int32) for count in counts],
+            [labels[part] for part in parts],
+            *([array[part].reshape(-1) for part in parts] for array in (hole, hole_size) if self.plan.cutout),
         ]
 
 
@@ -183,17 +198,21 @@ def evaluation_loader(
     resolution: int | Callable[[int], int],
     device: torch.device,
     threads: int,
-    batch_size: int = 1000,
+    batch_size: int = 0,
     rank: int = 0,
     world: int = 1,
 ) -> DaliLoader:
     """All images of a split once an iteration, in order and unchanged but for their size: one, or one for each epoch.
 
-    Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. The default batch
-    divides 10,000 and 5,000, so that CIFAR-10 needs none. Of several ranks each takes whole batches, the very ones that
-    one process would see: the logits of an image can depend, in the last bits, on the size of its batch. Some ranks may
-    have none.
+    Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. A `batch_size` of
+    0 stands for 1,000, which divides 10,000 and 5,000, so that CIFAR-10 needs none; above EVALUATION_SIDE it stands for
+    no more pixels than 1,000 images of that side have. Of several ranks each takes whole batches, the very ones
+    that one process would see: the logits of an image can depend, in the last bits, on the size of its batch. Some
+    ranks may have none.
     """
+    side = resolution if callable(resolution) else lambda epoch: resolution
+    largest = max(split.side, side(0), side(LATE))
+    batch_size = batch_size or min(1000, max(1, 1000 * EVALUATION_SIDE**2 // largest**2))
     plan = Plan(
         count=len(split),
         side=split.side,
@@ -204,26 +223,27 @@ def evaluation_loader(
         world=world,
         whole=True,
     )
-    side = resolution if callable(resolution) else lambda epoch: resolution
     return DaliLoader(split, plan, device, threads, side, pad_last=True)
 
 
-def _chunked(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
-    """Padded images, then their mirror images, as tall pictures: (CHUNKS, rows * side, side, 3), on the device."""
-    count, stored = images.shape[:2]
-    side = stored + 2 * pad
-    around = np.pad(np.arange(stored), pad, mode="reflect")
-    border = [*range(pad), *range(pad + stored, side)]
-    rows = -(-count * (1 + both) // CHUNKS)
-    tall = zeros(CHUNKS * rows, side, side, 3)
-    upright = tall[:count]
-    inner = slice(pad, pad + stored)
-    upright[:, inner, inner] = images  # slices: 0.8 s for 50,000 images against 2 to 3 by index
+def _tall_pictures(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
+    """Padded images, then their mirror images, as tall pictures: (CHUNKS, rows * padded, padded, 3), on the device."""
+    count, side = images.shape[:2]
+    padded = side + 2 * pad
+    rows = -(-count * (1 + both) // CHUNKS)  # images of a tall picture; the last one may have room left
+    stored = zeros(CHUNKS * rows, padded, padded, 3)
+
+    # The images, then the columns beside them, then the rows above and below, of which each is one of the image's own:
+    # pad 2, side 4:  2 1 [0 1 2 3] 2 1. By slices, which takes a third of the time that an array of indices takes.
+    upright, inner = stored[:count], slice(pad, pad + side)
+    reflected = np.pad(np.arange(side), pad, mode="reflect")
+    border = [*range(pad), *range(pad + side, padded)]
+    upright[:, inner, inner] = images
     for i in border:
-        upright[:, inner, i] = images[:, :, around[i]]
+        upright[:, inner, i] = images[:, :, reflected[i]]
     for i in border:
-        upright[:, i] = upright[:, pad + around[i]]
+        upright[:, i] = upright[:, pad + reflected[i]]
     if both:
-        tall[count : 2 * count] = upright[:, :, ::-1]
-    chunks = tall.reshape(CHUNKS, rows * side, side, 3)
-    return torch.from_numpy(chunks).to(device) if device.type == "cuda" else chunks
+        stored[count : 2 * count] = upright[:, :, ::-1]
+    tall = stored.reshape(CHUNKS, rows * padded, padded, 3)
+    return torch.from_numpy(tall).to(device) if device.type == "cuda" else tall

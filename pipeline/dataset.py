@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ground.data import GENERATED, kind_of
 from ground.mistake import Mistake
 from pipeline import folder, synthetic
 from pipeline.cifar10 import cache
+from pipeline.layout import Layout
 from pipeline.pictures import Fit
 from pipeline.split import Int64, Split
+from pipeline.store import say
+from pipeline.table import SUFFIXES
 
 VALIDATION = "10/10"  # the fold that is held out to choose settings by
 
@@ -26,11 +29,13 @@ VALIDATION = "10/10"  # the fold that is held out to choose settings by
 class DataSet:
     """Two parts, of which each is read only when it is asked for."""
 
-    name: str
-    """As `--data` gives it."""
     load: Callable[[str], Split]
-    """The "train" or the "test" part. Raises OSError or ValueError where it cannot be had."""
-    own_validation: Callable[[], bool] = lambda: False
+    """The "train" or the "test" part. Raises OSError or Mistake where it cannot be had."""
+    has_validation: Callable[[], bool] = lambda: False
+    identity: Callable[[], str] = lambda: ""
+    """The same for the same pictures with the same classes and parts, whatever their names and place."""
+    root: Path | None = None
+    """The folder of pictures, or the table."""
     """Whether there is a "validation" part too."""
 
     def splits(self, validate: bool, fold: str = "") -> tuple[Split, Split]:
@@ -43,40 +48,44 @@ class DataSet:
         if fold:
             return hold_out(train, fold)
         if validate:
-            return (train, self.load("validation")) if self.own_validation() else hold_out(train, VALIDATION)
+            return (train, self.load("validation")) if self.has_validation() else hold_out(train, VALIDATION)
         return train, self.load("test")
 
     def validation(self) -> Split | None:
         """The "validation" part, if there is one: neither trained on nor test images."""
-        return self.load("validation") if self.own_validation() else None
+        return self.load("validation") if self.has_validation() else None
 
     def reported(self, validate: bool, fold: str = "") -> Split:
         """The second of `splits`, without reading more than it takes."""
         return self.splits(validate, fold)[1] if validate or fold else self.load("test")
 
 
-def open_dataset(name: str, size: int = 0, fit: Fit = "crop") -> DataSet:
+def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "auto") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
     Args:
         name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers; or
-            a folder of pictures, or a CSV file that names some: see pipeline.folder.
+            a folder of pictures, or a table that names some: see pipeline.folder.
         size, fit: how such pictures become squares: see pipeline.folder.prepare and pipeline.pictures.
+        layout: how a folder is meant: see pipeline.layout.
 
     Raises:
-        ValueError: there is no data set of that name.
+        Mistake: there is no data set of that name.
     """
-    if name == "cifar10":
-        return DataSet(name, cache.load)
-    if generated := re.fullmatch(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?", name):
-        train, test = generated.groups()
-        return DataSet(name, partial(synthetic.load, train=int(train or 2048), test=int(test or 512)))
     root = Path(os.path.expanduser(name))
-    if name and (root.is_dir() or (root.is_file() and root.suffix.lower() == ".csv")):
-        return DataSet(name, *folder.loader(root, size, fit))
+    if kind_of(name) != "pictures":
+        if root.is_dir():
+            say(f"--data {name} is not the folder of that name: call that ./{name}")
+        counts = GENERATED.fullmatch(name)
+        if not counts:
+            return DataSet(cache.load, identity=lambda: name)
+        train, test = (int(count or usual) for count, usual in zip(counts.groups(), (2048, 512), strict=True))
+        return DataSet(partial(synthetic.load, train=train, test=test), identity=lambda: name)
+    if name and (root.is_dir() or (root.is_file() and root.suffix.lower() in SUFFIXES)):
+        return DataSet(*folder.loader(root, size, fit, layout), root)
     raise Mistake(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
-        "pictures, or a CSV file, and there is no such folder or file"
+        "pictures, or a table of them (.csv, .tsv or .txt), and there is no such folder or file"
     )
 
 
@@ -84,40 +93,40 @@ def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
     """The images to train on and those of a fold, such as "2/5", the second of five: "training", "validation".
 
     Raises:
-        ValueError: no image is in that fold.
+        Mistake: no image is in that fold.
     """
-    chosen = places(train, fold)
-    if train.shuffled and chosen[-1] == len(train) - 1:  # the end of it: neither needs a copy
-        return train.take(slice(chosen[0]), "training"), train.take(slice(chosen[0], None), "validation")
-    held = np.zeros(len(train), bool)
-    held[chosen] = True
-    return train.take(np.flatnonzero(~held), "training"), train.take(np.flatnonzero(held), "validation")
+    held = fold_indices(train, fold)
+    if train.shuffled and held[-1] == len(train) - 1:  # the end of it: neither needs a copy
+        return train.take(slice(held[0]), "training"), train.take(slice(held[0], None), "validation")
+    kept = np.delete(np.arange(len(train)), held)
+    return train.take(kept, "training"), train.take(held, "validation")
 
 
-def places(train: Split, fold: str) -> Int64:
-    """Those of the images of a fold, rising; together the folds hold every image once.
+def fold_indices(train: Split, fold: str) -> Int64:
+    """Indices (k,) of the images of a fold, rising; together the folds hold every image once.
 
     Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the same images
     whatever their order, and copies of one image stay together. A class's only image is in no fold.
 
     Raises:
-        ValueError: there are none.
+        Mistake: there are none.
     """
     number, folds = map(int, fold.split("/"))
 
-    def part(count: int) -> slice:
+    def share(count: int) -> slice:  # of 10, fold 2/4:  0 1 [2 3 4] 5 6 7 8 9
         return slice(count * (number - 1) // folds, count * number // folds)
 
-    found = np.arange(len(train))[part(len(train))]
-    if not train.shuffled:
+    if train.shuffled:
+        indices = np.arange(len(train))[share(len(train))]
+    else:
         hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in train.images])
-        chosen = np.zeros(len(train), bool)
+        held = np.zeros(len(train), bool)
         for label in np.unique(train.labels):
-            own = np.flatnonzero(train.labels == label)
-            distinct = np.unique(hashes[own])
+            members = np.flatnonzero(train.labels == label)
+            distinct = np.unique(hashes[members])  # sorted
             if len(distinct) > 1:
-                chosen[own] = np.isin(hashes[own], distinct[part(len(distinct))])
-        found = np.flatnonzero(chosen)
-    if not len(found):
+                held[members] = np.isin(hashes[members], distinct[share(len(distinct))])
+        indices = np.flatnonzero(held)
+    if not len(indices):
         raise Mistake(f"no image to hold out: of {len(train)} images none is in fold {fold}")
-    return found
+    return indices

@@ -5,7 +5,7 @@ import tempfile
 
 import numpy as np
 
-from pipeline.cifar10.cache import folders
+from pipeline.home import cache_folders
 from pipeline.split import UInt8
 
 SHARE = 4  # of the machine's memory, one array may take one part of so many
@@ -27,7 +27,7 @@ def zeros(*shape: int) -> UInt8:
     count = int(np.prod(shape, dtype=np.int64))
     if fits(count):
         return np.zeros(shape, np.uint8)
-    home = folders()[-1]
+    home = cache_folders()[-1]
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=home) as file:
         os.posix_fallocate(file.fileno(), 0, count)  # a full disk is an error here, and not a crash later

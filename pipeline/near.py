@@ -1,7 +1,7 @@
 """Pictures that are nearly another one: saved again, at another size, a little turned, or the next frame of a film.
 
 Where such a pair has one picture to train on and one to test with, the accuracy is too good. Copies byte for byte are
-kept together (pipeline.folder); these are only told of, by `python -m pipeline`.
+kept together (pipeline.parts); these are only told of, by `python -m pipeline`.
 """
 
 import numpy as np
@@ -17,17 +17,17 @@ BLOCK = 4096  # pictures
 
 
 def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
-    """Of each of the images (N, S, S, 3) the most alike of the others (M, S, S, 3).
+    """For each of the images (N, S, S, 3) the most alike of the others (M, S, S, 3).
 
     Returns:
         (N,) float32: correlation of the two at SIDE x SIDE pixels, from -1 to 1; (N,) int64: which of the others it is.
     """
-    own = _standardised(images)
+    rows = _standardised(images)
     likeness, which = np.full(len(images), -1, np.float32), np.zeros(len(images), np.int64)
     for start in range(0, len(others), BLOCK):
-        found = own @ _standardised(others[start : start + BLOCK]).T
-        best = found.argmax(1)
-        highest = found[np.arange(len(own)), best]
+        correlations = rows @ _standardised(others[start : start + BLOCK]).T  # (N, BLOCK)
+        best = correlations.argmax(1)
+        highest = correlations[np.arange(len(rows)), best]
         which = np.where(highest > likeness, start + best, which)
         likeness = np.maximum(highest, likeness)
     return likeness, which

@@ -44,7 +44,7 @@ class Plan:
         whole: a rank takes every world-th batch instead, as one process would see it.
 
     Raises:
-        ValueError: the batch is larger than the data set, or smaller than the number of ranks that share it; the shift
+        Mistake: the batch is larger than the data set, or smaller than the number of ranks that share it; the shift
             or the square is too large for the images.
     """
 
@@ -72,11 +72,11 @@ class Plan:
                     f"--{name} is {getattr(self, name)}: it must be 0 to {most} for images of {self.side} pixels"
                 )
         if not 0 <= self.rank < self.world:
-            raise Mistake(f"rank {self.rank} of {self.world} cannot be")
+            raise ValueError(f"rank {self.rank} of {self.world} cannot be")
         if self.batch_size < self.world and not self.whole:
             raise Mistake(f"--batch-size is {self.batch_size}: it must be {self.world}, one a process, or more")
         if self.flip not in ("random", "alternating", "none"):
-            raise Mistake(f"flip is {self.flip!r}: it must be random, alternating or none")
+            raise ValueError(f"flip is {self.flip!r}: it must be random, alternating or none")
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -92,9 +92,9 @@ class Plan:
 
     def draws(self, epoch: int, iteration: int) -> Draws:
         """This rank's part of batch `iteration` (from 0) of `epoch` (from 0), or, if `whole`, its own such batch."""
-        own = slice(self.rank, None, self.world)
+        share = slice(self.rank, None, self.world)  # 2 of 3 ranks' images of a batch: 0 1 [2] 3 4 [5] 6 7 [8]
         if self.whole:
-            iteration, own = iteration * self.world + self.rank, slice(None)
+            iteration, share = iteration * self.world + self.rank, slice(None)
         start = iteration * self.batch_size
         indices = _order(self, epoch)[start : start + self.batch_size]
         rng = np.random.default_rng([self.seed, epoch, iteration])
@@ -107,8 +107,8 @@ class Plan:
         else:
             flip = np.zeros(len(indices), bool)
         top_left = centre - self.cutout // 2
-        square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, self.side)
-        return Draws(indices[own], crop[own], flip[own], square[own])
+        square = np.concatenate([top_left, top_left + self.cutout], 1).clip(0, self.side)  # (B, 4)
+        return Draws(indices[share], crop[share], flip[share], square[share])
 
 
 @lru_cache(maxsize=4)

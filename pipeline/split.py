@@ -10,6 +10,7 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 Channels = tuple[float, ...]
+LEAST_DEVIATION = 4 / 255
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,11 +19,11 @@ class Split:
 
     Args:
         images: (n, S, S, 3) uint8 RGB.
-        labels: (n,) int64, places in `classes`.
+        labels: (n,) int64, indices into `classes`.
         name: what a person calls this part: "train", "test", "training" (what is left of "train") or "validation".
         classes: name of each class.
         files: where each image comes from, for a folder of pictures; else empty.
-        disputed: places of the images about whose label annotators disagree; empty where nothing is known.
+        disputed: indices of the images about whose label annotators disagree; empty where nothing is known.
         shuffled: the order of the images says nothing of their class, so that any run of them is a fair sample.
         known_statistics: mean and standard deviation of each channel, where they need not be computed.
     """
@@ -54,8 +55,12 @@ class Split:
 
     @cached_property
     def statistics(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
-        return self.known_statistics or channel_statistics(self.images)
+        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images.
+
+        The deviation is LEAST_DEVIATION at least: a channel of one level all over, or nearly, is divided by no less.
+        """
+        mean, deviation = self.known_statistics or channel_statistics(self.images)
+        return mean, tuple(max(channel, LEAST_DEVIATION) for channel in deviation)
 
     @property
     def mean_colour(self) -> tuple[int, ...]:
@@ -68,13 +73,13 @@ class Split:
             return self.images[:count]
         return self.images[np.linspace(0, len(self) - 1, count).astype(np.int64)]
 
-    def take(self, places: slice | Int64, name: str) -> "Split":
-        """The images at some places, in that order; a slice copies nothing."""
-        old = np.arange(len(self))[places]
+    def take(self, indices: slice | Int64, name: str) -> "Split":
+        """The images of these indices, in that order; a slice copies nothing."""
+        old = np.arange(len(self))[indices]
         return replace(
             self,
-            images=self.images[places],
-            labels=self.labels[places],
+            images=self.images[indices],
+            labels=self.labels[indices],
             name=name,
             files=tuple(self.files[i] for i in old) if self.files else (),
             disputed=tuple(np.flatnonzero(np.isin(old, self.disputed)).tolist()),

@@ -12,6 +12,7 @@ memory. Files that were defects are kept and named. The last line is JSON.
 import argparse
 import contextlib
 import copy
+import hashlib
 import io
 import json
 import math
@@ -28,7 +29,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ from engine.model import ResNet, network
 from explain import images as own_images
 from explain.explainer import Explainer
 from ground.entry import describe
-from pipeline import folder, pictures
+from pipeline import folder, pictures, store
 from pipeline.dataset import open_dataset
+from pipeline.labels import PARTS
+from pipeline.listing import Inventory, LeftOut, Listing, Source
 from run import resume
 from run.folder import RunFolder
 from run.schema import COLUMNS
@@ -251,28 +254,38 @@ class Cache:
     def __init__(self, place: Path) -> None:
         self.images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
         parts = ("train", "train", "train", "validation", "test", "test")
-        some = tuple(folder.Picture(f"a/{i}.png", i % 2, part, "0" * 64, 9, 9) for i, part in enumerate(parts))
-        self.listing = folder.Listing(("a", "b"), some, ("a/x.txt: cannot be read",), 0)
-        folder.write(place / "original", self.listing, self.images, range(6))
+        self.digests = [str(i) * 64 for i in range(6)]
+        files = tuple(Source(f"a/{i}.png", i % 2, part) for i, part in enumerate(parts))
+        self.inventory = Inventory(("a", "b"), files, (LeftOut("a/x.txt", "no picture, .txt"),))
+        records = [store.Record(digest, "", 9, 9, ("of one colour",)) for digest in self.digests]
+        store.write(place / "original", records, self.images)
         self.data = (place / "original").read_bytes()
 
     def make(self, rng: random.Random, path: Path) -> None:
-        line, _, pixels = self.data.partition(b"\n")
-        digest, _, head = line.partition(b" ")
+        line, _, rest = self.data.partition(b"\n")
+        form, length, _ = line.rsplit(b" ", 2)
         if rng.random() < 0.3:
             path.write_bytes(damaged(self.data, rng))
         else:
+            head, pixels = rest[: int(length)], rest[int(length) :]
             altered = json.dumps(forged(json.loads(head), rng, RARE)).encode()
-            path.write_bytes(digest + b" " + altered + b"\n" + pixels)
+            digest = hashlib.sha256(altered).hexdigest()
+            path.write_bytes(b"%s %d %s\n" % (form, len(altered), digest.encode()) + altered + pixels)
 
     def use(self, path: Path) -> None:
-        found = folder.read(path, 8)
+        made: list[Listing] = []
+
+        def arrange(records: Sequence[store.Record]) -> Sequence[int]:
+            listing, rows = folder.arranged(self.inventory, self.digests, [""] * 6, records)
+            made.append(listing)
+            return rows
+
+        found = store.read(path, 8, arrange)
         if found is None:
             raise ValueError("damaged")
-        with contextlib.redirect_stderr(io.StringIO()):
-            folder.tell(found[0])
-        for part in folder.PART_NAMES:
-            split = folder.part_of(path.parent, *found, part)
+        assert all(line.isprintable() for line in made[0].summary())
+        for part in PARTS:
+            split = folder.part_of(path.parent, made[0], found[1], part)
             assert len(split.images) == len(split.labels) == len(split.files)
             assert split.labels.max() < len(split.classes)
 
@@ -285,7 +298,7 @@ class Picture:
     def __init__(self, place: Path) -> None:
         rgb = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
         self.files = []
-        for form in pictures.FORMATS:
+        for form in pictures.formats():
             buffer = io.BytesIO()
             Image.fromarray(rgb).save(buffer, form)
             self.files.append(buffer.getvalue())

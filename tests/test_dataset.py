@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.cifar10 import cache
-from pipeline.dataset import VALIDATION, DataSet, hold_out, open_dataset, places
+from pipeline.dataset import VALIDATION, fold_indices, hold_out, open_dataset
 from pipeline.split import Split, channel_statistics
 from pipeline.synthetic import generated
 
@@ -74,10 +74,10 @@ def test_the_same_images_are_held_out_in_any_order_and_copies_stay_together():
 @pytest.mark.parametrize("shuffled", [True, False])
 def test_folds_hold_every_image_once_but_a_class_s_only_one(shuffled: bool):
     whole = replace(by_class(23, 9, 2, 1), shuffled=shuffled)
-    held = np.sort(np.concatenate([places(whole, f"{k}/4") for k in (1, 2, 3, 4)]))
+    held = np.sort(np.concatenate([fold_indices(whole, f"{k}/4") for k in (1, 2, 3, 4)]))
     assert held.tolist() == list(range(35 if shuffled else 34))
     train, second = hold_out(whole, "2/4")
-    assert np.array_equal(second.images, whole.images[places(whole, "2/4")]) and len(train) + len(second) == 35
+    assert np.array_equal(second.images, whole.images[fold_indices(whole, "2/4")]) and len(train) + len(second) == 35
     assert set(train.files) | set(second.files) == set(whole.files) and second.name == "validation"
     with pytest.raises(ValueError, match="none is in fold 1/99"):
         hold_out(whole.take(slice(34, None), "train"), "1/99")
@@ -134,8 +134,11 @@ def test_an_unknown_name_is_refused_in_a_line(name):
         open_dataset(name)
 
 
-def test_nothing_is_read_before_it_is_asked_for():
+def test_nothing_is_read_before_it_is_asked_for(monkeypatch):
     def load(part):
         raise AssertionError(part)
 
-    assert DataSet("x", load).name == "x" and open_dataset("cifar10").name == "cifar10"
+    monkeypatch.setattr(cache, "load", load)
+    data = open_dataset("cifar10")
+    with pytest.raises(AssertionError, match="train"):
+        data.splits(validate=True)

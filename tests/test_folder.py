@@ -1,6 +1,7 @@
 """pipeline/folder.py: which pictures of a folder are used, for what, and that nothing is lost or written there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -14,12 +15,15 @@ import torch
 from PIL import Image
 
 import gradcam
+import pipeline.__main__ as entry
 import train
 from engine import checkpoint
 from explain.options import GradcamOptions
-from pipeline import folder, memory
+from ground.mistake import Mistake
+from pipeline import folder, memory, store
 from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
+from pipeline.listing import Listing
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
 from tests.commands import call
@@ -51,11 +55,15 @@ def flat(root: Path, seed: int = 0, **counts: int) -> Path:
     return root
 
 
-def listing(root: Path, size: int = 8) -> folder.Listing:
+def listing(root: Path, size: int = 8) -> Listing:
     return folder.prepare(root, size, "crop")[0]
 
 
-def parts_of(found: folder.Listing) -> dict[str, Counter]:
+def left_out(root: Path) -> list[str]:
+    return sorted(map(str, listing(root).left_out))
+
+
+def parts_of(found: Listing) -> dict[str, Counter]:
     return {
         name: Counter(one.part for one in found.pictures if one.label == label)
         for label, name in enumerate(found.classes)
@@ -75,7 +83,7 @@ def test_classes_alone_are_split_by_content_whatever_the_names(tmp_path: Path):
     for one in found.pictures:
         target = other / found.classes[one.label] / f"renamed {one.digest[:9]}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((tmp_path / "a" / one.path).read_bytes())
+        target.write_bytes((tmp_path / "a" / one.name).read_bytes())
     again = {one.digest: one.part for one in listing(other).pictures}
     assert again == {one.digest: one.part for one in found.pictures}
 
@@ -117,17 +125,17 @@ def test_what_would_make_the_report_dishonest_is_left_out(tmp_path: Path):
     root = flat(tmp_path / "flat", cat=9, dog=9)
     (root / "dog" / "cat.png").write_bytes((root / "cat" / "3.png").read_bytes())
     both = ("cat/3.png", "dog/cat.png")
-    assert sorted(listing(root).left_out) == [f"{name}: the same picture is in two classes" for name in both]
+    assert left_out(root) == [f"{name}: the same picture is in two classes" for name in both]
     root = tmp_path / "parts"
     flat(root / "train", cat=5, dog=5)
     for name in ("cat", "dog"):
         picture(root / "test" / name / "new.png", 500 + len(name) + ord(name[0]))
     (root / "test" / "cat" / "seen.png").write_bytes((root / "train" / "cat" / "2.png").read_bytes())
-    assert listing(root).left_out == ("train/cat/2.png: the same picture is among those for test",)
+    assert left_out(root) == ["train/cat/2.png: the same picture is among those for test"]
     for place, name in (("val/cat", "2.png"), ("val/dog", "4.png")):
         (root / place).mkdir(parents=True)
         (root / place / name).write_bytes((root / "train" / place[4:] / name).read_bytes())
-    assert sorted(listing(root).left_out) == [
+    assert left_out(root) == [
         "train/cat/2.png: the same picture is among those for test",
         "train/dog/4.png: the same picture is among those for validation",
         "val/cat/2.png: the same picture is among those for test",
@@ -136,9 +144,9 @@ def test_what_would_make_the_report_dishonest_is_left_out(tmp_path: Path):
 
 def test_a_class_that_is_renamed_or_goes_is_not_remembered(tmp_path: Path):
     root = flat(tmp_path, a=4, b=4)
-    (root / "c").mkdir()
+    picture(root / "c" / "0.png", 99)
     assert listing(root).classes == ("a", "b", "c")
-    (root / "c").rmdir()
+    shutil.rmtree(root / "c")
     assert listing(root).classes == ("a", "b")
     table = tmp_path / "pictures.csv"
     for names in (("no", "yes"), ("old", "young")):
@@ -156,8 +164,10 @@ def test_the_pictures_are_those_of_the_files(tmp_path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
     found = open_dataset(str(tmp_path), 32).load("train")
-    order = np.argsort(split.labels, kind="stable")
-    assert np.array_equal(found.images, split.images[order]) and np.array_equal(found.labels, split.labels[order])
+    numbers = [int(Path(name).stem) for name in found.files]
+    assert sorted(numbers) == [*range(60)] and (np.diff(found.labels) >= 0).all()
+    assert np.array_equal(found.images, split.images[numbers])
+    assert np.array_equal(found.labels, split.labels[numbers])
 
 
 def test_a_table_names_the_files_their_labels_and_parts(tmp_path: Path):
@@ -168,7 +178,7 @@ def test_a_table_names_the_files_their_labels_and_parts(tmp_path: Path):
     found = listing(table)
     assert found.classes == ("ant", "bee") and parts_of(found)["bee"] == {"train": 4, "validation": 2}
     train = open_dataset(str(table), 8).load("train")
-    assert Path(train.files[0]) == root / "x" / "0.png" and len(train) == 8
+    assert str(root / "x" / "0.png") in train.files and len(train) == 8
     table.write_text("\n".join(["label,path", *(f"{i % 2},../somewhere/x/{i}.png" for i in range(12))]))
     assert parts_of(listing(table))["0"] == {"train": 4, "validation": 1, "test": 1}
 
@@ -176,12 +186,12 @@ def test_a_table_names_the_files_their_labels_and_parts(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("file,label\nx/0.png,a\n", "columns path and label; path is missing"),
+        ("where,label\nx/0.png,a\n", "columns path and label; path is missing; it names where, label"),
         ("path,label,split\nx/0.png,a,train\nx/1.png,b,\n", "line 3: it needs a path, a label and"),
         ("path,label\nx/0.png,a\nx/1.png\n", "line 3: it needs"),
         ("path,label\nx/0.png,a\nx/1.png,a\n", "it must have two labels or more"),
         ("", "columns path and label"),
-        ("path,label\n\udcff,a", "codec can't decode"),
+        ("path,label\n\udc81,a", "can't decode .*: save it as UTF-8"),
     ],
 )
 def test_a_table_with_a_mistake_is_a_line(tmp_path: Path, text, said):
@@ -205,13 +215,15 @@ def test_what_memory_has_no_room_for_stays_in_files(tmp_path: Path, home: Path, 
     next(home.rglob("*.pictures")).unlink()
     split = open_dataset(str(root), 8).load("train")
     assert isinstance(split.images, np.memmap) and split.digest == usual.digest
+    os.truncate(next(home.rglob("*.pictures")), 10)  # which ends no process that has read it
+    assert split.images.sum() == usual.images.sum()
     plan = Plan(count=len(split), side=8, batch_size=16, translate=2, flip="random")
     batches = [
         [images.clone() for images, _ in DaliLoader(each, plan, torch.device("cpu"), 1, lambda epoch: 8).epoch(0)]
         for each in (usual, split)
     ]
     assert all(map(torch.equal, *batches))
-    assert [one.suffix for one in (home / "pictures").iterdir() if one.name != "lock"] == [".pictures"]
+    assert {one.suffix for one in (home / "pictures").iterdir() if one.name != "lock"} == {".pictures", ".digests"}
 
 
 # Mistakes and damage
@@ -230,14 +242,20 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path
     before = sorted(root.rglob("*"))
     found = folder.prepare(root, 8, "crop")[0]
     assert len(found.pictures) == 19
-    assert {line.partition(":")[0] for line in found.left_out} == {
-        f"cat/{name}" for name in ("cut.png", "empty.png", "notes.jpg", "nowhere.png", "pipe.png")
+    assert {file.name: file.kind for file in found.left_out} == {
+        "cat/cut.png": "damaged",
+        "cat/empty.png": "empty file",
+        "cat/notes.jpg": "cannot identify it as a picture",
+        "cat/nowhere.png": "cannot be read",
+        "cat/pipe.png": "not a regular file",
     }
-    assert all(line.isprintable() and line.partition(": ")[2] for line in found.left_out)
-    assert all((root / one.path).is_file() for one in found.pictures)
+    assert all(str(line).isprintable() for line in found.left_out)
+    assert all((root / one.name).is_file() for one in found.pictures)
     assert sorted(root.rglob("*")) == before, "nothing is written there"
     said = capfd.readouterr().err
-    assert said.count("left out") == folder.SHOWN + 1 and "2 more" in said
+    assert "pictures: 24 files: 19 used, 5 left out: " in said and "1 damaged (cat/cut.png)" in said
+    folder.prepare(root, 8, "crop")
+    assert capfd.readouterr().err == said, "from the cache too"
 
 
 @pytest.mark.parametrize(
@@ -245,7 +263,7 @@ def test_a_file_that_cannot_be_read_is_named_and_the_others_go_on(tmp_path: Path
     [
         ({}, "it must have two folders or more, one for each class, .* it has none"),
         ({"cat": 3}, "it must have two folders or more, one for each class, .* it has cat"),
-        ({"cat": 3, "dog": 0}, "class dog has no picture to train on"),
+        ({"cat": 3, "dog": 0}, r"it has cat \(without pictures: dog\)"),
     ],
 )
 def test_too_little_is_a_line_that_says_what_to_do(tmp_path: Path, counts, said):
@@ -276,8 +294,10 @@ def test_the_same_arrays_give_the_same_weights(tmp_path: Path, monkeypatch):
     order = tuple(np.argsort(split.classes))  # a folder's classes are in the order of their names
     labels = np.argsort(order)[split.labels]
     arrays = replace(split, classes=tuple(split.classes[i] for i in order), labels=labels, shuffled=False)
-    arrays = replace(arrays, known_statistics=None).take(np.argsort(labels, kind="stable"), "train")
-    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet("arrays", lambda part: replace(arrays, name=part)))
+    names = open_dataset(str(tmp_path / "own"), 32).load("train").files
+    numbers = np.array([int(Path(name).stem[-3:]) for name in names])
+    arrays = replace(arrays, known_statistics=None).take(numbers, "train")
+    monkeypatch.setattr(train, "open_dataset", lambda *_: DataSet(lambda part: replace(arrays, name=part)))
     (tmp_path / "b").mkdir()
     theirs = trained(tmp_path / "own", tmp_path / "b", "--size", "32")
     state = theirs.model.state_dict()
@@ -310,15 +330,15 @@ def test_two_pictures_are_too_few(tmp_path: Path):
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch):
     root = flat(tmp_path, cat=3, dog=3)
     (root / "cat" / "1.png").chmod(0)
-    real = open
+    real = os.open
 
     def refused(path, *how, **named):
         if str(path).endswith("cat/1.png"):
             raise PermissionError(13, "Permission denied", str(path))
         return real(path, *how, **named)
 
-    monkeypatch.setattr("builtins.open", refused)  # root may read what nobody may
-    assert listing(root).left_out == ("cat/1.png: Permission denied",)
+    monkeypatch.setattr(os, "open", refused)  # root may read what nobody may
+    assert left_out(root) == ["cat/1.png: cannot be read: Permission denied"]
 
 
 def test_no_such_folder_is_a_line(tmp_path: Path):
@@ -332,13 +352,13 @@ def test_no_such_folder_is_a_line(tmp_path: Path):
 def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Path, home: Path, monkeypatch):
     root = flat(tmp_path, cat=4, dog=4)
     decoded = []
-    real = folder.decode
+    real = folder.decode_bytes
 
     def watched(*how):
         decoded.append(how)
         return real(*how)
 
-    monkeypatch.setattr(folder, "decode", watched)
+    monkeypatch.setattr(folder, "decode_bytes", watched)
 
     def work(size: int, fit: folder.Fit = "crop") -> int:
         decoded.clear()
@@ -346,6 +366,10 @@ def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Pat
         return len(decoded)
 
     assert [work(8), work(8), work(9), work(8, "pad"), work(8, "pad")] == [8, 0, 8, 8, 0]
+    (root / "cat" / "0.png").rename(root / "cat" / "another name.png")
+    assert work(8) == 0
+    root = root.rename(tmp_path.with_name("moved"))
+    assert work(8) == 0
     picture(root / "cat" / "new.png", 99)
     assert [work(8), work(8)] == [9, 0]
     picture(root / "cat" / "new.png", 98, side=13)
@@ -359,8 +383,8 @@ def test_killed_while_decoding_it_begins_anew(tmp_path: Path, home: Path):
 import time
 from pathlib import Path
 from pipeline import folder
-real = folder.decode
-folder.decode = lambda path, *how: time.sleep(60 * (path.stem == "299")) or real(path, *how)
+real, done = folder.decode_bytes, []
+folder.decode_bytes = lambda *how: done.append(0) or time.sleep(60 * (len(done) > 500)) or real(*how)
 folder.prepare(Path({str(root)!r}), 64, "crop")
 """
     with pytest.raises(subprocess.TimeoutExpired):
@@ -378,6 +402,15 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, home: Path):
         path.write_bytes(damaged)
         assert np.array_equal(folder.prepare(root, 8, "crop")[1], first)
         assert path.read_bytes() == whole
+
+
+def test_the_newest_caches_of_a_folder_stay_and_those_of_others(tmp_path: Path, home: Path, capfd):
+    one, other = (flat(tmp_path / name, seed, cat=3, dog=3) for seed, name in enumerate(("one", "other")))
+    listing(other)
+    for size in range(8, 8 + store.KEPT + 2):
+        listing(one, size)
+    assert len(list(home.rglob("*.pictures"))) == store.KEPT + 1
+    assert capfd.readouterr().err.count("removed the oldest cache of this folder") == 2
 
 
 # From a folder to a page
@@ -405,11 +438,32 @@ def test_a_folder_trains_and_every_error_is_explained_with_its_file(tmp_path: Pa
 
 
 def test_the_command_says_what_is_there(tmp_path: Path):
-    root = flat(tmp_path, cat=10, dog=10)
+    root = flat(tmp_path / "own", cat=10, dog=10)
     (root / "dog" / "notes.txt").write_text("no picture")
-    command = [sys.executable, "-m", "pipeline", "--data", str(root), "--size", "8"]
+    command = [sys.executable, "-m", "pipeline", "--data", str(root), "--size", "8", "--sheet", str(tmp_path / "s.png")]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert said.returncode == 0 and "left out dog/notes.txt: cannot identify" in said.stdout
+    assert said.returncode == 0 and "left out dog/notes.txt: no picture, .txt" in said.stdout
     assert "20 pictures, 0 of them copies" in said.stdout
     wrong = subprocess.run([*command[:4], "nowhere"], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1 and "no such folder" in wrong.stderr
+
+
+def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, monkeypatch):
+    root = flat(tmp_path / "own", cat=3, dog=3)
+    monkeypatch.chdir(tmp_path)
+
+    def sheet(path: str) -> bytes:
+        entry.main(["--data", "own", "--size", "8", "--sheet", path])
+        return Path(path).read_bytes()
+
+    first = sheet("sheet.png")
+    assert sheet("sheet.png") == first
+    mine = picture(tmp_path / "mine.png").read_bytes()
+    with pytest.raises(Mistake, match=r"--sheet is mine.png: it would be overwritten, and is no sheet of this command"):
+        sheet("mine.png")
+    assert Path("mine.png").read_bytes() == mine
+    Path("link.png").symlink_to("sheet.png")
+    assert sheet("link.png") == first and Path("link.png").is_symlink()
+    with pytest.raises(Mistake, match="it lies in own"):
+        sheet("own/sheet.png")
+    assert not (root / "sheet.png").exists()

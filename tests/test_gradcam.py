@@ -52,7 +52,7 @@ def open_only(split: Split, part: str = "test") -> Callable[..., DataSet]:
         assert name == part, f"{name} was opened"
         return split
 
-    return lambda name, *how: DataSet(name, load)
+    return lambda *_: DataSet(load)
 
 
 @pytest.fixture(scope="module")

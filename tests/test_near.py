@@ -1,6 +1,5 @@
 """Near copies of pictures to train on: what is found, and what the command says."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +67,7 @@ def test_the_command_names_near_copies_across_parts(
     for i in range(copies):
         drawn(1 + i).save(root / "test" / "beach" / f"again{i}.jpg", quality=70)
     monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "argv", ["pipeline", "--data", str(root), "--sheet", str(tmp_path / "sheet.png")])
-    assert entry.main() == 0
+    entry.main(["--data", str(root), "--sheet", str(tmp_path / "sheet.png")])
     lines = [line for line in capsys.readouterr().out.splitlines() if "nearly the same" in line]
     if not copies:
         assert lines == []

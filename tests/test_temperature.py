@@ -116,4 +116,4 @@ def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkey
 @pytest.mark.parametrize(("fold", "own", "fitted"), [("", True, True), ("1/2", True, False), ("1/2", False, True)])
 def test_a_fold_s_temperature_comes_from_the_validation_part_if_there_is_one(fold: str, own: bool, fitted: bool):
     trained = Checkpoint(ResNet(["a", "b"], width=1), Config(fold=fold), {"temperature": 0.7})
-    assert study.fitted_to_it(trained, DataSet("x", lambda part: generated(8), lambda: own)) == fitted
+    assert study.fitted_to_it(trained, DataSet(lambda part: generated(8), lambda: own)) == fitted

@@ -45,13 +45,13 @@ def _line(value: Any) -> bool:
 
 
 def _plain(value: Any) -> bool:
-    return _line(value) or type(value) is bool or schema.number(value)
+    return _line(value) or type(value) is bool or schema.NUMBER(value)
 
 
 # What may stand in a result's file: anybody could have made it.
 MOST_BYTES = 10_000_000
 FORM: dict[str, schema.Check] = {
-    "format": schema.one_of(FORMAT),
+    "format": (FORMAT,).__contains__,
     "version": lambda value: value in (1, VERSION),
     "theme": _line,
     "card": schema.named(_line, 100),
@@ -59,7 +59,7 @@ FORM: dict[str, schema.Check] = {
     "rows": schema.many(lambda value: type(value) is dict, 100_000),
 }
 ROW_FORM: dict[str, schema.Check] = dict.fromkeys(("part", "name", "unit", "note"), _line)
-ROW_FORM |= dict.fromkeys(("value", "low", "high"), lambda value: value is None or schema.number(value))
+ROW_FORM |= dict.fromkeys(("value", "low", "high"), lambda value: value is None or schema.NUMBER(value))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
         OSError: the data set is not here and cannot be had.
     """
     machine = Machine.of(config, world)
-    split, _ = open_dataset(config.data, config.size, config.fit).splits(validate=True)
+    split, _ = open_dataset(config.data, config.size, config.fit, config.layout).splits(validate=True)
     plan_of(config, split, ALONE)  # before any work
     return Setup(config, split, machine)
 

@@ -53,7 +53,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
-        data = open_dataset(config.data, config.size, config.fit)
+        data = open_dataset(config.data, config.size, config.fit, config.layout)
         self.train, self.held_out = data.splits(config.validate, config.fold)
         self._models: dict[tuple[int, ...], ResNet] = {}
 

