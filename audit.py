@@ -22,11 +22,14 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ground.entry import execute
 from ground.mistake import Mistake
 from ground.terminal import print_result
+
+if TYPE_CHECKING:  # --help loads nothing heavy
+    from pipeline.dataset import DataSet
 
 SHOWN = 10
 PAGE = "labels.html"
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     from engine.config import given_flags, parse
     from explain import outputs
     from ground.files import check_apart
+    from pipeline.dataset import open_dataset
 
     parser = argparse.ArgumentParser(
         prog="audit.py",
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     outputs.check(str(options.out / PAGE), True, data)
     models = [train(recipe, options.out, f"{k}/{options.folds}") for k in range(1, options.folds + 1)]
-    result = judge(models, options.out)
+    result = judge(models, options.out, open_dataset(config.data, config.size, config.fit, config.layout))
     print_result(lines(result), result)
 
 
@@ -98,15 +102,15 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     return model
 
 
-def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Models of all folds -> cases -> maps -> files; returns what there is to report."""
+def judge(models: Sequence[Path], out: Path, data: "DataSet") -> dict[str, Any]:
+    """Models of all folds of the data -> cases -> maps -> files; returns what there is to report."""
     from engine import checkpoint
     from explain import outputs, page, study
     from explain.explainer import Explainer
     from explain.options import GradcamOptions
 
     checkpoints = [checkpoint.load(model) for model in models]
-    errors = study.of_folds(checkpoints)
+    errors = study.of_folds(checkpoints, data)
     cases = errors.cases
     explainer = Explainer.of(checkpoints[0], "cpu")  # layer4's maps are there already
     maps = explainer.explain(cases, "layer4", "gradcam", "pred", several=True)

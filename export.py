@@ -4,6 +4,7 @@
     python export.py --out small.onnx --int8               # a quarter of the size; what that costs is measured
     python export.py --out model.pt2 --maps                # torch.export, with layer4's class maps
     python export.py --out model.safetensors               # the weights alone, under torchvision's names
+    python export.py --random                              # where the data set is not at hand
 
 It takes uint8 pictures (N, S, S, 3) and gives probabilities: resizing, normalising and softmax are inside. Before the
 file is written it runs real images, and must give what the checkpoint gives. The last line on stdout is JSON.
@@ -30,6 +31,8 @@ CHECKED, CALIBRATED = 256, 512  # images
 class ExportOptions(CheckpointOptions):
     out: str = "model.onnx"
     """The file: .onnx, .pt2 (torch.export) or .safetensors (weights alone)."""
+    random: bool = False
+    """Check the file on random images, not on those of the data set, which then need not be there."""
     maps: bool = False
     """Give layer4's class maps too, (N, C, h, w): a heatmap of every class without a gradient."""
     int8: bool = False
@@ -43,6 +46,8 @@ class ExportOptions(CheckpointOptions):
             raise Mistake(f"--out is {self.out}: its name must end in .onnx, .pt2 or .safetensors")
         if self.int8 and kind != ".onnx":
             raise Mistake(f"--out is {self.out}: with --int8 its name must end in .onnx")
+        if self.int8 and self.random:
+            raise Mistake("--int8 is calibrated on the data set: leave --random out")
         if self.maps and kind == ".safetensors":
             raise Mistake(f"--out is {self.out}: weights alone give no --maps")
 
@@ -59,26 +64,34 @@ def main(arguments: Sequence[str]) -> None:
 
 def export(options: ExportOptions) -> dict[str, Any]:
     """Options -> checkpoint -> file -> the file opened again and compared; returns what there is to report."""
-    import torch  # --help loads nothing heavy
+    import numpy as np  # --help loads nothing heavy
+    import torch
 
     from deploy import check, classifier, formats
     from engine.machine import Machine
     from ground.files import check_output, destination, write_whole
-    from pipeline.dataset import open_dataset
+    from pipeline.split import Split
 
     out, ckpt = Path(options.out), Path(options.ckpt)
     loaded = options.load()
     config, threads = loaded.config, Machine.on(torch.device("cpu"), threads=options.threads).threads
-    check_output(out, inputs=[ckpt, *[config.data] * config.own_pictures], mark=classifier.MARK)
-    data, held_out = open_dataset(config.data, config.size, config.fit), (config.validate, config.fold)
-    train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
-    model = classifier.Classifier(loaded.model, split.side, options.maps)
-    facts = classifier.facts(loaded, ckpt, split.side)
+    check_output(out, inputs=[ckpt, options.data, *[config.data] * config.own_pictures], mark=classifier.MARK)
+    held_out, side = (config.validate, config.fold), config.side or loaded.model.resolution
+    train: Split | None = None
+    split: Split | None = None
+    if options.random:
+        shape = CHECKED, side, side, 3
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    else:
+        data = options.open_data(loaded)
+        train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
+        images, side = split.sample(CHECKED), split.side
+    model = classifier.Classifier(loaded.model, side, options.maps)
+    facts = classifier.facts(loaded, ckpt, side)
     content, run = formats.made(out.suffix, model, facts, threads)
-    images = split.sample(CHECKED)
     difference = check.checked(run, loaded.model, images)
     measured = {}
-    if train is not None:
+    if train and split:
         small = formats.quantised(content, train.sample(CALIBRATED))
         runs = {"checkpoint": (ckpt.stat().st_size, formats.of_torch(model)), "float32": (len(content), run)}
         runs["int8"] = len(small), formats.of_onnx(small, threads)

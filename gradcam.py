@@ -43,14 +43,14 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     checkpoint = options.load()
     config = checkpoint.config
     data = [config.data] if config.own_pictures else []
-    outputs.check(options.out, not options.images, [options.ckpt, *options.images, *data])
+    outputs.check(options.out, not options.images, [options.ckpt, options.data, *options.images, *data])
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
     options.check_classes(explainer.model.classes)
 
     if options.images:
         errors = study.of_pictures(explainer, options.images, config.side, config.fit)
     else:
-        errors = study.of_split(explainer, checkpoint)
+        errors = study.of_split(explainer, checkpoint, options.open_data(checkpoint))
     cases, clock = errors.cases, Stopwatch({})
     difference = cam.check_class_maps(explainer.model, cases.inputs[:8])
     drawn = cases.select(options.order, options.true, options.pred, options.seed)[: options.n]

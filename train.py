@@ -16,29 +16,30 @@ import preflight
 preflight.require_environment("train.py")
 preflight.require_dali()
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
 
 from engine import distributed
+from engine.checkpoint import Checkpoint
 from engine.config import DECIDING, Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
-from ground.files import check_writable
-from pipeline import folder
+from ground.files import check_apart, check_output
 from pipeline.dali import DaliLoader, evaluation_loader
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, require_known
 from pipeline.plan import Plan
 from pipeline.split import Split
 from run import resume
 from run.budget import decide
-from run.pretrained import shaped, start_from
+from run.pretrained import require_unseen, start_from, take_shape
 from run.resume import State
-from run.run import open_run
+from run.run import RunData, open_run
 from run.stopwatch import Stopwatch
 
 
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         data = open_dataset(config.data, config.size, config.fit, config.layout)
         train, reported = data.splits(config.validate, config.fold)
         world.require_agreement(partial(agreement, config, machine, train, reported))
+        if learnt:
+            require_unseen(config, learnt, reported)
         config = decide(config, given_flags(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
@@ -62,12 +65,15 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
-    start_from(model, learnt)
+    if learnt:
+        start_from(model, learnt)
     learner = Learner(model, config, len(loader), machine)
+    digest = hashlib.sha256(f"{train.digest} {reported.digest}".encode()).hexdigest()
     if state.path:
-        resume.restore(learner, state, config, train.digest)
+        resume.restore(learner, state, config, digest, train.digest)
 
-    with open_run(state, learner, loader, train.digest, reported.name, clock) as run:
+    run_data = RunData(digest, data.identity(), train.contents, reported.name)
+    with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
         for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):  # timed; its bar
@@ -89,20 +95,23 @@ def agreement(config: Config, machine: Machine, train: Split, reported: Split) -
     return flags | images | versions | {"precision": machine.precision, "compiled": machine.compiled}
 
 
-def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State, Mapping[str, torch.Tensor]]:
+def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State, Checkpoint | None]:
     """The preset's name, the config, with `--resume` the state that the run goes on from, and with `--pretrained` the
-    weights that it starts from.
+    checkpoint that it starts from.
     """
     preset, config = parse(arguments, default_preset(torch.cuda.is_available()))
     state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
     if state.path:
         preset, config = parse(arguments, preset, state.config)
-    config, learnt = shaped(config, given_flags(arguments), state) if config.pretrained else (config, {})
+    given = given_flags(arguments)
+    if state.path and "data" not in given:
+        require_known(config.data, str(state.path))
+    config, learnt = take_shape(config, given, state) if config.pretrained else (config, None)
     preflight.check_driver(config.device)
     if world.first:
-        check_writable(config.out)
-        if config.own_pictures:
-            folder.check_outside(config.data, config.run_dir or "runs", "--run-dir")
+        pictures = [config.data] * config.own_pictures
+        check_output(config.out, inputs=[config.pretrained, *pictures])
+        check_apart(config.run_dir or "runs", "--run-dir", pictures)
     return preset, replace(config, resume=""), state, learnt
 
 

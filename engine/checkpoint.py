@@ -73,10 +73,15 @@ class Checkpoint:
     """In eval mode, float32, channels_last, on the CPU. Its logits are divided by the checkpoint's temperature."""
     config: Config
     metrics: dict[str, Any]
-    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model."""
+    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model; `identity`,
+    what the data set was."""
+    trained_on: torch.Tensor
+    """(n,) int64: pipeline.split.Split.contents of the pictures that it was trained on; empty of other data."""
 
 
-def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any]) -> None:
+def save_model(
+    path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any], trained_on: torch.Tensor | None = None
+) -> None:
     """Write a finished model: its weights as they are, and in its metrics the `temperature` that `load` applies.
 
     Raises:
@@ -85,6 +90,8 @@ def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[st
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
+    if trained_on is not None and len(trained_on):
+        content["trained_on"] = trained_on
     write(destination(path), MODEL, content)
 
 
@@ -100,7 +107,9 @@ def load(path: str | Path) -> Checkpoint:
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
     model.cool_(content["metrics"].get("temperature", 1.0))
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), content["config"], content["metrics"])
+    trained_on = content.get("trained_on", torch.zeros(0, dtype=torch.int64))
+    model = model.to(memory_format=torch.channels_last).eval()
+    return Checkpoint(model, content["config"], content["metrics"], trained_on)
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:

@@ -75,6 +75,7 @@ METRICS: dict[str, Check] = {
     "test_total": WHOLE,
     "temperature": within(COLDEST, HOTTEST, int, float),
 }
+CONTENTS = like(torch.zeros(0, dtype=torch.int64), any_shape=True)
 MODEL = {
     "config": anything,
     "classes": many(name, MOST_CLASSES),
@@ -87,7 +88,7 @@ SETTINGS: dict[type, Check] = {list: many(WHOLE, 10_000), str: text(4096)}
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
     """A finished model's content (config, classes, weights, metrics), its config as a Config. Raises MisfitError."""
-    fit(content, MODEL, "it")
+    fit(content, MODEL | ({"trained_on": CONTENTS} if "trained_on" in content else {}), "it")
     config, classes, metrics = config_from(content["config"]), content["classes"], content["metrics"]
     fit(metrics, {key: METRICS.get(key, anything) for key in metrics}, "metrics")
     if metrics.get("test_correct", 0) > metrics.get("test_total", 2**53):

@@ -13,6 +13,7 @@ from ground.mistake import Mistake
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
+    from pipeline.dataset import DataSet
 
 ORDERS = {
     "loss": "largest loss first",
@@ -30,6 +31,8 @@ class CheckpointOptions:
 
     ckpt: str = "model.pt"
     """Checkpoint that train.py wrote."""
+    data: str = ""
+    """Where the data set that it was trained on lies now, if not where it was; the contents must be the same."""
     threads: int = 0
     """CPU threads (0: one per core)."""
 
@@ -47,6 +50,23 @@ class CheckpointOptions:
         if not Path(self.ckpt).exists():
             raise Mistake(f"{self.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
         return checkpoint.load(self.ckpt)
+
+    def open_data(self, checkpoint: "Checkpoint") -> "DataSet":
+        """The data set that the checkpoint was trained on, from where it lies now.
+
+        Raises:
+            Mistake: it is not there, or --data names other pictures; or without --data, only the checkpoint's word says
+                that this folder is to be read: see pipeline.dataset.require_known.
+        """
+        from pipeline.dataset import open_dataset, require_known
+
+        config, identity = checkpoint.config, checkpoint.metrics.get("identity", "")
+        if not self.data:
+            require_known(config.data, self.ckpt)
+        data = open_dataset(self.data or config.data, config.size, config.fit, config.layout)
+        if self.data and identity and data.identity() != identity:
+            raise Mistake(f"--data is {self.data}: these are not the pictures of {self.ckpt}, in its classes and parts")
+        return data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from explain.explainer import BATCH, Explainer
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import DataSet, fold_indices, open_dataset
+from pipeline.dataset import DataSet, fold_indices
 from pipeline.pictures import Fit
 from pipeline.split import Split
 
@@ -80,33 +80,29 @@ class Study:
         }
 
 
-def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
-    """One pass of the checkpoint's model over the split that its run reported on.
+def of_split(explainer: Explainer, checkpoint: Checkpoint, data: DataSet) -> Study:
+    """One pass of the checkpoint's model over the split of its data that its run reported on.
 
     Raises:
         Mistake: a logit is not a finite number, or the data have other classes now.
         OSError: the data set cannot be read.
     """
-    config = checkpoint.config
-    data = open_dataset(config.data, config.size, config.fit, config.layout)
-    split = data.reported(config.validate, config.fold)
+    split = data.reported(checkpoint.config.validate, checkpoint.config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
     return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
 
 
-def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
+def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
     """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
 
     Args:
-        checkpoints: of the same data, one for each fold.
+        checkpoints: one for each fold of the data.
 
     Raises:
         Mistake: a logit is not a finite number, or the data have other classes, or folds of other sizes, now.
         OSError: the data set cannot be read.
     """
-    config = checkpoints[0].config
-    data = open_dataset(config.data, config.size, config.fit, config.layout)
-    train = data.load("train")
+    config, train = checkpoints[0].config, data.load("train")
     judges: list[tuple[Explainer, Ints | slice]] = []
     for checkpoint in checkpoints:
         fold = fold_indices(train, checkpoint.config.fold)

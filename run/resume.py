@@ -115,8 +115,11 @@ def _load(path: Path) -> State:
     return State(path, replace(given, **here), given=given, **content)
 
 
-def restore(learner: Learner, state: State, config: Config, data: str) -> None:
+def restore(learner: Learner, state: State, config: Config, *data: str) -> None:
     """Bring a fresh learner to the state, which must be of the same run.
+
+    Args:
+        data: the SHA-256 that a state may have of the images; that of the training set alone is an earlier version's.
 
     Raises:
         ValueError: the config or the data (a SHA-256) differs from what the state was made with, or the state does
@@ -127,7 +130,7 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
             f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}: leave these out, or start "
             "afresh without --resume"
         )
-    if state.data != data:
+    if state.data not in data:
         raise Mistake(f"{state.path}: it was trained on other data than this run would be")
     steps, epoch = learner.steps_per_epoch, len(state.rows)
     try:

@@ -19,7 +19,7 @@ import audit
 import train
 from engine import checkpoint
 from explain import study
-from pipeline.dataset import open_dataset
+from pipeline.dataset import DataSet, open_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (50, 200, 60), "red": (200, 60, 50)}
@@ -49,8 +49,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     torch.set_num_threads(threads)
 
 
+def data_of(models: list[Path]) -> DataSet:
+    return open_dataset(str(models[0].parent / "pictures"), 16)
+
+
 def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
-    result = audit.judge(models, tmp_path)
+    result = audit.judge(models, tmp_path, data_of(models))
     assert result["total"] == 180 and result["split"] == "train"
     worst = {
         (one["image"].partition("/train/")[2], one["label"], one["predicted"])
@@ -62,7 +66,7 @@ def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
     # Not each of them everywhere: a model this sure of all images is as sure as on average of half of them.
     assert any(rows[name]["label_disputed"] == "1" for name in PLANTED)
     assert sum(row["label_disputed"] == "1" for row in rows.values()) == result["disputed"] < 10
-    train_part = open_dataset(str(models[0].parent / "pictures"), 16).load("train")
+    train_part = data_of(models).load("train")
     for row in rows.values():
         assert train_part.files[int(row["index"])] == row["file"]
     assert np.load(tmp_path / "heatmaps.npz")["maps"].shape[0] == len(rows) == result["errors"]
@@ -71,9 +75,9 @@ def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
 
 
 def test_each_image_is_judged_by_the_model_that_has_not_seen_it(models: list[Path]):
-    first, second = (checkpoint.load(path) for path in models)
-    together = study.of_folds([second, first])
-    alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one) for one in (first, second)]
+    (first, second), data = (checkpoint.load(path) for path in models), data_of(models)
+    together = study.of_folds([second, first], data)
+    alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one, data) for one in (first, second)]
     files = [file for one in alone for file in one.cases.files]
     assert sorted(together.cases.files) == sorted(files)
     for field in ("logits", "class_maps", "inputs"):
@@ -102,8 +106,9 @@ def test_the_last_line_is_json(models: list[Path], tmp_path: Path, monkeypatch, 
         return models[len(asked) - 1]
 
     monkeypatch.setattr(audit, "train", trained)
-    audit.main(["cpu", "--folds", "2", "--out", str(tmp_path / "new"), "--epochs", "4"])
-    assert asked == [(["cpu", "--epochs", "4"], tmp_path / "new", f"{k}/2") for k in (1, 2)]
+    recipe = ["--data", str(models[0].parent / "pictures"), "--size", "16"]
+    audit.main(["--folds", "2", "--out", str(tmp_path / "new"), *recipe])
+    assert asked == [(recipe, tmp_path / "new", f"{k}/2") for k in (1, 2)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{json.loads(lines[-1])['errors']} of 180 train images are judged otherwise")
     assert "labelled" in lines[1] and "looks like" in lines[1]
@@ -113,14 +118,14 @@ def test_a_model_of_other_classes_is_refused(models: list[Path], monkeypatch):
     one = checkpoint.load(models[0])
     monkeypatch.setattr(one.model, "classes", ("blue", "green", "pink"))
     with pytest.raises(ValueError, match="other classes"):
-        study.of_folds([one])
+        study.of_folds([one], data_of(models))
 
 
 def test_data_that_have_changed_since_a_fold_was_trained_are_refused(models: list[Path]):
     one = checkpoint.load(models[0])
     one.metrics["test_total"] -= 1
     with pytest.raises(ValueError, match="the data have changed"):
-        study.of_folds([one])
+        study.of_folds([one], data_of(models))
 
 
 @pytest.mark.parametrize("words", [["--validate"], ["--run-dir=x"], ["cpu", "--fold", "1/2"], ["--resume", "auto"]])

@@ -279,7 +279,7 @@ def test_a_link_is_followed_and_a_file_of_ours_replaced_under_any_name(run, monk
     out = os.fsdecode(b"link\xff") + suffix
     Path(out).symlink_to(f"real{suffix}")
     for _ in range(2):
-        code, result, _ = run("--ckpt", "own.pt", "--out", out)
+        code, result, _ = run("--ckpt", "own.pt", "--out", out, "--data", str(pictures))
         assert (code, Path(out).is_symlink()) == (0, True)
     assert result["accuracy_on"] == r"? ? images of own\udcff, by the checkpoint in ?"
     assert Path(f"real{suffix}").stat().st_size == result["bytes"]

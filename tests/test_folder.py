@@ -316,7 +316,7 @@ def test_a_run_leaves_nothing_among_the_pictures(tmp_path: Path, monkeypatch, ca
     before = sorted(root.rglob("*"))
     monkeypatch.chdir(root)
     code, _, stderr = call(capsys, "smoke", "--data", ".", *flags, "--out", str(tmp_path / "m.pt"))
-    assert code == 2 and stderr.count("\n") == 1 and "it lies in ., where it would be a class" in stderr
+    assert code == 2 and stderr.count("\n") == 1 and "lies in ., among what this command reads" in stderr
     assert sorted(root.rglob("*")) == before
 
 
@@ -459,7 +459,7 @@ def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, m
     first = sheet("sheet.png")
     assert sheet("sheet.png") == first
     mine = picture(tmp_path / "mine.png").read_bytes()
-    with pytest.raises(Mistake, match=r"--sheet is mine.png: it would be overwritten, and is no sheet of this command"):
+    with pytest.raises(Mistake, match=r"mine.png would be overwritten, and is not of this program"):
         sheet("mine.png")
     assert Path("mine.png").read_bytes() == mine
     Path("link.png").symlink_to("sheet.png")

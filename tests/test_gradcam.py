@@ -25,7 +25,7 @@ from engine.device import DTYPES
 from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import STAGES, ResNet
-from explain import cam, faithfulness, options, study
+from explain import cam, faithfulness, options
 from ground.entry import execute
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import DataSet
@@ -70,7 +70,7 @@ def loaded(split: Split) -> tuple[torch.Tensor, dict[str, Any]]:
 def run(tmp_path: Path, split: Split, loaded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     """Run gradcam.py in a folder that holds model.pt; gives the exit code, the result and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "open_dataset", open_only(split))
+    monkeypatch.setattr("pipeline.dataset.open_dataset", open_only(split))
     checkpoint.save_model("model.pt", trained()[0], CONFIG, loaded[1])
 
     def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
@@ -258,7 +258,7 @@ def test_a_perfect_model_has_an_empty_table_and_a_picture_and_a_page_that_say_so
     run, split: Split, loaded, layer: str, monkeypatch: pytest.MonkeyPatch
 ):
     perfect = replace(split, labels=loaded[0].argmax(1).numpy())
-    monkeypatch.setattr(study, "open_dataset", open_only(perfect))
+    monkeypatch.setattr("pipeline.dataset.open_dataset", open_only(perfect))
     code, result, _ = run("--layer", layer)
     assert (code, result["errors"], result["drawn"], result["accuracy"]) == (0, 0, 0, 1.0)
     assert table() == []
@@ -293,7 +293,7 @@ def test_a_checkpoint_of_other_classes_and_a_set_of_larger_images_in_files(
         files=tuple(f"photos/{i}.jpg" for i in range(40)),
         disputed=tuple(range(0, 40, 2)),
     )
-    monkeypatch.setattr(study, "open_dataset", open_only(other))
+    monkeypatch.setattr("pipeline.dataset.open_dataset", open_only(other))
     torch.manual_seed(0)
     checkpoint.save_model("other.pt", ResNet(names, width=8, resolution=24).eval(), CONFIG, loaded[1])
     for out in ("other.png", "other.html"):
@@ -311,7 +311,7 @@ def test_a_checkpoint_of_other_classes_and_a_set_of_larger_images_in_files(
 
 
 def test_a_validation_checkpoint_never_opens_the_test_set(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(study, "open_dataset", open_only(replace(split, shuffled=True), "train"))
+    monkeypatch.setattr("pipeline.dataset.open_dataset", open_only(replace(split, shuffled=True), "train"))
     checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True), loaded[1])
     code, result, _ = run("--ckpt", "held_out.pt", "--n", "1")
     assert code == 0
@@ -347,7 +347,7 @@ def test_the_precision_is_the_checkpoints_own(run, loaded, stored: str, flags: l
         (["--images", "own", "--target", "true"], "need labels"),
         (["--images", "own", "--faithfulness"], "need labels"),
         (["--images", "nowhere"], "nowhere: No such file or directory"),
-        (["--images", "text.pt"], "text.pt: cannot identify image file"),
+        (["--images", "text.pt"], "text.pt: cannot identify it as a picture"),
         (["--out", "missing/page.html"], "missing"),
         (["--true", "cat", "--pred", "cat"], "both cat"),
         (["--nn", "3"], "--nn"),

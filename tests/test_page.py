@@ -442,7 +442,7 @@ def test_names_of_own_pictures_are_words_not_markup(window: Browser, view):
 
 
 HTML = "</script><b title=\"it's\">&amp;"
-WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", "", "7", "__proto__", "toString", HTML)
+WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", " ", "7", "__proto__", "toString", HTML)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def first(tmp_path: Path, monkeypatch) -> Path:
 def test_all_weights_but_the_last_layer_s_are_taken(first: Path):
     model = create(Config(width=4), load("train", 64, 64))
     before, theirs = {k: v.clone() for k, v in model.state_dict().items()}, weights(first)
-    start_from(model, theirs)
+    start_from(model, checkpoint.load(first))
     for name, value in model.state_dict().items():
         assert torch.equal(value, (before if name.startswith(OWN) else theirs)[name]), name
     assert {name for name in before if name.startswith(OWN)} == {"fc.weight", "fc.bias", "mean", "std"}
@@ -83,9 +83,9 @@ def test_a_file_that_is_replaced_meanwhile_is_read_once(first: Path, capsys, mon
     [
         (["--width", "8"], "--width is 8, but --pretrained first.pt has 4: leave --width out"),
         (["--depth", "34"], "--depth is 34, but --pretrained first.pt has 18: leave --depth out"),
-        (["--validate"], "it may have learnt the very images"),
+        (["--validate"], "was trained on maybe some of the validation images"),
         (["--out", "loop"], "loop: Too many levels of symbolic links"),
-        (["--fold", "1/3"], "it may have learnt the very images"),
+        (["--fold", "1/3"], "was trained on maybe some of the validation images"),
         (["--out", "./first.pt"], "--out is ./first.pt, the file of --pretrained"),
         (["--pretrained", "none.pt"], "none.pt"),
         (["--pretrained", "log.jsonl"], "log.jsonl is not a model checkpoint"),
