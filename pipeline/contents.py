@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ground.files import open_regular, write_whole
+from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.pictures import MOST_BYTES, reason
 
@@ -28,20 +29,16 @@ def status_bytes(status: os.stat_result) -> bytes:
 
 
 def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], list[str]]:
-    """For each file the SHA-256 of its bytes, or "" and why it cannot be read.
-
-    Raises:
-        OSError: the index cannot be written.
-    """
+    """For each file the SHA-256 of its bytes, or "" and why it cannot be read."""
     known, paths = read_index(index), [os.path.join(base, name) for name in names]
-    found, reasons = [b""] * len(names), [""] * len(names)
+    hashes, reasons = [b""] * len(names), [""] * len(names)
     statuses = [b""] * len(names)
     now = time.time_ns()
 
     def look(i: int) -> None:
         status = os.stat(paths[i])
         statuses[i] = status_bytes(status)
-        found[i] = known.get(statuses[i], b"")
+        hashes[i] = known.get(statuses[i], b"")
         if status.st_ctime_ns > now - SETTLED * 1e9:
             statuses[i] = b""
 
@@ -49,8 +46,8 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
         with open_regular(paths[i]) as file:
             before = os.fstat(file.fileno())
             if before.st_size > MOST_BYTES:
-                raise ValueError(f"more than {MOST_BYTES / 1e9:.1f} GB")
-            found[i] = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
+                raise Mistake(f"more than {MOST_BYTES / 1e9:.1f} GB")
+            hashes[i] = hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
             if statuses[i] and status_bytes(os.fstat(file.fileno())) != statuses[i]:
                 statuses[i] = b""
 
@@ -68,13 +65,14 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
     every = range(len(names))
     for _ in in_threads(each(look), every):
         pass
-    new = [i for i in every if not found[i] and not reasons[i]]
+    new = [i for i in every if not hashes[i] and not reasons[i]]
     for _ in tracked(in_threads(each(read), new), "reading", len(new), count=int):
         pass
     if new:
-        entries = [status + digest for status, digest in zip(statuses, found, strict=True) if status and digest]
-        write_index(index, entries)
-    return [digest.hex() for digest in found], reasons
+        entries = [status + digest for status, digest in zip(statuses, hashes, strict=True) if status and digest]
+        with contextlib.suppress(OSError):  # then they are read again the next time
+            write_index(index, entries)
+    return [digest.hex() for digest in hashes], reasons
 
 
 def in_threads(work: Callable[[Sequence[int]], int], rows: Sequence[int]) -> Iterator[int]:

@@ -26,7 +26,8 @@ from pipeline.memory import zeros
 from pipeline.plan import Draws, Plan
 from pipeline.split import Split
 
-EVALUATION_SIDE = 48  # pixels: the largest images of CIFAR-10 in the presets
+LARGEST_PRESET = 48  # pixels
+EVALUATION_PIXELS = 1000 * 32 * 32
 LATE = 1 << 30  # an epoch after the last one
 CHUNKS = 8  # of a batch, for 2 to 16 threads (two cores of an AMD EPYC: 139k images/s, image by image 53k)
 
@@ -84,7 +85,7 @@ class DaliLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         side = self.resolution(epoch)
         for iteration in range(start, len(self)):
-            # The pipeline runs ahead along the plan. Another place or another resolution needs a new one (20 ms).
+            # The pipeline runs ahead along the plan. Another place or another resolution needs a new one.
             if self._pipe is None or (epoch, iteration) != self._next or side != self._side:
                 self._pipe, self._side = self._build(epoch, iteration, side), side
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -205,14 +206,14 @@ def evaluation_loader(
     """All images of a split once an iteration, in order and unchanged but for their size: one, or one for each epoch.
 
     Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. A `batch_size` of
-    0 stands for 1,000, which divides 10,000 and 5,000, so that CIFAR-10 needs none; above EVALUATION_SIDE it stands for
-    no more pixels than 1,000 images of that side have. Of several ranks each takes whole batches, the very ones
+    0 stands for 1,000, which divides 10,000 and 5,000, so that CIFAR-10 needs none; for images larger than the presets
+    make of CIFAR-10's, for as many as have EVALUATION_PIXELS. Of several ranks each takes whole batches, the very ones
     that one process would see: the logits of an image can depend, in the last bits, on the size of its batch. Some
     ranks may have none.
     """
     side = resolution if callable(resolution) else lambda epoch: resolution
     largest = max(split.side, side(0), side(LATE))
-    batch_size = batch_size or min(1000, max(1, 1000 * EVALUATION_SIDE**2 // largest**2))
+    batch_size = batch_size or (1000 if largest <= LARGEST_PRESET else max(1, EVALUATION_PIXELS // largest**2))
     plan = Plan(
         count=len(split),
         side=split.side,

@@ -119,7 +119,7 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
 
     def arrange(records: Sequence[Record]) -> Sequence[int]:
         nonlocal listing
-        listing, rows = arranged(inventory, digests, reasons, records)
+        listing, rows = make_listing(inventory, digests, reasons, records)
         return rows
 
     stored = store.read(path, size, arrange)
@@ -157,7 +157,7 @@ def _on_disk(folder: Path, name: str) -> str:
     return name.replace("\\", "/") if "\\" in name and not os.path.lexists(folder / name) else name
 
 
-def arranged(
+def make_listing(
     inventory: Inventory, digests: Sequence[str], reasons: Sequence[str], records: Sequence[Record]
 ) -> tuple[Listing, list[int]]:
     """The listing of files with these contents, and for each of its pictures which of those without a fault it is."""

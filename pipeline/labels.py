@@ -59,7 +59,7 @@ def _plain(name: str) -> str:
     return " ".join("".join(seen).split())
 
 
-def listed(names: Iterable[str], most: int = 6) -> str:
+def name_list(names: Iterable[str], most: int = 6) -> str:
     """Some names, and how many there are beside them."""
     every = list(names)
     return ", ".join(every[:most]) + (f" and {len(every) - most:,} more" if len(every) > most else "")

@@ -21,7 +21,7 @@ from typing import Literal
 from ground.mistake import Mistake
 from ground.terminal import printable
 from pipeline import table
-from pipeline.labels import PARTS, listed, one_spelling, part_name
+from pipeline.labels import PARTS, name_list, one_spelling, part_name
 from pipeline.listing import Inventory, LeftOut, Source
 from pipeline.pictures import looks_like_a_picture
 
@@ -86,31 +86,33 @@ def folder_inventory(root: Path, layout: Layout) -> Inventory:
         top = top.live[0]
     reading = choose(root, top, layout)
     notes = [f"the classes lie in {top.name}"] if top.name else []
-    named = [(name, label, part) for folder, label, part in reading.folders for name in folder.below()]
+    members = [(name, label, part) for folder, label, part in reading.folders for name in folder.below()]
     for folder, reason in reading.unread:
-        labels, source = annotations(root, folder, {label for _, label, _ in reading.folders})
         meant = part_name(folder.label)
-        if source and meant:
+        labels, source = dict[str, str](), ""
+        if meant and meant[0] in PARTS:
+            labels, source = annotations(root, folder, {label for _, label, _ in reading.folders})
+        if source:
             notes.append(f"the classes of {folder.name} are those of {source}")
             reason = f"{source} names no class of it"
         for name in folder.below():
-            if meant and (label := labels.get(os.path.basename(name), "")):
-                named.append((name, label, meant[0]))
+            if (label := labels.get(os.path.basename(name), "")) and meant:
+                members.append((name, label, meant[0]))
             else:
                 left_out.append(LeftOut(name, reason))
-    classes, one_class = one_spelling(label for _, label, _ in named)
+    classes, one_class = one_spelling(label for _, label, _ in members)
     order = sorted(set(classes.values()))
     bare = [printable(folder.label) for folder in top.folders if folder not in top.live]
     if len(order) < 2:
         raise Mistake(
             f"--data is {root}: it must have two folders or more, one for each class, or train and test with these in "
-            f"each; it has {', '.join(order) or 'none'}{f' (without pictures: {listed(bare)})' if bare else ''}"
+            f"each; it has {', '.join(order) or 'none'}{f' (without pictures: {name_list(bare)})' if bare else ''}"
         )
-    accounted = {name for name, _, _ in named} | {file.name for file in left_out}
+    accounted = {name for name, _, _ in members} | {file.name for file in left_out}
     left_out += [LeftOut(name, "not in the folder of a class") for name in tree.below() if name not in accounted]
     number = {label: order.index(name) for label, name in classes.items()}
-    files = tuple(Source(name, number[label], part) for name, label, part in named)
-    notes += [*one_class, *([f"folders without a picture: {listed(bare)}"] if bare else [])]
+    files = tuple(Source(name, number[label], part) for name, label, part in members)
+    notes += [*one_class, *([f"folders without a picture: {name_list(bare)}"] if bare else [])]
     return Inventory(tuple(order), files, tuple(left_out), tuple(notes))
 
 
@@ -121,16 +123,16 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
     """
     left_out: list[LeftOut] = []
     resolved = root.resolve()
-    seen = {_key(os.stat(folder)) for folder in (resolved, *resolved.parents)}
+    visited = {_key(os.stat(folder)) for folder in (resolved, *resolved.parents)}
     tree = Folder("")
     folders, links = [(tree, False)], list[tuple[int, str, Folder]]()
     while folders or links:
         if not folders:
             _, name, folder = heappop(links)  # what holds another's folder first
-            if (key := _key(os.stat(root / name))) in seen:
+            if (key := _key(os.stat(root / name))) in visited:
                 left_out.append(LeftOut(name, "a link to a folder that is here already, or holds this one"))
                 continue
-            seen.add(key)
+            visited.add(key)
             folders.append((Folder(name), False))
             folder.folders.append(folders[0][0])
         folder, hidden = folders.pop()
@@ -147,10 +149,10 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
             aside = hidden or entry.name.startswith(".") or entry.name == SYSTEM_FOLDER
             if entry.is_dir(follow_symlinks=False):
                 inner = Folder(name)
-                if (key := _key(entry.stat(follow_symlinks=False))) in seen or name.count(os.sep) >= DEEPEST:
+                if (key := _key(entry.stat(follow_symlinks=False))) in visited or name.count(os.sep) >= DEEPEST:
                     left_out.append(LeftOut(name, f"a folder that is here already, or lies below {DEEPEST} others"))
                     continue
-                seen.add(key)
+                visited.add(key)
                 folders.append((inner, aside))
                 if not aside:
                     folder.folders.append(inner)
@@ -198,7 +200,7 @@ def choose(root: Path, top: Folder, layout: Layout) -> Reading:
             "--layout classes or --layout parts"
         )
     raise Mistake(
-        f"--data is {root}: as parts, {listed(names)} hold no folders of the same names, one for each class: make "
+        f"--data is {root}: as parts, {name_list(names)} do not hold two folders or more, one for each class: make "
         "these, or say --layout classes if they are the classes"
     )
 
@@ -228,8 +230,8 @@ def parts_reading(top: Folder) -> tuple[Reading | None, bool]:
         return None, False
     training = {inner.label for inner in largest[0].inner.live}
     members = {folder: _class_folders(folder, training) for folder in top.live}
-    named = _family(top.live) if _one_family(top.live) else {}
-    return _reading(top, members, {folder: named.get(folder, "") for folder in members}), False
+    parts = _family(top.live) if _one_family(top.live) else {}
+    return _reading(top, members, {folder: parts.get(folder, "") for folder in members}), False
 
 
 def _reading(top: Folder, members: dict[Folder, list[Folder]], parts: dict[Folder, str]) -> Reading:
@@ -237,7 +239,7 @@ def _reading(top: Folder, members: dict[Folder, list[Folder]], parts: dict[Folde
     folders = [(inner, inner.label, parts[part]) for part, classes in members.items() for inner in classes]
     unread = [(folder, _no_classes(folder)) for folder in top.live if not members.get(folder)]
     names = sorted({printable(label) for _, label, _ in folders})
-    within = listed(printable(folder.label) for folder, classes in members.items() if classes)
+    within = name_list(printable(folder.label) for folder, classes in members.items() if classes)
     return Reading(folders, unread, f"{_words(names)} in each of {within}")
 
 
@@ -246,7 +248,7 @@ def _no_classes(folder: Folder) -> str:
 
 
 def _words(names: list[str]) -> str:
-    return f"{len(names):,} classes ({listed(names)})"
+    return f"{len(names):,} classes ({name_list(names)})"
 
 
 def _family(folders: list[Folder]) -> dict[Folder, str]:

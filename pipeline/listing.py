@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ground.terminal import printable
-from pipeline.labels import PARTS, listed
+from pipeline.labels import PARTS, name_list
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ class Listing:
         parts = [part for part in PARTS if counts[part]]
         used, left = len(self.pictures), len(self.left_out)
         lines = [
-            f"{len(self.classes):,} classes ({listed(self.classes)}) in parts "
+            f"{len(self.classes):,} classes ({name_list(self.classes)}) in parts "
             + (" and ".join(filter(None, [", ".join(parts[:-1]), *parts[-1:]])) or "none")
             + f": {', '.join(f'{counts[part]:,} {part}' for part in parts)}",
-            *self.notes,
+            *map(printable, self.notes),
             f"{used + left:,} files: {used:,} used, {left:,} left out{f': {by_kind(self.left_out)}' if left else ''}",
         ]
         examples: dict[str, list[str]] = defaultdict(list)

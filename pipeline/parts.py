@@ -34,8 +34,8 @@ def decide_parts(files: Sequence[Source], digests: Sequence[str]) -> tuple[list[
             reasons[i] = f"the same picture is among those for {order[last[digest]]}"
         elif not file.part:
             class_digests[file.label].add(digest)
-    drawn = {digest: part for every in class_digests.values() for digest, part in _draw(sorted(every))}
-    parts = [file.part or drawn.get(digest, "") for file, digest in zip(files, digests, strict=True)]
+    part_by_digest = {digest: part for every in class_digests.values() for digest, part in _draw(sorted(every))}
+    parts = [file.part or part_by_digest.get(digest, "") for file, digest in zip(files, digests, strict=True)]
     return parts, reasons
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ground.files import open_regular
 from ground.mistake import Mistake
 from ground.terminal import printable
-from pipeline.labels import PARTS, listed, part_name
+from pipeline.labels import PARTS, name_list, part_name
 
 SUFFIXES = (".csv", ".tsv", ".txt")
 COLUMNS = {
@@ -106,7 +106,7 @@ def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
     missing = "path" if not any(re.sub(r"[\W_]", "", name).lower() in COLUMNS["path"] for name in most) else "label"
     raise Mistake(
         f"its first line must name the columns path and label; {missing} is missing; it names "
-        + (listed(printable(name.strip()) for name in most) or "nothing")
+        + (name_list(printable(name.strip()) for name in most) or "nothing")
     )
 
 

@@ -276,7 +276,7 @@ class Cache:
         made: list[Listing] = []
 
         def arrange(records: Sequence[store.Record]) -> Sequence[int]:
-            listing, rows = folder.arranged(self.inventory, self.digests, [""] * 6, records)
+            listing, rows = folder.make_listing(self.inventory, self.digests, [""] * 6, records)
             made.append(listing)
             return rows
 

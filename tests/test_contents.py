@@ -1,5 +1,6 @@
 """What a data set is, by the contents of its files: identity, index of digests, cache of pixels; and odd pixels."""
 
+import importlib.util
 import os
 import random
 import re
@@ -353,6 +354,7 @@ def test_what_stands_beside_the_pixels_of_a_png_does_not_matter(tmp_path: Path, 
     assert np.array_equal(decode_bytes(data[:cut] + extra + data[cut:], 16, "crop").pixels, expected)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is not None, reason="pillow-heif reads HEIC here")
 def test_heic_is_named_with_its_package_and_avif_is_read(tmp_path: Path, capsys):
     root = own(tmp_path / "own")
     for i, brand in enumerate((b"heic", b"mif1", b"heix", b"avif")):
@@ -388,7 +390,7 @@ def test_a_channel_of_one_level_is_divided_by_no_less_than_the_floor():
 
 
 @pytest.mark.parametrize(
-    ("side", "resolution", "batch"), [(32, 32, 1000), (32, 48, 1000), (64, 64, 562), (192, 192, 62), (32, 256, 35)]
+    ("side", "resolution", "batch"), [(32, 32, 1000), (32, 48, 1000), (64, 64, 250), (192, 192, 27), (32, 256, 15)]
 )
 def test_evaluation_takes_a_thousand_small_images_or_as_many_pixels(side: int, resolution: int, batch: int):
     images = np.zeros((1200, side, side, 3), np.uint8)

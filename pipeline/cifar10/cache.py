@@ -84,7 +84,7 @@ def _cached(path: Path, names: tuple[str, ...]) -> Arrays:
     """The named arrays of a cache file; nothing where the file is missing or of another size.
 
     Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and a file that is
-    cut short cannot end the process. The training set takes 0.05 s once the system has the file in memory.
+    cut short cannot end the process.
     """
     sizes = [math.prod(shape) for shape in facts.SHAPES.values()]
     if not path.is_file() or path.stat().st_size != sum(sizes):
