@@ -32,7 +32,7 @@ from pipeline.dataset import DataSet
 from pipeline.pictures import decode
 from pipeline.split import Split
 from tests.cases import CLASSES
-from tests.commands import rewritten
+from tests.forged import rewritten
 from tests.trained import trained
 
 ROOT = Path(__file__).resolve().parent.parent
