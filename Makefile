@@ -27,7 +27,7 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery audit export bench profile gpu-check test test-all crash-test fuzz check clean given-environment
+.PHONY: help train gallery audit export bench profile gpu-check test test-all crash-test planted fuzz check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
@@ -55,7 +55,7 @@ profile: $(TO_RUN)  ## a trace of real training steps for TensorBoard, and what 
 	@$(PY) -m bench profile $(ARGS)
 
 gpu-check: $(TO_TEST)  ## on a machine with a CUDA GPU: tests, a full run, bench and profile, in one folder
-	@$(PY) -m bench gpu-check $(ARGS)
+	@PYTHON=$(PY) bash bench/gpu_check.sh $(ARGS)
 
 # Each test takes one thread. More processes would each take another gigabyte.
 test: $(TO_TEST)  ## the tests, without those marked slow, in two processes
@@ -66,6 +66,9 @@ test-all: $(TO_TEST)  ## all tests, the slow ones too
 
 crash-test: $(TO_TEST)  ## kill 30 small trainings at random moments, resume them, compare: 3 minutes
 	@$(PY) tests/crash.py $(ARGS)
+
+planted: $(TO_TEST)  ## plant known defects and see that the tests notice each: 10 seconds a defect
+	@$(PY) tests/planted.py $(ARGS)
 
 fuzz: $(TO_TEST)  ## forged and damaged files of all kinds: 12 minutes with ARGS="--inputs 5000"
 	@$(PY) tests/fuzz.py $(ARGS)

@@ -16,25 +16,38 @@ import preflight
 preflight.require_environment("audit.py")
 
 import argparse
-import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ground.entry import execute
 from ground.mistake import Mistake
+from ground.terminal import print_result
+
+if TYPE_CHECKING:  # --help loads nothing heavy
+    from pipeline.dataset import DataSet
 
 SHOWN = 10
 PAGE = "labels.html"
-OWN = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the audit makes itself
+DECIDED = {"fold", "validate", "run_dir", "resume"}  # settings of train.py that the audit makes itself
+# Becomes the program that its words name, which gets SIGTERM when the process that started it ends, however it ends.
+LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
 
 
 def main(arguments: Sequence[str]) -> None:
-    from engine.config import parse, typed
+    from engine.config import given_flags, parse
     from explain import outputs
-    from pipeline import folder
+    from ground.files import check_apart
+    from pipeline.dataset import open_dataset
 
     parser = argparse.ArgumentParser(
         prog="audit.py",
@@ -47,57 +60,63 @@ def main(arguments: Sequence[str]) -> None:
     options, recipe = parser.parse_known_args(arguments)
     if not 2 <= options.folds <= 99:
         raise Mistake(f"--folds is {options.folds}: it must be 2 to 99")
-    if taken := sorted(OWN & typed(recipe)):
-        flag = taken[0].replace("_", "-")
+    given = sorted(DECIDED & given_flags(recipe))
+    if given:
+        flag = given[0].replace("_", "-")
         raise Mistake(f"--{flag}: leave it out; an audit trains on folds of its own, into --out")
     config = parse(recipe, "cpu")[1]
-    if config.own_pictures:
-        folder.check_outside(config.data, str(options.out), "--out")
+    data = [config.data] if config.own_pictures else []
+    check_apart(options.out, "--out", data)
     options.out.mkdir(parents=True, exist_ok=True)
-    outputs.check(str(options.out / PAGE), own=False)
+    outputs.check(str(options.out / PAGE), True, data)
     models = [train(recipe, options.out, f"{k}/{options.folds}") for k in range(1, options.folds + 1)]
-    report(judge(models, options.out))
+    result = judge(models, options.out, open_dataset(config.data, config.size, config.fit, config.layout))
+    print_result(lines(result), result)
 
 
 def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     """The checkpoint of a fold, trained by a process of its own; this one ends with its exit code where it fails."""
     name = f"fold-{fold.replace('/', '-of-')}"
     model = out / f"{name}.pt"
-    own = ["--fold", fold, "--run-dir", str(out / name), "--out", str(model), "--resume", "auto"]
     goes_on = (out / name).exists()
     print(f"fold {fold}", flush=True)
-    process = subprocess.Popen([sys.executable, str(preflight.ROOT / "train.py"), *recipe, *own])
-    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    while True:
-        try:
-            code = process.wait()
-            break
-        except KeyboardInterrupt:  # the training has it too: it saves its state and ends
-            continue
-    signal.signal(signal.SIGTERM, before)
+    decided = ["--fold", fold, "--run-dir", str(out / name), "--out", str(model), "--resume", "auto"]
+    command = [str(preflight.ROOT / "train.py"), *recipe, *decided]
+    process = subprocess.Popen([sys.executable, "-I", "-c", LAUNCHER, str(os.getpid()), *command])
+    handlers: dict[int, Any] = {
+        signal.SIGTERM: lambda *_: process.terminate(),
+        signal.SIGINT: signal.SIG_IGN,  # what a terminal sends, the training has too: it saves its state and ends
+        signal.SIGHUP: signal.SIG_IGN,
+    }
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
+    code = process.wait()
+    code = 128 - code if code < 0 else code
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
     if code == 2 and goes_on:
         print(f"audit.py: {out} holds an audit; if of other settings or data, name another --out", file=sys.stderr)
     if code > 128:  # by a signal, and saved: train.py has said how to go on with this fold alone
         print(f"audit.py: stopped in fold {fold}; to go on, run audit.py again as before", file=sys.stderr)
     if code:
-        sys.exit(code if code > 0 else 128 - code)
+        sys.exit(code)
     return model
 
 
-def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Models of all folds -> cases -> maps -> files; returns what there is to report."""
+def judge(models: Sequence[Path], out: Path, data: "DataSet") -> dict[str, Any]:
+    """Models of all folds of the data -> cases -> maps -> files; returns what there is to report."""
     from engine import checkpoint
     from explain import outputs, page, study
     from explain.explainer import Explainer
-    from explain.options import Options
+    from explain.options import GradcamOptions
 
     checkpoints = [checkpoint.load(model) for model in models]
-    found = study.of_folds(checkpoints)
-    cases = found.cases
+    errors = study.of_folds(checkpoints, data)
+    cases = errors.cases
     explainer = Explainer.of(checkpoints[0], "cpu")  # layer4's maps are there already
     maps = explainer.explain(cases, "layer4", "gradcam", "pred", several=True)
-    content = page.render(found, maps, None, Options(out=PAGE), f"{len(models)} folds, each by a {explainer}")
-    files = outputs.write(str(out / PAGE), own=False, content=content, maps=maps)
+    source = f"{len(models)} folds, each by a {explainer}"
+    content = page.render(errors, maps, None, GradcamOptions(out=PAGE), source)
+    files = outputs.write(str(out / PAGE), content, maps)
     worst = [
         {
             "image": cases.title(i),
@@ -107,22 +126,17 @@ def judge(models: Sequence[Path], out: Path) -> dict[str, Any]:
         }
         for i in cases.select()[:SHOWN]
     ]
-    return found.plain() | {"disputed": int(cases.disputed.sum()), "worst": worst, "files": files}
+    return errors.plain() | {"disputed": int(cases.disputed.sum()), "worst": worst, "files": files}
 
 
-def report(result: dict[str, Any]) -> None:
-    """The closing lines, and `result` itself as the last."""
-    from ground.terminal import printable
-
-    print("{errors:,} of {total:,} {split} images are judged otherwise than labelled".format_map(result), end="")
-    print(" ({accuracy:.2%} right), {disputed:,} of these labels are disputed".format_map(result))
-    for one in result["worst"]:
-        print(printable("{image}: labelled {label}, looks like {predicted} ({probability:.1%})".format_map(one)))
-    print("wrote {} (look at these first), {} and {}".format(*result["files"]))
-    print(json.dumps(result))
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """What a person is told at the end."""
+    text = "{errors:,} of {total:,} {split} images are judged otherwise than labelled ({accuracy:.2%} right), "
+    yield (text + "{disputed:,} of these labels are disputed").format_map(result)
+    for image in result["worst"]:
+        yield "{image}: labelled {label}, looks like {predicted} ({probability:.1%})".format_map(image)
+    yield "wrote {} (look at these first), {} and {}".format(*result["files"])
 
 
 if __name__ == "__main__":
-    from ground.entry import execute
-
     execute(main, "audit.py")

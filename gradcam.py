@@ -14,125 +14,100 @@ import preflight
 
 preflight.require_environment("gradcam.py")
 
-import json
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from explain.options import Options
-from ground.mistake import Mistake
-
-if TYPE_CHECKING:  # --help loads nothing heavy
-    from explain.cases import Ints, Maps
-    from explain.faithfulness import Faithfulness
-    from explain.study import Study
+from explain.options import GradcamOptions
+from ground.entry import execute
+from ground.terminal import print_result
+from run.stopwatch import Stopwatch
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     import tyro
 
-    options = tyro.cli(Options, description=(__doc__ or "").split("\n\n")[0], prog="gradcam.py")
+    description = (__doc__ or "").split("\n\n")[0]
+    options = tyro.cli(GradcamOptions, args=list(arguments), description=description, prog="gradcam.py")
     preflight.require_dali()
     preflight.check_driver(options.device)
-    from ground.entry import execute
+    result = explain_errors(options)
+    print_result(lines(result), result)
 
-    execute(lambda arguments: report(explain_errors(options)), "gradcam.py")
 
-
-def explain_errors(options: Options) -> dict[str, Any]:
+def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
-    from engine import checkpoint
-    from explain import cam, faithfulness, outputs, study
+    from explain import cam, faithfulness, gallery, outputs, page, study  # --help loads nothing heavy
     from explain.explainer import Explainer
-    from explain.phase import Phase
 
-    outputs.check(options.out, bool(options.images))
-    if not Path(options.ckpt).exists():
-        raise Mistake(f"{options.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
-    loaded = checkpoint.load(options.ckpt)
-    explainer = Explainer.of(loaded, options.device, options.precision, options.threads)
+    checkpoint = options.load()
+    config = checkpoint.config
+    data = [config.data] if config.own_pictures else []
+    outputs.check(options.out, not options.images, [options.ckpt, options.data, *options.images, *data])
+    explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
     options.check_classes(explainer.model.classes)
 
     if options.images:
-        found = study.of_pictures(explainer, options.images, loaded.config.side, loaded.config.fit)
+        errors = study.of_pictures(explainer, options.images, config.side, config.fit)
     else:
-        found = study.of_split(explainer, loaded)
-    cases = found.cases
+        errors = study.of_split(explainer, checkpoint, options.open_data(checkpoint))
+    cases, clock = errors.cases, Stopwatch({})
     difference = cam.check_class_maps(explainer.model, cases.inputs[:8])
     drawn = cases.select(options.order, options.true, options.pred, options.seed)[: options.n]
 
-    with Phase("heatmaps", len(cases)) as mapping:
-        maps = explainer.explain(cases, options.layer, options.method, options.target, options.page, mapping.advance)
+    with clock.on("heatmap"):
+        maps = explainer.explain(cases, options.layer, options.method, options.target, options.page)
     checks = None
     if options.faithfulness:
-        with Phase("faithfulness", min(len(cases), faithfulness.IMAGES)) as checking:
-            checks = faithfulness.measure(explainer, maps, options.seed, checking.advance)
-    with Phase("files", len(drawn)) as writing:
-        written = write_files(options, found, maps, checks, drawn, f"{options.ckpt}: {explainer}", writing.advance)
+        with clock.on("faithfulness"):
+            checks = faithfulness.measure(explainer, maps, options.seed)
+        print(*checks.lines(), sep="\n")
+    with clock.on("file"):
+        source = f"{options.ckpt}: {explainer}"
+        if options.page:
+            content = page.render(errors, maps, checks, options, source)
+        else:
+            content = gallery.draw(maps, drawn, options.choice, source)
+        files = outputs.write(options.out, content, maps)
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
-    seconds = found.seconds if options.layer == "layer4" else mapping.seconds
-    result = maps.plain() | found.plain() | written
-    result |= {
+    seconds = errors.seconds if options.layer == "layer4" else clock["heatmap"]
+    result = {
+        "drawn": len(cases) if options.page else len(drawn),
+        "files": files,
         "precision": explainer.machine.precision,
         "maps_per_second": maps.computed / seconds,
         "layer4_against_autograd": difference,
-        "heatmap_seconds": mapping.seconds,
-        "file_seconds": writing.seconds,
     }
-    if checks:
-        result |= {"faithfulness": asdict(checks), "faithfulness_seconds": checking.seconds}
-        print(*checks.lines(), sep="\n")
-    return result
+    result |= {"faithfulness": asdict(checks)} if checks else {}
+    times = {f"{kind}_seconds": spent for kind, spent in clock.seconds().items()}
+    return maps.plain() | errors.plain() | result | times
 
 
-def write_files(
-    options: Options,
-    found: "Study",
-    maps: "Maps",
-    checks: "Faithfulness | None",
-    drawn: "Ints",
-    source: str,
-    on_row: Callable[[], None],
-) -> dict[str, Any]:
-    """The table, the archive and the picture or page; each is whole or as it was before."""
-    from explain import gallery, outputs, page
-
-    if options.page:
-        content = page.render(found, maps, checks, options, source)
-    else:
-        content = gallery.draw(maps, drawn, options.choice, source, on_row)
-    files = outputs.write(options.out, bool(options.images), content, maps)
-    return {"drawn": len(maps.cases) if options.page else len(drawn), "files": files}
-
-
-def report(result: dict[str, Any]) -> None:
-    """The closing lines, and `result` itself as the last."""
-    from ground.terminal import printable
-
+def lines(result: dict[str, Any]) -> Iterator[str]:
+    """What a person is told at the end."""
     if "errors" in result:
-        print("{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right".format_map(result), end="")
         agree = result["errors"] == result["checkpoint_errors"]
         differ = "; the checkpoint says {checkpoint_errors:,}: data, hardware, precision or versions differ"
-        print(", just as the checkpoint says" if agree else differ.format_map(result))
+        text = "{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right"
+        yield (text + (", just as the checkpoint says" if agree else differ)).format_map(result)
         if result["confusions"]:
-            print("most often " + ", ".join(f"{true} taken for {said} ({n})" for true, said, n in result["confusions"]))
-        print("confidence and accuracy differ by {calibration_error:.2%} on average (ECE)".format_map(result), end="")
-        without = "; by {calibration_error_without:.2%} without the checkpoint's temperature of {temperature:.2f}"
-        fitted = ", which was fitted to these very images" if result["temperature_fitted_here"] else ""
-        print(without.format_map(result) + fitted if result["temperature"] != 1 else "")
+            pairs = (f"{true} taken for {predicted} ({n})" for true, predicted, n in result["confusions"])
+            yield "most often " + ", ".join(pairs)
+        text = "confidence and accuracy differ by {calibration_error:.2%} on average (ECE)"
+        if result["temperature"] != 1:
+            text += "; by {calibration_error_without:.2%} without the checkpoint's temperature of {temperature:.2f}"
+            text += ", which was fitted to these very images" if result["temperature_fitted_here"] else ""
+        yield text.format_map(result)
     else:
-        print("{pictures:,} pictures".format_map(result))
-        for line in result["skipped"]:
-            print(f"skipped {printable(line)}")
-    print("{maps:,} heatmaps, one an image; {maps_computed:,} maps were computed".format_map(result), end="")
-    print(", {maps_per_second:,.0f} a second".format_map(result))
-    took = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "
-    print((took + "{file_seconds:.1f} s for the files").format_map(result))
-    print("wrote {0} (shows {drawn}), {1} and {2} (all)".format(*result["files"], drawn=result["drawn"]))
-    print(json.dumps(result))
+        yield "{pictures:,} pictures".format_map(result)
+        yield from (f"skipped {line}" for line in result["skipped"])
+    text = "{maps:,} heatmaps, one an image; {maps_computed:,} maps were computed, {maps_per_second:,.0f} a second"
+    yield text.format_map(result)
+    text = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "
+    yield (text + "{file_seconds:.1f} s for the files").format_map(result)
+    yield "wrote {0} (shows {drawn}), {1} and {2} (all)".format(*result["files"], drawn=result["drawn"])
 
 
 if __name__ == "__main__":
-    main()
+    execute(main, "gradcam.py")

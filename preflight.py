@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ DALI = (
 def require_environment(entry: str) -> None:
     """Exit unless this Python has our packages; `entry` is what was started: "gradcam.py", or "-m bench"."""
     _open_standard_files()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages are imported: the end, and no traceback
     if sys.platform == "linux":
         import resource
 

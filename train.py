@@ -16,6 +16,7 @@ import preflight
 preflight.require_environment("train.py")
 preflight.require_dali()
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,53 +24,56 @@ from functools import partial
 import torch
 
 from engine import distributed
-from engine.config import Config, default_preset, parse, typed
+from engine.checkpoint import Checkpoint
+from engine.config import DECIDING, Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
-from ground.files import check_writable
-from pipeline import folder
+from ground.files import check_apart, check_output
 from pipeline.dali import DaliLoader, evaluation_loader
-from pipeline.dataset import open_dataset
+from pipeline.dataset import open_dataset, require_known
 from pipeline.plan import Plan
+from pipeline.split import Split
 from run import resume
-from run.budget import fit
-from run.pretrained import shaped, start_from
+from run.budget import decide
+from run.pretrained import require_unseen, start_from, take_shape
 from run.resume import State
-from run.run import open_run
+from run.run import RunData, open_run
 from run.stopwatch import Stopwatch
 
 
 def main(arguments: Sequence[str], world: World = ALONE) -> None:
-    preset, config, state = settings(arguments, world)
+    preset, config, state, learnt = settings(arguments, world)
     machine = Machine.of(config, world)
     clock = Stopwatch(state.seconds)
 
     with clock.on("data"):
         data = open_dataset(config.data, config.size, config.fit, config.layout)
         train, reported = data.splits(config.validate, config.fold)
-        config = fit(config, typed(arguments), state, train, len(reported), machine)
+        world.require_agreement(partial(agreement, config, machine, train, reported))
+        if learnt:
+            require_unseen(config, learnt, reported)
+        config = decide(config, given_flags(arguments), state, train, len(reported), machine)
         plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
-        evaluated = partial(
-            evaluation_loader,
-            resolution=config.resolution,
-            device=machine.device,
-            threads=machine.threads,
-            rank=world.rank,
-            world=world.size,
-        )
-        test = evaluated(reported)
 
+    def in_order(split: Split) -> DaliLoader:
+        """All images of a split once an epoch, to evaluate on; each rank its share."""
+        device, threads = machine.device, machine.threads
+        return evaluation_loader(split, config.resolution, device, threads, rank=world.rank, world=world.size)
+
+    test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
-    if config.pretrained and not state.path:
-        start_from(model, config.pretrained)
+    if learnt:
+        start_from(model, learnt)
     learner = Learner(model, config, len(loader), machine)
+    digest = hashlib.sha256(f"{train.digest} {reported.digest}".encode()).hexdigest()
     if state.path:
-        resume.restore(learner, state, config, train.digest)
+        resume.restore(learner, state, config, digest, train.digest)
 
-    with open_run(state, learner, loader, train.digest, reported.name, clock) as run:
+    run_data = RunData(digest, data.identity(), train.contents, reported.name)
+    with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
         for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):  # timed; its bar
@@ -80,23 +84,35 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
-        run.end(flipped, run.temperature(evaluated(unseen).epoch(config.epochs) if unseen else []))
+        run.end(flipped, run.temperature(in_order(unseen).epoch(config.epochs) if unseen else []))
 
 
-def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State]:
-    """The preset's name, the config and, with `--resume`, the state that the run goes on from."""
+def agreement(config: Config, machine: Machine, train: Split, reported: Split) -> dict[str, object]:
+    """What must be the same in all ranks, under names for a person."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in config.values(*DECIDING).items()}
+    images = {"training images": train.digest[:16], f"{reported.name} images": reported.digest[:16]}
+    versions = {name: machine.card()[name] for name in ("python", "torch", "dali")}
+    return flags | images | versions | {"precision": machine.precision, "compiled": machine.compiled}
+
+
+def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State, Checkpoint | None]:
+    """The preset's name, the config, with `--resume` the state that the run goes on from, and with `--pretrained` the
+    checkpoint that it starts from.
+    """
     preset, config = parse(arguments, default_preset(torch.cuda.is_available()))
     state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
     if state.path:
         preset, config = parse(arguments, preset, state.config)
-    if config.pretrained:
-        config = shaped(config, typed(arguments), state)
+    given = given_flags(arguments)
+    if state.path and "data" not in given:
+        require_known(config.data, str(state.path))
+    config, learnt = take_shape(config, given, state) if config.pretrained else (config, None)
     preflight.check_driver(config.device)
     if world.first:
-        check_writable(config.out)
-        if config.own_pictures:
-            folder.check_outside(config.data, config.run_dir or "runs", "--run-dir")
-    return preset, replace(config, resume=""), state
+        pictures = [config.data] * config.own_pictures
+        check_output(config.out, inputs=[config.pretrained, *pictures])
+        check_apart(config.run_dir or "runs", "--run-dir", pictures)
+    return preset, replace(config, resume=""), state, learnt
 
 
 if __name__ == "__main__":

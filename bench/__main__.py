@@ -9,7 +9,6 @@
     python -m bench ablate cpu --seeds 3         # what each ingredient of it is worth, on held-out images
     python -m bench curve cpu                    # what it reaches in 1, 2, 5 and 10 minutes here, on held-out images
     python -m bench profile                      # a trace of real training steps for TensorBoard
-    python -m bench gpu-check --out gpu-check    # on a machine with a CUDA GPU: tests, a full run, and all of this
 
 Each takes --help, and every flag of train.py that makes sense for it. What measures speed takes real CIFAR-10 and the
 network of the `full` preset at 32 px unless flags say otherwise. The last line on stdout is JSON.
@@ -22,10 +21,8 @@ preflight.require_dali()
 
 from collections.abc import Callable, Sequence
 
-from bench import gpu_check
 from bench.recipe import ablate, accuracy, curve
-from bench.speed import compare, scaling, suite, sweep
-from bench.trace import profile
+from bench.speed import compare, profile, scaling, suite, sweep
 from engine.config import PRESETS
 from ground.entry import execute
 from ground.mistake import Mistake
@@ -38,28 +35,22 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "curve": curve.main,
     "compare": compare.main,
     "profile": profile.main,
-    "gpu-check": gpu_check.main,
 }
 
 
 def main(arguments: Sequence[str]) -> None:
-    if arguments and arguments[0] in COMMANDS:
-        if arguments[0] != "compare":
-            check_driver(arguments)
-        COMMANDS[arguments[0]](arguments[1:])
-        return
+    first = arguments[0] if arguments else ""
+    if first != "compare":
+        # Exits where a driver is too old for a GPU that the flags do not do without.
+        preflight.check_driver("cpu" if "--device cpu" in " ".join(arguments).replace("=", " ") else "auto")
+    if first in COMMANDS:
+        return COMMANDS[first](arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
-    elif arguments and not arguments[0].startswith("-") and arguments[0] not in PRESETS:
+    elif first and not first.startswith("-") and first not in PRESETS:
         known = ", ".join([*COMMANDS, *PRESETS])
-        raise Mistake(f"{arguments[0]!r} is no command and no preset, which are {known}; parts go by --only")
-    check_driver(arguments)
+        raise Mistake(f"{first!r} is no command and no preset, which are {known}; parts go by --only")
     suite.main(arguments)
-
-
-def check_driver(arguments: Sequence[str]) -> None:
-    """Exit where a driver is too old for a GPU that the flags do not do without."""
-    preflight.check_driver("cpu" if "--device cpu" in " ".join(arguments).replace("=", " ") else "auto")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from engine.checkpoint import Checkpoint
 from engine.model import ResNet
 from explain.cam import class_maps
+from ground.terminal import printable
 
+MARK = b"checkpoint_sha256"  # one of the facts, in every file of ours
 LICENCE = "The code that trained it: MIT. The weights: as who trained them decides, within the licence of the images."
 
 
@@ -69,5 +71,5 @@ def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
 def accuracy_on(checkpoint: Checkpoint, by: str) -> str:
     """On which images an accuracy was measured, and by what."""
     config, metrics = checkpoint.config, checkpoint.metrics
-    data = Path(config.data).name if config.own_pictures else config.data
+    data = printable(Path(config.data).name) if config.own_pictures else config.data  # a folder's may be no UTF-8
     return f"{metrics.get('test_total', '?')} {metrics.get('split', '?')} images of {data}, by {by}"

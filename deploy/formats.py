@@ -153,9 +153,9 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
     from safetensors.torch import load
 
     weights, channels, twin = load(content), _channels(content), copy.deepcopy(classifier)
-    own = {name: weights[_renamed(name)] for name in twin.net.state_dict() if name not in channels}
-    assert len(own) == len(weights)
-    twin.net.load_state_dict(own | channels)
+    named = {name: weights[_renamed(name)] for name in twin.net.state_dict() if name not in channels}
+    assert len(named) == len(weights)
+    twin.net.load_state_dict(named | channels)
     return of_torch(twin)
 
 

@@ -11,12 +11,8 @@ it and nothing in it can run), with the keys
              number or string)
     resume:  what run/resume.py says
 
-Version 1 is read too. It knew CIFAR-10 and generated images alone: it has no classes, and its config says `generated`
-(true or false) where `data` stands today.
-
-A file is not trusted, whatever its digest. Its directory and its pickle are read first, of which both are small; the
-pickle may use the few opcodes that such a dict takes, and name nothing but tensors. What it says must fit
-engine/schema.py before a byte of a tensor is read.
+A file is not trusted, whatever its digest. Its directory and its pickle, of which both are small, are looked through
+before torch is given them; what torch makes of them must fit the schema before a byte of a tensor is read.
 """
 
 import dataclasses
@@ -24,43 +20,51 @@ import errno
 import hashlib
 import io
 import os
-import pickle
 import pickletools
+import re
 import stat
+import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from engine import schema
 from engine.config import Config
 from engine.model import ResNet, network
-from engine.schema import Stored
+from engine.schema import MisfitError
 from ground.files import destination, write_whole
 from ground.mistake import Mistake
 
-VERSION = 2
-# fmt: off
-CLASSES_OF_VERSION_1 = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)
-# fmt: on
+FORMAT, VERSION = "cifar10-resnet ", 2
 MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
 MAX_DIRECTORY_BYTES = 512 * 1024  # ten times that of ResNet-34's state
-# Of the pickle; 10,000 epochs' rows have 2.2 MB, 430,000 opcodes and 20,000 dicts and marks.
-MAX_PICKLE_BYTES, MAX_OPCODES, MAX_CONTAINERS = 4 * 2**20, 1_000_000, 60_000
-CONTAINERS = set("EMPTY_DICT EMPTY_LIST MARK TUPLE TUPLE1 TUPLE2 TUPLE3 REDUCE BINPERSID".split())
-OPCODES = CONTAINERS | set(
-    "PROTO STOP GLOBAL NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE EMPTY_TUPLE "
-    "SETITEM SETITEMS APPEND APPENDS BINPUT LONG_BINPUT BINGET LONG_BINGET".split()
+# Of the pickle; 10,000 epochs' rows have 2.2 MB and 430,000 opcodes, 600 tensors 1,200 calls.
+MAX_PICKLE_BYTES, MAX_OPCODES, OPCODES_A_CALL, MAX_WHOLE, LONGEST_KEY = 6 * 2**20, 1_000_000, 100, 2**53, 1000
+# The end of torch.save's files: size and place of the directory, place of this end, length of a comment. With all that
+# right, Python's zipfile and torch, which parse an archive each in its own way, find the same directory.
+END = struct.Struct("<4s36xQQ 4s4xQ4x 4s16xH")
+SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
+OPCODES = set(
+    "STOP MARK GLOBAL REDUCE BINPERSID NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE BINPUT "
+    "LONG_BINPUT BINGET LONG_BINGET EMPTY_DICT SETITEM SETITEMS EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 "
+    "TUPLE2 TUPLE3".split()
 )
-DTYPES = {"Float": torch.float32, "Double": torch.float64, "Long": torch.int64}  # all that schema.py knows
-KNOWN = {f"torch {name}Storage": dtype for name, dtype in DTYPES.items()} | {"collections OrderedDict": lambda: None}
-MODEL = "cifar10-resnet model"
-RESUME = "cifar10-resnet resume"
+# What the pickle may call, and with what: a dict that is made by a call could be given any keys.
+CALLS = {"torch._utils _rebuild_tensor_v2": "TUPLE", "collections OrderedDict": "EMPTY_TUPLE"}
+GLOBALS = {*CALLS, "torch FloatStorage", "torch DoubleStorage", "torch LongStorage"}
+# The name of a kind of checkpoints, and its schema: gives the content as this version has it, or raises MisfitError.
+Kind = tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
+MODEL: Kind = ("model", schema.model)
+
+
+class DamagedError(Mistake):
+    """A file that certainly is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -69,17 +73,25 @@ class Checkpoint:
     """In eval mode, float32, channels_last, on the CPU. Its logits are divided by the checkpoint's temperature."""
     config: Config
     metrics: dict[str, Any]
-    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model."""
+    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model; `identity`,
+    what the data set was."""
+    trained_on: torch.Tensor
+    """(n,) int64: pipeline.split.Split.contents of the pictures that it was trained on; empty of other data."""
 
 
-def save_model(path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any]) -> None:
+def save_model(
+    path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any], trained_on: torch.Tensor | None = None
+) -> None:
     """Write a finished model: its weights as they are, and in its metrics the `temperature` that `load` applies.
 
     Raises:
         OSError: the file cannot be written; one that was there before is intact.
+        ValueError: as `write`.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
+    if trained_on is not None and len(trained_on):
+        content["trained_on"] = trained_on
     write(destination(path), MODEL, content)
 
 
@@ -88,14 +100,16 @@ def load(path: str | Path) -> Checkpoint:
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, or no checkpoint of this program.
+        Mistake: it is damaged, or no checkpoint of this program.
     """
-    content = read(path, MODEL, schema.model)
+    content = read(path, MODEL)
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
     model.cool_(content["metrics"].get("temperature", 1.0))
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), content["config"], content["metrics"])
+    trained_on = content.get("trained_on", torch.zeros(0, dtype=torch.int64))
+    model = model.to(memory_format=torch.channels_last).eval()
+    return Checkpoint(model, content["config"], content["metrics"], trained_on)
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:
@@ -113,162 +127,172 @@ def config_dict(config: Config) -> dict[str, Any]:
     return values | {"resolutions": list(config.resolutions)}
 
 
-def write(path: str | Path, kind: str, content: dict[str, Any]) -> None:
+def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:
     """Write `content` whole or not at all, and force it to the disk.
 
     Raises:
         OSError: the folder is missing or read-only, or the disk is full; `path` is as it was before.
-        ValueError: it is larger than `read` takes.
+        Mistake: it is larger than `read` takes.
+        ValueError, TypeError: it holds what `read` would refuse.
     """
-    path = Path(path)
+    path, (name, check) = Path(path), kind
+    check(content)
+    for tensor in tensors(content):
+        _need_finite(tensor)
     buffer = io.BytesIO()  # torch.save on a full disk raises an odd RuntimeError, so the writing is ours
-    torch.save({"format": kind, "version": VERSION, "sha256": digest(content)} | content, buffer)
+    torch.save({"format": FORMAT + name, "version": VERSION, "sha256": digest(content)} | content, buffer)
     if buffer.tell() > MAX_BYTES:
         raise Mistake(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
+    _opened(buffer, buffer.tell())
     write_whole(path, buffer.getbuffer(), durable=True)
 
 
-def read(path: str | Path, kind: str, check: Callable[[Mapping[str, Any]], Config]) -> dict[str, Any]:
+def read(path: str | Path, kind: Kind) -> dict[str, Any]:
     """The content of a file that `write` made, checked, with its config as a Config.
-
-    Args:
-        check: gives the config of what stands in such a file, or raises schema.MisfitError.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, or no checkpoint of this kind.
+        DamagedError: it is no whole archive of torch.save, or not what its SHA-256 is of.
+        Mistake: it is no checkpoint of this kind and version.
     """
-    foreign = f"{path} is not a {kind.split()[1]} checkpoint of this program"
-    with _File(os.open(path, os.O_RDONLY | os.O_NONBLOCK)) as file:  # a pipe without a writer would be waited for
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
+    foreign = f"{path} is not a {kind[0]} checkpoint of this program"
+    # A pipe without a writer would be waited for. Not buffered, as _bytes_on_disk moves to and fro.
+    with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
         if not stat.S_ISREG(status.st_mode):
             raise Mistake(f"{path} is no regular file")
         if status.st_size > MAX_BYTES:
             raise Mistake(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
-        if file.read(2) != b"PK":
-            raise Mistake(f"{foreign}, or it is damaged")
         try:
-            with zipfile.ZipFile(file) as archive:
-                file.most = MAX_BYTES
-                return _content(archive, status.st_size, kind, check)
-        except _RefusedError as error:
-            raise Mistake(f"{foreign}: {error}") from error
-        except schema.MisfitError as error:
-            raise Mistake(f"{foreign} in this version, or it is damaged: {error}") from error
-        except Exception as error:  # zipfile and pickle raise nearly anything over a damaged file
-            raise Mistake(f"{path} is damaged: {' '.join(str(error).split())[:120]}") from error
+            if file.read(2) != b"PK":
+                raise DamagedError(f"{foreign}, or it is damaged")
+            return _content(file, status.st_size, kind)
+        except zipfile.BadZipFile as error:
+            raise DamagedError(f"{path} is damaged: {error}") from error
+        except (DamagedError, MemoryError):
+            raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        except Exception as error:  # zipfile and torch raise nearly anything over a forged file
+            reason = error if isinstance(error, MisfitError) else "it cannot be parsed"
+            raise Mistake(f"{foreign} in this version: {reason}") from error
 
 
-class _RefusedError(Exception):
-    """Why a whole file is none of ours."""
-
-
-class _File(io.FileIO):
-    """A file of which at most `most` bytes are read at once: zipfile reads as much as the file tells it to."""
-
-    most = MAX_DIRECTORY_BYTES
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if size and size > self.most:
-            raise _RefusedError("its directory is too large")
-        return super().read(self.most if size is None or size < 0 else size) or b""
-
-
-def _content(
-    archive: zipfile.ZipFile, size: int, kind: str, check: Callable[[Mapping[str, Any]], Config]
-) -> dict[str, Any]:
-    members = archive.infolist()
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise _RefusedError("its members are compressed")
-    if sum(member.file_size for member in members) > size:
-        raise _RefusedError("its members claim more bytes than it has")
-    pickles = [member for member in members if member.filename.endswith("data.pkl")]
-    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
-        raise _RefusedError("it has no pickle, or a large one, or several")
-    place = pickles[0].filename.removesuffix("data.pkl")
-    order = [archive.read(member) for member in members if member.filename == f"{place}byteorder"]
-    if order not in ([], [b"little"]):
-        raise _RefusedError("its numbers are not little-endian")
-
-    content = _unpickled(archive.read(pickles[0]))
-    if type(content) is not dict or content.pop("format", None) != kind:
-        raise _RefusedError("train one with `make train`")
+def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
+    archive, parts = _opened(file, size)
+    here = f"/proc/self/fd/{file.fileno()}"  # the file that was looked through, whatever has its name by now
+    content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)
+    if type(content) is not dict or content.pop("format", None) != FORMAT + kind[0]:
+        raise MisfitError("train one with `make train`")
     version, expected = content.pop("version", None), content.pop("sha256", None)
-    if type(version) is not int or version not in (1, VERSION):
-        raise _RefusedError(f"it has another format version, this program reads 1 and {VERSION}")
-    translate = _from_version_1 if version == 1 else dict
-    config = check(translate(content))
-
-    storages: dict[tuple[str, torch.dtype], torch.Tensor] = {}
-
-    def filled(value: Any) -> Any:
-        if type(value) is dict:
-            return {key: filled(item) for key, item in value.items()}
-        if type(value) is list:
-            return [filled(item) for item in value]
-        if type(value) is not Stored:
-            return value
-        key = value.key, value.dtype
-        if key not in storages:
-            storages[key] = _storage(archive, f"{place}data/{value.key}", value)
-        return storages[key].as_strided(value.shape, value.stride, value.offset)
-
-    content = filled(content)
+    if type(version) is not int or version != VERSION:
+        raise MisfitError(f"it has another format version, this program reads {VERSION}")
+    checked = kind[1](content)
+    # Until here no byte of a tensor is read. They are read, not mapped: a mapped file that is cut ends the process.
+    found = sorted(tensors(content), key=torch.Tensor.data_ptr)
+    if len(found) != len(parts) or _bytes_on_disk(file, size) < size // 2:
+        raise MisfitError("its tensors are not one for each part of the file, or most of it is a hole")
+    for tensor, part in zip(found, parts, strict=True):
+        if not part.file_size == tensor.untyped_storage().nbytes() == tensor.nbytes:
+            raise MisfitError("a tensor has another size than its part of the file")
+        data = bytearray(archive.read(part))  # checks its CRC-32; torch wants bytes that may be written
+        tensor.data = torch.frombuffer(data, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        _need_finite(tensor)
     if digest(content) != expected:
-        raise Mistake("its SHA-256 does not match its content")
-    return translate(content) | {"config": config}
+        raise DamagedError(f"{file.name} is damaged: its SHA-256 does not match its content")
+    return checked
 
 
-def _unpickled(data: bytes) -> Any:
-    containers = 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        containers += opcode.name in CONTAINERS
-        if opcode.name not in OPCODES or count > MAX_OPCODES or containers > MAX_CONTAINERS:
-            raise _RefusedError("its pickle holds what no checkpoint does, or too much")
-        if opcode.name == "LONG_BINPUT" and int(argument or 0) > MAX_OPCODES:  # makes room for as many
-            raise _RefusedError("its pickle counts too far")
-    return _Unpickler(io.BytesIO(data)).load()
+def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+    """The archive in a file, and its members of tensors in their order, once torch may be given it.
+
+    Raises BadZipFile where it is damaged, MisfitError where it could cost much or is none of torch.save's.
+    """
+    file.seek(max(0, size - END.size))
+    first, length, start, second, place, third, comment = END.unpack(file.read(END.size).rjust(END.size))
+    if (first, second, third, comment) != (b"PK\6\6", b"PK\6\7", b"PK\5\6", 0):
+        raise zipfile.BadZipFile("its end is missing")
+    if place != size - END.size or start + length != place or length > MAX_DIRECTORY_BYTES:
+        raise MisfitError("its directory is not where it must be, or too large")
+    archive = zipfile.ZipFile(file)
+    members = archive.infolist()
+    own = {member.filename.partition("/")[2]: member for member in members}
+    most = dict.fromkeys(SMALL, 100) | {"data.pkl": MAX_PICKLE_BYTES}
+    most |= {name: size for name in own if re.fullmatch("data/[0-9]{1,9}", name)}
+    if any(member.file_size > most.get(name, -1) or member.compress_type for name, member in own.items()):
+        raise MisfitError("a member of it is unknown, too large or compressed")
+    if len(own) != len(members) or sum(member.file_size for member in members) > size:
+        raise MisfitError("its members have the same names, or claim more bytes than it has")
+    if "byteorder" in own and archive.read(own["byteorder"]) != b"little":
+        raise MisfitError("its numbers are not little-endian")
+    _check_pickle(archive.read(own["data.pkl"]))
+    parts = [member for name, member in own.items() if name.startswith("data/")]
+    return archive, sorted(parts, key=lambda member: member.header_offset)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Knows tensors alone, and leaves them in the file."""
+def _check_pickle(data: bytes) -> None:
+    """Follow a pickle without building anything. Raises MisfitError where it takes more or other things than a dict of
+    plain values and tensors, or has a key that is no short text and no small number: others can be made to collide.
+    """
+    stack: list[Any] = []  # for each object of the unpickler's stack, what made it; True where it may be a key
+    marks: list[int] = []
+    memo: list[Any] = []
+    opcodes = 0
+    for opcode, argument, _ in pickletools.genops(data.removeprefix(b"\x80\x02")):
+        name, takes, number = opcode.name, opcode.stack_before, argument if type(argument) is int else 0
+        opcodes += OPCODES_A_CALL if name == "REDUCE" else 1
+        if name not in OPCODES or opcodes > MAX_OPCODES or abs(number) > MAX_WHOLE:
+            raise MisfitError("its pickle holds what no checkpoint does, or too much")
+        if name == "MARK":
+            marks.append(len(stack))
+            continue
+        if name.endswith("PUT"):
+            memo.append(stack[-1])
+        place = len(stack) - len(takes) if pickletools.markobject not in takes else marks.pop() + 2 - len(takes)
+        taken = stack[place:]
+        if (
+            (name == "GLOBAL" and argument not in GLOBALS)
+            or (name == "REDUCE" and CALLS.get(taken[0]) != taken[1])
+            or (name.startswith("SETITEM") and any(key is not True for key in taken[1::2]))
+            or (name.endswith("PUT") and number != len(memo) - 1)  # else its own numbers could collide
+        ):
+            raise MisfitError("its pickle has a key or a call that no checkpoint has")
+        made: Any
+        if name == "BINUNICODE":
+            made = len(str(argument)) <= LONGEST_KEY
+        elif name.startswith("BININT"):
+            made = 0 <= number <= LONGEST_KEY
+        else:
+            made = memo[number] if name.endswith("GET") else argument or name
+        stack[place:] = [made] * len(opcode.stack_after)
 
-    def find_class(self, module: str, name: str, /) -> Any:
-        known = {**KNOWN, "torch._utils _rebuild_tensor_v2": _stored}
-        if f"{module} {name}" not in known:
-            raise _RefusedError(f"its pickle asks for {module}.{name}"[:80])
-        return known[f"{module} {name}"]
 
-    def persistent_load(self, pid: Any, /) -> Any:
-        _, dtype, key, _, length = pid
-        return dtype, key, length
-
-
-def _stored(storage: Any, offset: Any, shape: Any, stride: Any, gradient: Any, hooks: Any) -> Stored:
-    dtype, key, length = storage
-    return Stored(dtype, key, length, offset, shape, stride)
+def _bytes_on_disk(file: BinaryIO, size: int) -> int:
+    """How many of its bytes are in no hole."""
+    place = total = 0
+    with suppress(OSError):  # from some place on there is only a hole
+        while place < size:
+            start = os.lseek(file.fileno(), place, os.SEEK_DATA)
+            place = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            total += place - start
+    return total
 
 
-def _storage(archive: zipfile.ZipFile, name: str, stored: Stored) -> torch.Tensor:
-    size = archive.getinfo(name).file_size
-    if size != stored.length * stored.dtype.itemsize:
-        raise Mistake("a tensor has another size than its file")
-    data = bytearray(archive.read(name))  # checks its CRC-32; torch wants bytes that may be written
-    storage = torch.frombuffer(data, dtype=stored.dtype) if size else torch.empty(0, dtype=stored.dtype)
+def tensors(content: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts and lists."""
+    if isinstance(content, torch.Tensor):
+        yield content
+    elif isinstance(content, dict | list):
+        for value in content.values() if isinstance(content, dict) else content:
+            yield from tensors(value)
+
+
+def _need_finite(tensor: torch.Tensor) -> None:
     # Sums of the metrics are in float64, and hold one infinity by design.
-    if bool(storage.isnan().any() if stored.dtype is torch.float64 else not storage.isfinite().all()):
-        raise schema.MisfitError("a number in a tensor is not finite")
-    return storage
-
-
-def _from_version_1(content: dict[str, Any]) -> dict[str, Any]:
-    content = dict(content)
-    if isinstance(content.get("config"), dict):
-        config = content["config"] = dict(content["config"])
-        config["data"] = "generated" if config.pop("generated", False) is True else "cifar10"
-    return content | ({"classes": list(CLASSES_OF_VERSION_1)} if "weights" in content else {})
+    if bool(tensor.isnan().any() if tensor.dtype is torch.float64 else not tensor.isfinite().all()):
+        raise MisfitError("a number in a tensor is not finite")
 
 
 def digest(content: Any) -> str:
@@ -279,14 +303,9 @@ def digest(content: Any) -> str:
         if isinstance(value, torch.Tensor):
             sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
             sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        elif isinstance(value, dict):
-            sha.update(f"dict {len(value)} ".encode())
-            for key, item in value.items():
-                add(key)
-                add(item)
-        elif isinstance(value, list | tuple):
-            sha.update(f"{type(value).__name__} {len(value)} ".encode())
-            for item in value:
+        elif isinstance(value, dict | list | tuple):
+            sha.update(f"{'dict' if isinstance(value, dict) else type(value).__name__} {len(value)} ".encode())
+            for item in chain.from_iterable(value.items()) if isinstance(value, dict) else value:
                 add(item)
         elif value is None or isinstance(value, bool | int | float | str):
             sha.update(f"{type(value).__name__} {value!r} ".encode())

@@ -9,7 +9,7 @@ what it decides. Where none is named it decides the weights, and so may not chan
 import math
 import operator
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -19,14 +19,16 @@ import tyro
 from ground.data import kind_of
 from ground.mistake import Mistake
 
-# What a setting decides. On resume only those of "machine" and "files" may change.
+# What a setting decides. On resume those of "data", "machine" and "files" may change.
 Role = Literal[
     "weights",  # the weights that come out
     "network",  # the weights, and the graph that is compiled
     "batches",  # the weights, by what a batch holds: the arguments of pipeline.plan.Plan
+    "data",  # where the images lie; whether they are the same, their content says
     "machine",  # where it is computed
     "files",  # what is read and written, and when
 ]
+DECIDING: tuple[Role, ...] = ("weights", "network", "batches")
 COLDEST, HOTTEST = 0.05, 20.0  # temperature that a model's logits can be divided by
 T = TypeVar("T")
 C = TypeVar("C", bound="Config")
@@ -84,7 +86,8 @@ class Config:
     muon_momentum: float = setting(0.8, ge=0, lt=1)
     """Nesterov momentum of Muon."""
     bias_lr_scale: float = setting(16.0, gt=0, lt=math.inf)
-    """Learning rate of norm biases, in multiples of the other parameters' (1: the same)."""
+    """Learning rate of all biases, those of norms and of the last layer, in multiples of the other parameters' (1: the
+    same)."""
     whiten: bool = True
     """Start the stem as a whitening of the training set's 3x3 patches."""
     dirac: bool = True
@@ -100,7 +103,7 @@ class Config:
     pretrained: str = ""
     """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
     taken over; what --whiten and --dirac start is overwritten."""
-    data: str = "cifar10"
+    data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
     size: int = setting(0, ge=0, le=256)
@@ -155,11 +158,12 @@ class Config:
                 object.__setattr__(self, name, float(getattr(self, name)))
             if get_origin(kind) is Literal:
                 need(getattr(self, name) in get_args(kind), name, "one of " + ", ".join(map(str, get_args(kind))))
-        for own in fields(self):
-            value, bounds = getattr(self, own.name), own.metadata.get("bounds", {})
+        for entry in fields(self):
+            value, bounds = getattr(self, entry.name), entry.metadata.get("bounds", {})
+            need("\0" not in str(value), entry.name, "without a zero byte")
             for number in value if isinstance(value, tuple) else (value,):
                 within = all(getattr(operator, compare)(number, bound) for compare, bound in bounds.items())
-                need(within, own.name, _words(bounds))
+                need(within, entry.name, _words(bounds))
         need(self.size == 0 or self.size >= 8, "size", "0, or 8 or more")
         need(len(self.resolutions) >= 1, "resolutions", "one number or more")
         numbers = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", self.fold)
@@ -185,7 +189,7 @@ class Config:
 
     @property
     def side(self) -> int:
-        """Of the stored images in pixels, which the resolutions are made from."""
+        """Side of the stored images in pixels, from which the resolutions are made."""
         return self.size if self.own_pictures else 32
 
     def compiles(self, cuda: bool) -> bool:
@@ -251,46 +255,61 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
     Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
 
     Raises:
-        ValueError: there is no such preset.
+        Mistake: there is no such preset, or both --epochs and --minutes are given.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    if named:
-        name, arguments = arguments[0], arguments[1:]
-        if name not in PRESETS:
-            raise Mistake(f"preset {name!r} is unknown: it must be one of {', '.join(PRESETS)}")
-        base = replace(PRESETS[name], run_dir=resumed.run_dir) if resumed else PRESETS[name]
+    preset, flags = preset_and_flags(arguments)
+    if preset:
+        name, base = preset, PRESETS[preset]
+        base = replace(base, run_dir=resumed.run_dir) if resumed else base
     else:
         name = "the resumed run's" if resumed else default
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
-    config = tyro.cli(Config, default=base, args=list(arguments), description=summary, prog="train.py")
-    config = with_one_length(config, typed(arguments))
-    if config.own_pictures and not named and not resumed and name != PICTURES:
-        return parse([PICTURES, *arguments], default)
+    config = parse_flags(base, flags, "train.py", summary)
+    if config.own_pictures and not preset and not resumed and name != PICTURES:
+        return parse([PICTURES, *flags], default)
     return name, config
 
 
-def typed(arguments: Sequence[str]) -> set[str]:
+def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name, "" without one, and the flags.
+
+    Raises:
+        Mistake: there is no such preset.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return "", list(arguments)
+    preset, *flags = arguments
+    if preset not in PRESETS:
+        raise Mistake(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
+    return preset, flags
+
+
+def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
+    """`base` with what the flags change; without its `minutes` where they give the epochs.
+
+    Args:
+        program, summary: what --help calls the command and says of it.
+
+    Raises:
+        Mistake: both --epochs and --minutes are given.
+        SystemExit: after --help, or one message on stderr about a flag.
+    """
+    config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
+    given = given_flags(flags)
+    if {"epochs", "minutes"} <= given:
+        raise Mistake("--epochs and --minutes: give one of them, the other follows")
+    return replace(config, minutes=0.0) if "epochs" in given else config
+
+
+def given_flags(arguments: Sequence[str]) -> set[str]:
     """Names of the settings that a command line gives."""
     return {word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")}
 
 
-def with_one_length(config: C, typed: Collection[str]) -> C:
-    """The config without the `minutes` of its preset where the epochs are typed.
-
-    Raises:
-        ValueError: both are typed.
-    """
-    if "epochs" not in typed:
-        return config
-    if "minutes" in typed:
-        raise Mistake("--epochs and --minutes: give one of them, the other follows")
-    return replace(config, minutes=0.0)
-
-
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:
     """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
-    before, after = (config.values(*roles or ("weights", "network", "batches")) for config in (old, new))
+    before, after = (config.values(*roles or DECIDING) for config in (old, new))
     return [
         f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
     ]

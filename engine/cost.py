@@ -16,7 +16,7 @@ from engine.convolution import use_torch_gradients
 def training_flops(model: nn.Module, resolution: int) -> int:
     """FLOPs of the forward and backward pass of one image.
 
-    Counting runs one black image through a copy of the model on the CPU: 40 ms at width 64 and 32 px.
+    Counting runs one black image through a copy of the model on the CPU.
     """
     image, replica = one_image_and_copy(model, resolution)
     counter = FlopCounterMode(display=False)

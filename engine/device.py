@@ -42,7 +42,7 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
         Mistake: it is none of DTYPES, or fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
     """
     if wanted not in ("auto", *DTYPES):
-        raise Mistake(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
+        raise ValueError(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
     if wanted == "fp16" and device.type == "cpu":
         raise Mistake("--precision is fp16 on a CPU: use bf16, fp32 or auto")
     if wanted != "auto":

@@ -14,15 +14,17 @@ a step that waits for the others could not be finished without them.
 """
 
 import os
+import re
 import signal
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn, Self, TypeVar
 from uuid import uuid4
 
 import torch
@@ -55,6 +57,24 @@ class World:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.restarted = restarted
 
+    @classmethod
+    def from_environment(cls) -> Self:
+        """What torchrun says in RANK and the like; the only process where it says nothing.
+
+        Raises:
+            Mistake: one of them is no number, or they do not fit together.
+        """
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
+        texts = {name: os.environ.get(name) or str(number) for name, number in alone.items()}  # some are set to ""
+        for name, text in texts.items():
+            if not re.fullmatch(r"\d{1,6}", text, re.ASCII):
+                raise Mistake(f"{name} is {text}: torchrun sets it to a number; unset it to train in one process")
+        rank, size, local_rank, local_size, restarts = map(int, texts.values())
+        if not (rank < size and local_rank < local_size <= size):
+            state = ", ".join(f"{name} {text}" for name, text in texts.items())
+            raise Mistake(f"{state}: they do not fit together; unset them to train in one process")
+        return cls(rank, size, local_rank, local_size, restarts > 0)
+
     @property
     def first(self) -> bool:
         return self.rank == 0
@@ -63,7 +83,7 @@ class World:
         """This rank's own device, as `pick_device` says it.
 
         Raises:
-            ValueError: CUDA is wanted and there is none, or not one GPU for each process of this machine.
+            Mistake: CUDA is wanted and there is none, or not one GPU for each process of this machine.
         """
         device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
@@ -88,7 +108,7 @@ class World:
         normalise by the whole global batch. With one process, nothing is wrapped and nothing replaced.
 
         Raises:
-            ValueError: `sync_batch_norm` on a CPU, where torch has none.
+            Mistake: `sync_batch_norm` on a CPU, where torch has none.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
             raise Mistake("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
@@ -125,6 +145,22 @@ class World:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.item()
 
+    def require_agreement(self, make: Callable[[], Mapping[str, object]]) -> None:
+        """All ranks must make the same values, by name.
+
+        Raises:
+            Mistake: on every rank, where two of them differ; says in what.
+        """
+        if self.size == 1:
+            return
+        gathered: list[Any] = [None] * self.size
+        dist.all_gather_object(gathered, {name: str(value) for name, value in make().items()})
+        first = gathered[0]
+        for rank, other in enumerate(gathered):
+            unlike = [f"{name} ({first.get(name)}, {other[name]})" for name in other if first.get(name) != other[name]]
+            if unlike:
+                raise Mistake(f"ranks 0 and {rank} differ in {', '.join(unlike)}: start all ranks alike")
+
     def share_buffers(self, model: nn.Module) -> None:
         """Give every rank rank 0's running statistics."""
         for buffer in model.buffers() if self.size > 1 else ():
@@ -155,9 +191,10 @@ class _Applied(nn.Module):
 
 def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
     """`ground.entry.execute` of one process, or of one that torchrun started: RANK and the like say which."""
-    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
-    rank, size, local_rank, local_size, restarts = (int(os.environ.get(name, n)) for name, n in alone.items())
-    world = World(rank, size, local_rank, local_size, restarts > 0)
+    try:
+        world = World.from_environment()
+    except Mistake as error:
+        execute_alone(partial(_fail, error), entry)
     if world.size == 1:
         execute_alone(lambda arguments: main(arguments, world), entry)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -171,6 +208,10 @@ def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoRetur
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # destructors of a group whose other members are gone may wait for them
+
+
+def _fail(error: Mistake, arguments: Sequence[str]) -> None:
+    raise error
 
 
 def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[str], world: World) -> None:

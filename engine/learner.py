@@ -18,8 +18,7 @@ from engine.distributed import ALONE, World
 from engine.graph import StepGraph
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.optimizer import create_optimizer
-from engine.schedule import one_cycle
+from engine.optimizer import create_optimizer, one_cycle
 from ground.mistake import Mistake
 
 Batch = tuple[Tensor, Tensor]
@@ -72,7 +71,7 @@ class Learner:
             several ranks each trains on its share of the batches, and the model ends up with rank 0's weights.
 
     Raises:
-        ValueError: batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
+        Mistake: batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
     """
 
     def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
@@ -107,8 +106,9 @@ class Learner:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
         if self.step % self.steps_per_epoch == 0:
             self.metrics.reset()
+        # A pure function of the step: a run that goes on needs no scheduler's state.
         rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
-        graph = self.graphs.get(images.shape)
+        graph = self.graphs.get(images.shape)  # on a GPU: the whole of `update`, started by one call of the host
         if graph:
             graph.replay(images, labels, self.step, rates)
         else:
@@ -129,6 +129,7 @@ class Learner:
         self.metrics.add(step, loss.detach(), correct, len(labels))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss () and number of correct ones () of a batch, to be followed by a backward pass."""
         if self.compiler_replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         smoothing, precision = self.config.label_smoothing, self.machine.precision
@@ -194,7 +195,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
             if kept["momentum_buffer"] is not None and kept["momentum_buffer"].shape != parameter.shape:
-                raise Mistake("the optimizer's momentum does not have the weights' shapes")
+                raise ValueError("the optimizer's momentum does not have the weights' shapes")
         self.scaler.load_state_dict(state["scaler"])
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.machine.device) for t in state["lookahead"]])
@@ -304,22 +305,23 @@ def evaluate(
     machine.world.share_buffers(model)
     was_training = model.training
     model.eval()
-    classes = model.get_submodule("fc").get_parameter("bias").numel()
-    sums = torch.zeros(1 + 2 * classes, dtype=torch.float64, device=machine.device)
-    loss_sum, rights, counts = sums[0], sums[1 : 1 + classes], sums[1 + classes :]
+    count = model.get_submodule("fc").get_parameter("bias").numel()
+    # One tensor, so that one exchange sums it over the ranks: the loss, then for each class the right ones and all.
+    sums = torch.zeros(1 + 2 * count, dtype=torch.float64, device=machine.device)
+    loss_sum, rights, counts = sums[0], sums[1 : 1 + count], sums[1 + count :]
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision, flip)
         loss_sum += F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum").double()
-        own = labels.clamp(min=0)
-        rights.index_add_(0, own, (logits.argmax(1) == labels).double())
-        counts.index_add_(0, own, (labels >= 0).double())
+        classes = labels.clamp(min=0)
+        rights.index_add_(0, classes, (logits.argmax(1) == labels).double())
+        counts.index_add_(0, classes, (labels >= 0).double())
         after_batch()
     model.train(was_training)
     machine.world.sum_(sums)
-    right, count = rights.cpu(), counts.cpu()
-    total = int(count.sum())
-    mean = float((right / count)[count > 0].mean())
-    return Evaluation(float(loss_sum) / total, int(right.sum()), total, mean)
+    rights, counts = rights.cpu(), counts.cpu()
+    total = int(counts.sum())
+    mean = float((rights / counts)[counts > 0].mean())
+    return Evaluation(float(loss_sum) / total, int(rights.sum()), total, mean)
 
 
 def predict_logits(

@@ -1,7 +1,7 @@
 """What this process computes on: device, precision, threads and its place among the ranks, decided once."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -28,12 +28,20 @@ class Machine:
         """What "auto" in the config means here; sets torch's threads and fast paths.
 
         Raises:
-            ValueError: the device is not here, or cannot compute in the precision that is asked for.
+            Mistake: the device is not here; or as `on`.
         """
-        device = world.device(config.device)
-        precision = pick_precision(device, config.precision)
-        threads = configure(device, world.threads(config.threads), config.deterministic)
-        return cls(device, precision, threads, config.compiles(device.type == "cuda"), world)
+        device, threads = world.device(config.device), world.threads(config.threads)
+        machine = cls.on(device, config.precision, threads, config.deterministic)
+        return replace(machine, compiled=config.compiles(device.type == "cuda"), world=world)
+
+    @classmethod
+    def on(cls, device: torch.device, precision: str = "auto", threads: int = 0, deterministic: bool = False) -> Self:
+        """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths.
+
+        Raises:
+            Mistake: the device cannot compute in that precision, or there are fewer cores.
+        """
+        return cls(device, pick_precision(device, precision), configure(device, threads, deterministic))
 
     def crowded(self) -> str:
         """What to do where other programs use the cores that training on the CPU has threads for; else "".

@@ -21,6 +21,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WHITENING_IMAGES = 5_000
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
+MOST_CLASSES, LONGEST_NAME, LONGEST_NAMES = 100_000, 1000, 1_000_000  # the last: all names of a model together
 Channels = Sequence[float]
 
 
@@ -86,7 +87,8 @@ class ResNet(nn.Module):
         stem_stride: 2 makes the activations of all stages half as wide and high.
 
     Raises:
-        ValueError: depth is neither 18 nor 34, width is not positive, or there are no classes.
+        ValueError: depth is neither 18 nor 34, width is not positive, or there are no classes, or more of them or
+            longer names than a checkpoint holds.
     """
 
     mean: Tensor
@@ -106,9 +108,10 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         if depth not in BLOCKS:
-            raise Mistake(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
+            raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
         if width < 1 or not classes:
-            raise Mistake(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
+            raise ValueError(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
+        check_names(classes)
         self.classes, self.depth, self.width, self.resolution = tuple(classes), depth, width, resolution
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
@@ -169,7 +172,7 @@ class ResNet(nn.Module):
             ValueError: the images are not uint8 or not shaped (N, H, W, 3).
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise Mistake(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
+            raise ValueError(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
         nchw = resize(images.to(self.mean.device).permute(0, 3, 1, 2), self.resolution)
         return self(nchw).softmax(1)
 
@@ -179,9 +182,25 @@ class ResNet(nn.Module):
         return x
 
 
+def check_names(classes: Sequence[str]) -> None:
+    """Raises Mistake unless a checkpoint can hold these names of classes."""
+    for name in classes:
+        if not 0 < len(name) <= LONGEST_NAME or not name.isprintable():
+            raise Mistake(
+                f"the class {name[:40]!r}... has {len(name)} characters: name it with 1 to {LONGEST_NAME} that can be "
+                "printed"
+            )
+    characters = sum(map(len, classes))
+    if len(classes) > MOST_CLASSES or characters > LONGEST_NAMES:
+        raise Mistake(
+            f"there are {len(classes)} classes, with {characters} characters in their names: a model has at most "
+            f"{MOST_CLASSES} and {LONGEST_NAMES}"
+        )
+
+
 def _position(stage: str) -> int:
     if stage not in STAGES:
-        raise Mistake(f"stage {stage!r} is unknown: it must be one of {', '.join(STAGES)}")
+        raise ValueError(f"stage {stage!r} is unknown: it must be one of {', '.join(STAGES)}")
     return STAGES.index(stage)
 
 

@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum, and Muon for the filters of the stages where a config asks for it."""
+"""SGD with Nesterov momentum, Muon for the filters of the stages where a config asks for it, and their schedule."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,6 +14,7 @@ from ground.mistake import Mistake
 # Of the quintic iteration that moves all singular values towards 1; three rounds do, as in airbench94_muon.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 3
+FINAL_DIV_FACTOR = 1e4  # the last step's learning rate is the first step's divided by this
 
 
 def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> torch.optim.Optimizer:
@@ -23,7 +24,7 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         dtype: of Muon's matrix products, bfloat16 or float32.
 
     Raises:
-        ValueError: a learning rate is too large for the weights' type.
+        Mistake: a learning rate is too large for the weights' type.
     """
     if not max(config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr) <= torch.finfo(torch.float32).max:
         raise Mistake("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
@@ -38,6 +39,20 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)
     weights += filters
     return torch.optim.SGD(groups, lr=config.max_lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
+
+
+def one_cycle(config: Config, peak: float, step: int, steps: int) -> float:
+    """The learning rate of `step`, counted from 0, in a run of `steps`: a straight line up to `peak` and one down.
+
+    OneCycle (Smith and Topin 2017, arXiv 1708.07120), to the last bit that of torch.optim.lr_scheduler.OneCycleLR with
+    anneal_strategy="linear".
+    """
+    first = peak / config.div_factor
+    last = first / FINAL_DIV_FACTOR
+    top = config.pct_start * steps - 1  # the step of the peak, not always a whole number
+    if step <= top and top > 0:
+        return (peak - first) * (step / top) + first
+    return (last - peak) * ((step - top) / (steps - 1 - top)) + peak
 
 
 class Muon(torch.optim.Optimizer):
@@ -109,14 +124,14 @@ def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
         same_shape[update.shape].append(i)
     matrices, results = list(updates), [torch.empty_like(update) for update in updates]
     stacks = []
-    for (out, channels, height, width), places in same_shape.items():
-        stacks.append(updates[0].new_empty((len(places), out, height, width, channels), dtype=dtype))
-        for i, matrix in zip(places, stacks[-1], strict=True):
+    for (out, channels, height, width), indices in same_shape.items():
+        stacks.append(updates[0].new_empty((len(indices), out, height, width, channels), dtype=dtype))
+        for i, matrix in zip(indices, stacks[-1], strict=True):
             matrices[i] = matrix.permute(0, 3, 1, 2)
     torch._foreach_copy_(matrices, updates)  # casts all at once
-    for stack, places in zip(stacks, same_shape.values(), strict=True):
-        for i, found in zip(places, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
-            matrices[i] = found.permute(0, 3, 1, 2)
+    for stack, indices in zip(stacks, same_shape.values(), strict=True):
+        for i, result in zip(indices, newton_schulz(stack.flatten(2)).view(stack.shape), strict=True):
+            matrices[i] = result.permute(0, 3, 1, 2)
     torch._foreach_copy_(results, matrices)
     return results
 

@@ -32,21 +32,21 @@ def fit_temperature(
     Returns:
         COLDEST to HOTTEST; None of fewer than FEWEST images.
     """
-    found = []
+    parts = []
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision).double()
-        found.append((logits[labels >= 0], labels[labels >= 0]))
+        parts.append((logits[labels >= 0], labels[labels >= 0]))
         after_batch()
     sums = torch.zeros(3, dtype=torch.float64, device=machine.device)
     low, high = 1 / HOTTEST, 1 / COLDEST
     for _ in range(HALVINGS):  # the cross-entropy is convex in 1 / temperature: its slope changes sign once
         middle = (low * high) ** 0.5
         sums.zero_()
-        for logits, labels in found:
+        for logits, labels in parts:
             expected = ((logits * middle).softmax(1) * logits).sum(1)
-            own = logits.gather(1, labels[:, None])[:, 0]
-            sums[0] += (expected - own).sum()
-            sums[1] += (own - logits.scatter(1, labels[:, None], -torch.inf).amax(1)).sum()
+            true = logits.gather(1, labels[:, None])[:, 0]
+            sums[0] += (expected - true).sum()
+            sums[1] += (true - logits.scatter(1, labels[:, None], -torch.inf).amax(1)).sum()
             sums[2] += len(labels)
         machine.world.sum_(sums)
         slope, lead, images = sums.tolist()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.model import STAGES, ResNet, resize
 from ground.mistake import Mistake
 
-METHODS = ("gradcam", "hirescam")
+METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
 def heatmaps(
@@ -51,7 +51,7 @@ def heatmaps(
         batch_size: images at a time.
 
     Raises:
-        ValueError: unknown layer or method, a layer that gives no maps, a target for too few or too many images, or a
+        Mistake: unknown layer or method, a layer that gives no maps, a target for too few or too many images, or a
             class out of range.
     """
     net = _inner(model)
@@ -84,7 +84,7 @@ def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
     The gradient of logit c by a pooled channel is W[c] / (h w) everywhere, so this is Grad-CAM and HiResCAM at once;
     `map.sum((2, 3)) + head.bias` is the logits. Costs nothing beside the forward pass that made the activations.
     """
-    # CUDA may round float32 products to TF32 (1e-3); on a CPU float64 would cost 3% of a small forward pass.
+    # CUDA may round float32 products to TF32 (1e-3); a CPU does not, so there float64 would only take longer.
     exact = torch.float64 if features.is_cuda else head.weight.dtype
     with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
         maps = torch.einsum("nkhw,ck->nchw", features.to(exact), head.weight.to(exact))
@@ -95,7 +95,7 @@ def check_class_maps(net: ResNet, images: Tensor) -> float:
     """Compare `class_maps` with autograd on images (N, 3, R, R) uint8; the largest difference over the largest value.
 
     Raises:
-        ValueError: it is above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
+        Mistake: it is above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
     """
     if not len(images):
         return 0.0
@@ -118,7 +118,7 @@ def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tens
     `signed`, for margins, keeps both signs: [-1, 1] by the largest absolute value, True where the map is 0 everywhere.
 
     Raises:
-        ValueError: a value is not finite.
+        Mistake: a value is not finite.
     """
     if not maps.isfinite().all():
         raise Mistake("a heatmap has values that are not finite")
@@ -175,17 +175,15 @@ def _cut(net: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
 
 def _maps(activations: Tensor, logits: Tensor, classes: Tensor, method: str) -> Tensor:
     """Maps (N, T, h, w) of classes (N, T)."""
+    exact = torch.promote_types(activations.dtype, torch.float32)
+    values, maps = activations.detach().to(exact), []
     with torch.enable_grad():
         chosen = logits.gather(1, classes)
-    gradients = [torch.autograd.grad(logit.sum(), activations, retain_graph=True)[0] for logit in chosen.unbind(1)]
-    exact = torch.promote_types(activations.dtype, torch.float32)
-    values = activations.detach().to(exact)
-    return torch.stack([_weighted(values, gradient.to(exact), method) for gradient in gradients], 1)
-
-
-def _weighted(values: Tensor, gradient: Tensor, method: str) -> Tensor:
-    weights = gradient.mean((2, 3), keepdim=True) if method == "gradcam" else gradient
-    return (weights * values).sum(1)
+    for logit in chosen.unbind(1):
+        gradient = torch.autograd.grad(logit.sum(), activations, retain_graph=True)[0].to(exact)
+        weights = gradient.mean((2, 3), keepdim=True) if method == "gradcam" else gradient
+        maps.append((weights * values).sum(1))
+    return torch.stack(maps, 1)
 
 
 def _checked(targets: Tensor, count: int) -> Tensor:

@@ -29,7 +29,7 @@ class Cases:
     """E of the `total` images that a model of C classes has seen; every array starts with E."""
 
     name: str
-    """Of the set that they are from, such as "test"."""
+    """Name of the set that they are from, such as "test"."""
     total: int
     classes: tuple[str, ...]
     index: Ints
@@ -98,13 +98,18 @@ class Cases:
         return self.files[position] if self.files else f"{self.name} image {self.index[position]}"
 
     def every(self, name: str) -> Ints:
-        """(E,) the class of that name. Raises ValueError where the model has none."""
+        """(E,) the class of that name. Raises Mistake where the model has none."""
         if name not in self.classes:
             raise Mistake(f"class {name!r} is unknown: it is none of the model's {len(self.classes)} classes")
         return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
-        """(E, K) at most `count` classes of each image, the likeliest first, those of `always` (E, T) among them."""
+        """(E, K) the `count` likeliest classes of each image, the likeliest first, those of `always` (E, T) among them.
+
+        Where there are no more classes than that, all of them in their own order.
+        """
+        if len(self.classes) <= count:
+            return np.tile(np.arange(len(self.classes)), (len(self), 1))
         wanted = np.zeros(self.probabilities.shape, bool)
         np.put_along_axis(wanted, always, True, 1)
         kept = np.argsort(-self.probabilities - wanted, axis=1, kind="stable")[:, :count]
@@ -117,7 +122,7 @@ class Cases:
         Equal values stay in order of their index, so the order is always the same.
 
         Raises:
-            ValueError: unknown order or class, or no image matches.
+            Mistake: unknown class, or no image matches.
         """
         keys: dict[str, Callable[[], Array]] = {
             "loss": lambda: -self.loss,
@@ -125,8 +130,6 @@ class Cases:
             "index": lambda: self.index,
             "random": lambda: np.random.default_rng(seed).permutation(len(self)),
         }
-        if sort not in keys:
-            raise Mistake(f"--sort is {sort}: it must be one of {', '.join(keys)}")
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.rival), (predicted, self.predicted)):
             if name != "any":
@@ -176,7 +179,7 @@ class Maps:
 
     @property
     def chosen(self) -> Tensor:
-        """Of `target`."""
+        """The map of `target`."""
         named = {"pred": self.predicted, "true": self.rival, "margin": self.margin}
         return named[self.target] if self.target in named else self.of(self.cases.every(self.target))
 

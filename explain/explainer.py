@@ -1,52 +1,34 @@
 """A trained model, ready to classify images and to say what it looked at.
 
     explainer = Explainer.of(checkpoint.load("model.pt"))
-    outcome = explainer.examine(batches)
+    logits, wrong, class_maps, inputs = explainer.examine(batches)
     maps = explainer.explain(cases, "layer3", "gradcam", "pred")
 
 The pass over the images itself yields layer4's maps of all classes; other layers need one more forward and backward
 pass, over the cases alone. `python gradcam.py` does this for the test set.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.device import autocast, configure, pick_device, pick_precision
+from engine.device import autocast, pick_device
 from engine.machine import Machine
 from engine.model import ResNet
 from explain.cam import class_maps, evaluating, heatmaps
-from explain.cases import Cases, Ints, Maps
+from explain.cases import Cases, Maps
 from ground.mistake import Mistake
+from ground.terminal import tracked
 
 BATCH = 250
 SEVERAL = 10
 """Classes of each image whose maps a page holds: all of CIFAR-10's, and the likeliest of a larger set."""
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What one pass over a set found, on the CPU: N images, C classes; E of the images are cases, to be explained."""
-
-    logits: Tensor
-    """(N, C) float32."""
-    index: Ints
-    """(E,) places of the misclassified images, rising; without labels, of all."""
-    class_maps: Tensor
-    """(E, C, h, w) float32, raw maps of the last stage."""
-    inputs: Tensor
-    """(E, 3, R, R) uint8, channels_last, as the model saw them."""
-
-    def cases(self, **known: Any) -> Cases:
-        """With what else is known of them: name, classes, labels, pictures, files, disputed."""
-        total, logits, maps = len(self.logits), self.logits[self.index], self.class_maps
-        return Cases(total=total, index=self.index, logits=logits, class_maps=maps, inputs=self.inputs, **known)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,18 +44,17 @@ class Explainer:
         Args:
             device: "auto", "cuda" or "cpu".
             precision: "bf16", "fp16" or "fp32" of the convolutions, or "checkpoint" for what it was evaluated in.
-            threads: of the CPU; 0 for one per core.
+            threads: CPU threads; 0 for one per core.
 
         Raises:
-            ValueError: the device is not here, or cannot compute in that precision.
+            Mistake: the device is not here, or cannot compute in that precision.
         """
         place = pick_device(device)
         if precision == "checkpoint":
             precision = checkpoint.metrics.get("precision", "auto")
             if precision == "fp16" and place.type == "cpu":
                 precision = "fp32"  # fp16 is for GPUs alone
-        threads = configure(place, threads)
-        return cls(checkpoint.model.to(place), Machine(place, pick_precision(place, precision), threads))
+        return cls(checkpoint.model.to(place), Machine.on(place, precision, threads))
 
     def __str__(self) -> str:
         net = self.model
@@ -83,19 +64,19 @@ class Explainer:
         """The machine's precision, for a forward pass."""
         return autocast(self.machine.device, self.machine.precision)
 
-    def examine(
-        self,
-        batches: Iterable[tuple[Tensor, Tensor | None]],
-        on_batch: Callable[[int], None] = lambda images: None,
-    ) -> Outcome:
+    def examine(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One pass over images (B, 3, R, R) uint8 and labels (B,) int64, -1 of padding, or None without labels.
 
         Args:
             batches: one or more, on the machine's device.
-            on_batch: called after each batch with the number of its images.
+
+        Returns:
+            Of N images, C classes and E cases, on the CPU:
+            logits (N, C) float32; (N,) bool: True of cases, which are the misclassified images, or all without labels;
+            class_maps (E, C, h, w) float32, raw maps of the last stage; inputs (E, 3, R, R) uint8.
 
         Raises:
-            ValueError: a logit is not a finite number.
+            Mistake: a logit is not a finite number.
         """
         parts: list[tuple[Tensor, ...]] = []
         with evaluating(self.model), torch.no_grad(), self.autocast():
@@ -109,24 +90,13 @@ class Explainer:
                     cases = counted & (logits.argmax(1) != labels)
                 kept = (logits[counted], cases[counted], maps[cases], images[cases])
                 parts.append(tuple(t.cpu() for t in kept))
-                on_batch(len(parts[-1][0]))
         logits, cases, maps, inputs = (torch.cat(column) for column in zip(*parts, strict=True))
-        bad = int((~logits.isfinite()).any(1).sum())
-        if bad:
+        if bad := int((~logits.isfinite()).any(1).sum()):
             what = f"the model's logits are not finite for {bad} of {len(logits)} images"
             raise Mistake(f"{what}: its weights are spoilt")
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return Outcome(logits, np.flatnonzero(cases.numpy()), maps, inputs)
+        return logits, cases, maps, inputs
 
-    def explain(
-        self,
-        cases: Cases,
-        layer: str,
-        method: str,
-        target: str,
-        several: bool = False,
-        on_batch: Callable[[int], None] = lambda images: None,
-    ) -> Maps:
+    def explain(self, cases: Cases, layer: str, method: str, target: str, several: bool = False) -> Maps:
         """Heatmaps of every case for its predicted class, its rival and the target.
 
         Args:
@@ -134,26 +104,23 @@ class Explainer:
             method: one of explain.cam.METHODS.
             target: "pred", "true", "margin" (predicted minus rival) or the name of a class.
             several: also the maps of other classes, SEVERAL in all.
-            on_batch: called after each batch with the number of its images.
 
         Raises:
-            ValueError: unknown layer, method or target.
+            Mistake: unknown layer, method or target.
         """
         columns = [cases.predicted, cases.rival]
         if target not in ("pred", "true", "margin"):
             columns.append(cases.every(target))
         classes = np.stack(columns, 1)
         if several:
-            few = len(cases.classes) <= SEVERAL
-            every = np.tile(np.arange(len(cases.classes)), (len(cases), 1))
-            classes = every if few else cases.likeliest(SEVERAL, classes)
+            classes = cases.likeliest(SEVERAL, classes)
         if layer == "layer4":
             values = cases.class_maps[np.arange(len(cases))[:, None], classes]
-            on_batch(len(cases))
             return Maps(cases, layer, method, target, classes, values)
-        parts = []
+        batches = zip(cases.inputs.split(BATCH), torch.from_numpy(classes).split(BATCH), strict=True)
         with self.autocast():
-            for images, wanted in zip(cases.inputs.split(BATCH), torch.from_numpy(classes).split(BATCH), strict=True):
-                parts.append(heatmaps(self.model, images, wanted, layer, method, BATCH).cpu())
-                on_batch(len(images))
+            parts = [
+                heatmaps(self.model, images, wanted, layer, method, BATCH).cpu()
+                for images, wanted in tracked(batches, "heatmaps", len(cases), lambda batch: len(batch[0]))
+            ]
         return Maps(cases, layer, method, target, classes, torch.cat(parts))

@@ -1,6 +1,6 @@
 """Do the heatmaps point at what the model used? Two checks that a map which only looks right fails.
 
-    found = measure(explainer, maps)
+    checks = measure(explainer, maps)
 
 Insertion and deletion (Petsiuk et al. 2018, arXiv 1806.07421): pixels of the image replace those of its blurred copy,
 or the reverse, in the order of the map; a faithful map raises the predicted class's probability early when inserting
@@ -13,7 +13,6 @@ trained model's. `python gradcam.py --faithfulness` prints both.
 
 import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +25,7 @@ from explain.cam import evaluating, heatmaps
 from explain.cases import Ints, Maps
 from explain.explainer import Explainer
 from ground.mistake import Mistake
+from ground.terminal import tracked
 
 IMAGES = 200
 STEPS = 16
@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """Of the maps of the predicted class, on a random sample of the errors."""
+    """How faithful the maps of the predicted class are, on a random sample of the errors."""
 
     images: int
     gaps: dict[str, Score]
@@ -60,23 +60,22 @@ class Faithfulness:
 
     def lines(self) -> list[str]:
         """For the terminal; standard errors after the sign."""
-        gaps = ", ".join(f"{name} {score}" for name, score in self.gaps.items())
-        leads = ", ".join(f"over {name} {score}" for name, score in self.leads.items())
-        likeness = ", ".join(f"{name} {score}" for name, score in self.likeness.items())
+        figures = {
+            f"insertion minus deletion, {self.images} errors": self.gaps,
+            "the predicted class's maps lead, image by image, over": self.leads,
+            "rank correlation with the maps of a model of random parts": self.likeness,
+        }
         return [
-            f"insertion minus deletion, {self.images} errors: {gaps}",
-            f"the predicted class's maps lead, image by image: {leads}",
-            f"rank correlation with the maps of a model of random parts: {likeness}",
+            f"{what}: " + ", ".join(f"{name} {score}" for name, score in scores.items())
+            for what, scores in figures.items()
         ]
 
 
-def measure(
-    explainer: Explainer, maps: Maps, seed: int = 0, on_image: Callable[[int], None] = lambda images: None
-) -> Faithfulness:
-    """Both checks on at most IMAGES errors, drawn by `seed`; calls `on_image` with how many of them are done.
+def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
+    """Both checks on at most IMAGES errors, drawn by `seed`; with a bar for the time left.
 
     Raises:
-        ValueError: there are fewer than two errors.
+        Mistake: there are fewer than two errors.
     """
     errors = maps.cases
     if len(errors) < 2:
@@ -90,10 +89,9 @@ def measure(
         "random": torch.randn((len(sample), *maps.values.shape[2:]), generator=generator),
     }
     columns: dict[str, list[Tensor]] = {name: [] for name in ranked}
-    for part in torch.arange(len(sample)).split(BATCH):
+    for part in tracked(torch.arange(len(sample)).split(BATCH), "faithfulness", len(sample), len):
         for name, values in ranked.items():
             columns[name].append(gap(explainer, images[part], classes[part], values[part]))
-        on_image(len(part))
     gaps = {name: torch.cat(parts) for name, parts in columns.items()}
     return Faithfulness(
         images=len(sample),
@@ -161,7 +159,7 @@ def randomised(model: ResNet, part: str) -> ResNet:
 
 def _likeness(explainer: Explainer, maps: Maps, sample: Ints, seed: int) -> dict[str, Score]:
     """Means over DRAWS draws: the maps of one draw depend on each other, so the error is that between draws."""
-    found = {}
+    scores = {}
     device, reference = explainer.machine.device, maps.predicted[sample]
     images, classes = maps.cases.inputs[sample], torch.from_numpy(maps.cases.predicted[sample])
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explainer.autocast():
@@ -172,8 +170,8 @@ def _likeness(explainer: Explainer, maps: Maps, sample: Ints, seed: int) -> dict
                 other = randomised(explainer.model, part)
                 drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
                 draws.append(rank_correlation(reference, drawn.cpu()).mean())
-            found[part] = _score(torch.stack(draws))
-    return found
+            scores[part] = _score(torch.stack(draws))
+    return scores
 
 
 def _score(values: Tensor) -> Score:

@@ -7,20 +7,22 @@ Drawn pixel by pixel with Pillow: images are enlarged by whole factors (nearest)
 
 import io
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from engine.model import resize
-from explain.cam import display
+from explain.cam import METHODS, display
 from explain.cases import Cases, Ints, Maps
-from ground.terminal import printable
+from ground.files import MARK
+from ground.terminal import printable, tracked
 from pipeline.split import UInt8
 
 DPI = 150
@@ -31,14 +33,11 @@ TEXT_WIDTH = 284
 CAPTION = 26
 HEADING = 60
 ROW = TILE + CAPTION + GAP
-OPACITY = 0.65
-"""Of the strongest evidence, so that the object stays visible under it."""
+OPACITY = 0.65  # of the strongest evidence, so that the object stays visible under it
 INK, LINE, PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
-METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
-@dataclass(frozen=True, eq=False)
-class Column:
+class Column(NamedTuple):
     """One picture of every row."""
 
     heading: tuple[str, str]
@@ -47,49 +46,47 @@ class Column:
     """(n, S, S, 3)."""
 
 
-def draw(maps: Maps, positions: Ints, choice: str, source: str, on_row: Callable[[], None] = lambda: None) -> bytes:
-    """The PNG of the cases at `positions` (n,), in this order.
+def draw(maps: Maps, positions: Ints, choice: str, source: str) -> bytes:
+    """The PNG of the cases at `positions` (n,), in this order; with a bar for the time left.
 
     Args:
         maps: of all cases.
         choice: words for which cases these are, such as "largest loss first".
         source: words for the model.
-        on_row: called after each row.
     """
     cases = maps.cases
     columns = _columns(maps, positions)
     header = _header(maps, len(positions), choice, source)
-    sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4  # columns of rows: one fits a page's width
+    # One sheet is as wide as a page; a row of it:  TEXT_WIDTH | TILE | GAP | TILE | GAP ...
+    sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4
     rows = -(-len(positions) // sheets)
-    sheet_width = TEXT_WIDTH + len(columns) * (TILE + GAP)
+    offsets = [TEXT_WIDTH + k * (TILE + GAP) for k in range(len(columns))]
+    sheet_width = offsets[-1] + TILE + GAP
+    lefts = [MARGIN + k * (sheet_width + MARGIN) for k in range(sheets)]
     top = MARGIN + 44 + 27 * (len(header) - 1) + 84
-    canvas = Image.new(
-        "RGB", (MARGIN + sheets * (sheet_width + MARGIN), top + bool(rows) * HEADING + rows * ROW + MARGIN), PAPER
-    )
+    height = top + bool(rows) * HEADING + rows * ROW + MARGIN
+    canvas = Image.new("RGB", (lefts[-1] + sheet_width + MARGIN, height), PAPER)
     pen, room = Pen(canvas), canvas.width - 2 * MARGIN
     pen.text((MARGIN, MARGIN), header[0], points=13, bold=True, room=room)
     for i, line in enumerate(header[1:]):
         pen.text((MARGIN, MARGIN + 44 + 27 * i), line, points=9, room=room)
     if rows:
         _colour_bars(pen, MARGIN, top - 72, cases.rival_is)
-    for sheet in range(sheets if rows else 0):
-        for place, column in enumerate(columns):
-            centre = MARGIN + sheet * (sheet_width + MARGIN) + TEXT_WIDTH + place * (TILE + GAP) + TILE // 2
+        for left, (offset, column) in product(lefts, zip(offsets, columns, strict=True)):
+            centre = left + offset + TILE // 2
             pen.text((centre, top), column.heading[0], points=9, bold=True, centred=True)
             pen.text((centre, top + 24), column.heading[1], centred=True, room=TILE + GAP)
-    for i, position in enumerate(positions.tolist()):
-        sheet, row = divmod(i, rows)
-        left, y = MARGIN + sheet * (sheet_width + MARGIN), top + HEADING + row * ROW
+    for i, position in enumerate(tracked(positions.tolist(), "drawing", len(positions))):
+        left, y = lefts[i // rows], top + HEADING + i % rows * ROW
         pen.draw.line((left, y - GAP // 2, left + sheet_width - GAP, y - GAP // 2), fill=LINE, width=1)
         _describe(pen, cases, position, (left, y))
-        for place, column in enumerate(columns):
-            x = left + TEXT_WIDTH + place * (TILE + GAP)
-            tile = enlarged(column.tiles[i])
+        for offset, column in zip(offsets, columns, strict=True):
+            x, tile = left + offset, enlarged(column.tiles[i])
             canvas.paste(tile, (x + (TILE - tile.width) // 2, y + (TILE - tile.height) // 2))
             pen.text((x + TILE // 2, y + TILE + 3), column.captions[i], centred=True, room=TILE + GAP)
-        on_row()
-    buffer = io.BytesIO()
-    canvas.save(buffer, "PNG", dpi=(DPI, DPI))
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("Software", MARK.decode())
+    canvas.save(buffer, "PNG", dpi=(DPI, DPI), pnginfo=info)
     return buffer.getvalue()
 
 
@@ -169,25 +166,22 @@ def _columns(maps: Maps, positions: Ints) -> list[Column]:
         shown, empty = display(values[positions], images.shape[1], signed)
         return overlay(images, shown, signed), empty.tolist()
 
-    def of_class(role: str, classes: Ints) -> Column:
+    roles = {"pred": ("predicted class", cases.predicted), "true": (f"{cases.rival_is} class", cases.rival)}
+    if maps.target not in (*roles, "margin"):
+        roles = {maps.target: (f"class {maps.target}", cases.every(maps.target)), **roles}
+    columns = {}
+    for target, (role, classes) in roles.items():
         tiles, empty = heat(maps.of(classes))
-        said = zip(names[classes[positions]], cases.probability(classes)[positions].tolist(), empty, strict=True)
-        captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in said]
-        return Column((f"{method} of the", role), captions, tiles)
+        probabilities = cases.probability(classes)[positions].tolist()
+        rows = zip(names[classes[positions]], probabilities, empty, strict=True)
+        captions = ["no positive evidence" if nothing else f"{name} {percent(p)}" for name, p, nothing in rows]
+        columns[target] = Column((f"{method} of the", role), captions, tiles)
 
     short = [name if len(name) <= 10 else f"{name[:9]}…" for name in cases.classes]
     pairs = zip(cases.predicted[positions], cases.rival[positions], strict=True)
-    columns = {
-        "pred": of_class("predicted class", cases.predicted),
-        "true": of_class(f"{cases.rival_is} class", cases.rival),
-        "margin": Column(
-            ("margin", f"predicted minus {cases.rival_is}"),
-            [f"{short[a]} \N{MINUS SIGN} {short[b]}" for a, b in pairs],
-            heat(maps.margin, signed=True)[0],
-        ),
-    }
-    if maps.target not in columns:
-        columns = {maps.target: of_class(f"class {maps.target}", cases.every(maps.target)), **columns}
+    captions = [f"{short[a]} \N{MINUS SIGN} {short[b]}" for a, b in pairs]
+    heading = "margin", f"predicted minus {cases.rival_is}"
+    columns["margin"] = Column(heading, captions, heat(maps.margin, signed=True)[0])
     return [original, columns.pop(maps.target), *columns.values()]
 
 

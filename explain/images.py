@@ -6,9 +6,7 @@ A file that cannot be used is named with the reason, and the others go on. `pyth
 explains what the model says of them.
 """
 
-import errno
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ground.mistake import Mistake
+from ground.terminal import tracked
 from pipeline.pictures import Fit, decode, files_in, reason
 from pipeline.split import UInt8
 
@@ -37,20 +36,20 @@ class Pictures:
     """The other files, each with the reason."""
 
 
-def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] = lambda: None) -> Pictures:
-    """Every picture among the files, and in the folders and theirs, hidden ones apart.
+def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
+    """Every picture among the files, and in the folders and theirs, hidden ones apart; with a bar for the time left.
 
     Args:
         side: S, of the squares that training had, in pixels.
         fit: how a picture becomes a square, as in training.
-        on_file: called after each file.
 
     Raises:
         OSError: a path does not exist.
-        ValueError: more than MOST_FILES files, or none of them can be used.
+        Mistake: more than MOST_FILES files, or none of them can be used.
     """
     names, inputs, tiles, skipped = [], [], [], []
-    for path in find(paths):
+    files = find(paths)
+    for path in tracked(files, "reading", len(files)):
         try:
             squares = decode(path, side, fit), decode(path, TILE, fit)
             inputs.append(squares[0])
@@ -58,7 +57,6 @@ def read(paths: Sequence[str], side: int, fit: Fit, on_file: Callable[[], None] 
             names.append(str(path))
         except Exception as error:  # a decoder raises nearly anything on a damaged file
             skipped.append(f"{path}: {reason(error, path)}")
-        on_file()
     if not names:
         raise Mistake(f"none of the {len(skipped)} files is a picture that can be read: " + "; ".join(skipped[:3]))
     channels_last = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2)
@@ -70,21 +68,16 @@ def find(paths: Sequence[str]) -> list[Path]:
 
     Raises:
         OSError: a path does not exist.
-        ValueError: there are none, or more than MOST_FILES.
+        Mistake: there are none, or more than MOST_FILES.
     """
-
-    def files() -> Iterator[Path]:
-        for path in map(Path, paths):
-            if not path.exists():
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-            yield from files_in(path) if path.is_dir() else [path]
-
-    found: dict[Path, None] = {}
-    for path in files():
-        found[path] = None
-        if len(found) > MOST_FILES:
-            break
-    if not 1 <= len(found) <= MOST_FILES:
-        count = "no files" if not found else f"more than {MOST_FILES:,} files"
+    files: dict[Path, None] = {}
+    for path in map(Path, paths):
+        path.stat()  # says so where there is none
+        for file in files_in(path) if path.is_dir() else [path]:
+            files[file] = None
+            if len(files) > MOST_FILES:
+                break
+    if not 1 <= len(files) <= MOST_FILES:
+        count = f"more than {MOST_FILES:,} files" if files else "no files"
         raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
-    return list(found)
+    return list(files)

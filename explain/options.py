@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ground.mistake import Mistake
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from pipeline.dataset import DataSet
 
 ORDERS = {
     "loss": "largest loss first",
@@ -17,12 +21,56 @@ ORDERS = {
     "index": "in their own order",
     "random": "drawn at random (seed {seed})",
 }
+WORDS = {"true": ("any",), "pred": ("any",), "target": ("pred", "true", "margin")}
+"""What these flags take beside a class's name; a word is never a class, even if one is named so."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CheckpointOptions:
+    """Flags of every command that reads a checkpoint."""
+
     ckpt: str = "model.pt"
     """Checkpoint that train.py wrote."""
+    data: str = ""
+    """Where the data set that it was trained on lies now, if not where it was; the contents must be the same."""
+    threads: int = 0
+    """CPU threads (0: one per core)."""
+
+    def __post_init__(self) -> None:
+        self._require_within("threads", 0, 1024)
+
+    def _require_within(self, name: str, low: int, high: int) -> None:
+        if not low <= getattr(self, name) <= high:
+            raise Mistake(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+
+    def load(self) -> "Checkpoint":
+        """The checkpoint. Raises as `engine.checkpoint.load`, and Mistake where there is none."""
+        from engine import checkpoint
+
+        if not Path(self.ckpt).exists():
+            raise Mistake(f"{self.ckpt}: no such checkpoint: `make train` makes model.pt, --ckpt names another")
+        return checkpoint.load(self.ckpt)
+
+    def open_data(self, checkpoint: "Checkpoint") -> "DataSet":
+        """The data set that the checkpoint was trained on, from where it lies now.
+
+        Raises:
+            Mistake: it is not there, or --data names other pictures; or without --data, only the checkpoint's word says
+                that this folder is to be read: see pipeline.dataset.require_known.
+        """
+        from pipeline.dataset import open_dataset, require_known
+
+        config, identity = checkpoint.config, checkpoint.metrics.get("identity", "")
+        if not self.data:
+            require_known(config.data, self.ckpt)
+        data = open_dataset(self.data or config.data, config.size, config.fit, config.layout)
+        if self.data and identity and data.identity() != identity:
+            raise Mistake(f"--data is {self.data}: these are not the pictures of {self.ckpt}, in its classes and parts")
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradcamOptions(CheckpointOptions):
     out: str = "gallery.png"
     """The picture (.png) or the page (.html); errors.csv and heatmaps.npz go into its folder."""
     images: tuple[str, ...] = ()
@@ -35,29 +83,28 @@ class Options:
     sort: Literal["loss", "confidence", "index", "random"] = "loss"
     """Which errors come first."""
     seed: int = 0
-    """Of --sort random."""
+    """What --sort random and --faithfulness draw by."""
     true: str = "any"
-    """Draw only errors of this true class, one that the checkpoint knows."""
+    """Draw only errors of this true class, one that the checkpoint knows; any: of all, even if a class is named so."""
     pred: str = "any"
-    """Draw only errors of this predicted class."""
+    """Draw only errors of this predicted class; any: of all."""
     layer: Literal["stem", "layer1", "layer2", "layer3", "layer4"] = "layer4"
     """Stage whose activations are weighed: later ones know more, earlier ones see finer."""
     method: Literal["gradcam", "hirescam"] = "gradcam"
     """How they are weighed; both agree at layer4."""
     target: str = "pred"
     """What is drawn first and stored as `maps`: the predicted class (pred), the true one (true), predicted minus true
-    (margin), or a class by its name."""
+    (margin), or a class by its name. The three words mean this even if a class is named so: choose
+    that one on the page."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where the model runs; auto takes a CUDA GPU where there is one."""
     precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
     """Type of convolutions; by default the one that the checkpoint was evaluated in."""
-    threads: int = 0
-    """CPU threads (0: one per core)."""
 
     def __post_init__(self) -> None:
-        for name, low, high in (("n", 1, 200), ("seed", 0, 2**31 - 1), ("threads", 0, 1024)):
-            if not low <= getattr(self, name) <= high:
-                raise Mistake(f"--{name} is {getattr(self, name)}: it must be {low} to {high}")
+        super().__post_init__()
+        self._require_within("n", 1, 200)
+        self._require_within("seed", 0, 2**31 - 1)
         if Path(self.out).suffix.lower() not in (".png", ".html"):
             raise Mistake(f"--out is {self.out}: its name must end in .png or .html")
         if self.images and (self.true != "any" or self.target == "true" or self.faithfulness):
@@ -66,8 +113,8 @@ class Options:
             raise Mistake(f"--true and --pred are both {self.true}, but an error's two classes differ")
 
     def check_classes(self, classes: Sequence[str]) -> None:
-        """Raises ValueError where a flag names a class that is none of the model's."""
-        for flag, words in (("true", ["any"]), ("pred", ["any"]), ("target", ["pred", "true", "margin"])):
+        """Raises Mistake where a flag names a class that is none of the model's."""
+        for flag, words in WORDS.items():
             name = getattr(self, flag)
             if name not in (*words, *classes):
                 near = get_close_matches(name, classes) or [*classes[:10], *["..."] * (len(classes) > 10)]

@@ -6,56 +6,46 @@ archive. For pictures of one's own they are images.csv and images.npz. The same 
 
 import csv
 import io
-import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from explain.cases import Cases, Maps
-from ground.files import check_writable, destination, write_whole
-from ground.mistake import Mistake
+from ground.files import MARK, check_output, destination, write_whole
 
 COLUMNS = ("index", "true", "predicted", "p_predicted", "p_true", "loss", "rank_of_true", "label_disputed")
 FILE_COLUMNS = ("file", "predicted", "p_predicted", "second", "p_second")
+MARKS = {".csv": b"predicted,p_predicted,", ".npz": b"layer4_class_maps.npy"}  # in both headers; a name in the archive
 
 
-def paths(out: str, own: bool) -> tuple[Path, ...]:
-    """`out` and, beside it, where the table and the archive go; those of one's own pictures under other names."""
-    names = ("images.csv", "images.npz") if own else ("errors.csv", "heatmaps.npz")
+def paths(out: str, labelled: bool) -> tuple[Path, ...]:
+    """`out` and, beside it, where the table and the archive go; without labels under other names."""
+    names = ("errors.csv", "heatmaps.npz") if labelled else ("images.csv", "images.npz")
     return Path(out), *(Path(out).with_name(name) for name in names)
 
 
-def check(out: str, own: bool) -> None:
-    """Before the work: can all three be written, and are the table and the archive that are there ones of ours?
+def check(out: str, labelled: bool, inputs: Iterable[str]) -> None:
+    """Before the work: can all three be written without the loss of an input or of a person's own file?
 
     Raises:
-        OSError, ValueError: no; says which file and what to do.
+        OSError, Mistake: no, as `ground.files.check_output` says.
     """
-    for path in paths(out, own):
-        check_writable(path)
-    for path in paths(out, own)[1:]:
-        if path.exists() and not _ours(path):
-            raise Mistake(f"{path} would be overwritten, and is not of this program: move it, or name another --out")
+    sources = list(inputs)
+    for path in paths(out, labelled):
+        check_output(path, inputs=sources, mark=MARKS.get(path.suffix, MARK))
 
 
-def _ours(path: Path) -> bool:
-    """Whether `table` or `archive` made it."""
-    if path.suffix == ".npz":
-        return zipfile.is_zipfile(path) and "layer4_class_maps.npy" in zipfile.ZipFile(path).namelist()
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.readline(200).startswith((",".join(COLUMNS), ",".join(FILE_COLUMNS)))
-
-
-def write(out: str, own: bool, content: bytes, maps: Maps) -> list[str]:
+def write(out: str, content: bytes, maps: Maps) -> list[str]:
     """Write the picture or page, the table and the archive; returns their names.
 
     Raises:
         OSError: one of them cannot be written; each is whole or as it was before.
     """
-    places = paths(out, own)
-    for path, data in zip(places, (content, table(maps.cases), archive(maps)), strict=True):
+    files = paths(out, maps.cases.labels is not None)
+    for path, data in zip(files, (content, table(maps.cases), archive(maps)), strict=True):
         write_whole(destination(path), data)
-    return [str(path) for path in places]
+    return [str(path) for path in files]
 
 
 def table(cases: Cases) -> bytes:
@@ -77,7 +67,7 @@ def table(cases: Cases) -> bytes:
         loss = [f"{value:.6f}" for value in cases.loss]
         columns = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, cases.disputed.astype(int))
         named = bool(files)
-        writer.writerow((*COLUMNS, "file") if named else COLUMNS)
+        writer.writerow((*COLUMNS, *["file"] * named))
         writer.writerows(zip(*columns, *[files] * named, strict=True))
     return text.getvalue().encode("utf-8", "surrogateescape")
 
@@ -92,7 +82,7 @@ def archive(maps: Maps) -> bytes:
 
     index, true, predicted (E,) int64; logits (E, C) float32; predicted_maps, true_maps and maps, which are those of
     `target`, (E, h, w) float32; layer4_class_maps (E, C, h4, w4) float32; layer, method, target; classes (C,) names.
-    Of pictures of one's own, in the order of their table, `true` is the runner-up.
+    Without labels `true` is the runner-up.
     """
     cases = maps.cases
     buffer = io.BytesIO()

@@ -1,64 +1,52 @@
 "use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
+
+// A class is its number here and in the address, for its name may be any text. `which` map is drawn is such a number,
+// "pred" (of the predicted class), "true" (of the true class, or what takes its place) or "margin" (between them).
+
 const byId = (id) => document.getElementById(id);
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+const data = JSON.parse(byId("data").textContent);
 const cells = new Int8Array(bytes(data.cells).buffer);
 const scales = new Float32Array(bytes(data.scales).buffer);
 const colours = { sequential: bytes(data.sequential), diverging: bytes(data.diverging) };
 const { classes, side } = data;
 const total = data.index.length;
-const disputed = new Set(data.disputed);
-const shuffled = new Map(data.shuffled.map((error, place) => [error, place]));
-const every = [...classes.keys()];
-const shown = (i) => (data.shown ? data.shown[i] : every); // classes whose maps and probabilities are here
-const probability = (i, number) => data.probabilities[i][shown(i).indexOf(number)];
+// data.shown are the classes of each error whose maps and probabilities are here.
+const probability = (i, number) => data.probabilities[i][data.shown[i].indexOf(number)];
 const confidence = data.index.map((_, i) => probability(i, data.predicted[i]));
-const NUMBERS = ["confidence-from", "confidence-to", "loss-from", "loss-to"];
-const CHOICES = ["true", "pred", "sort", "map"];
-const GAP = 10;
+const [controls, grid, panel] = ["controls", "grid", "detail"].map(byId);
 
 let order = []; // errors that pass the filters, as sorted
 let chosen = null; // an error, not a place in the order
-let pointed = null; // {error, which}: the pointer is on a class of that card
-let opacity = data.opacity;
-let remembered = opacity;
+let pointed = null; // {error, which}: the pointer is on a class of that error
+let opacity = data.opacity; // of the overlay before it was switched off
 
 // Words
 
 function percent(p) {
   if (p < 1e-4) return "<0.01%";
-  return p < 0.01 || p > 0.999 ? `${(100 * Math.min(p, 0.9999)).toFixed(2)}%` : `${(100 * p).toFixed(1)}%`;
+  return `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
 }
 
 const count = (number) => number.toLocaleString("en");
-
-function title(i) {
-  return data.files ? data.files[i] : `${data.split} image ${data.index[i]}`;
-}
-
-function classOf(i, which) {
-  if (which === "pred") return data.predicted[i];
-  return which === "true" ? data.true[i] : Number(which);
-}
-
-function nameOf(i, which) {
-  const [pred, other] = [classes[data.predicted[i]], classes[data.true[i]]];
-  return which === "margin" ? `${pred} \u2212 ${other}` : classes[classOf(i, which)];
-}
+const title = (i) => (data.files ? data.files[i] : `${data.split} image ${data.index[i]}`);
 
 // Pictures: the same steps as cam.display and gallery.overlay
 
+/** The class of a map; the margin is its map minus that of the true class. */
+function classOf(i, which) {
+  if (which === "true") return data.true[i];
+  return which === "pred" || which === "margin" ? data.predicted[i] : Number(which);
+}
+
+/** The map of error i for a class of data.shown[i], as the model made it. */
 function rawMap(i, number) {
   const size = data.grid[0] * data.grid[1];
-  const place = i * shown(i).length + shown(i).indexOf(number);
+  const place = i * data.shown[i].length + data.shown[i].indexOf(number);
   return Float64Array.from(cells.subarray(place * size, (place + 1) * size), (cell) => cell * scales[place]);
 }
 
-function overPeak(values) {
-  const peak = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  return peak > 0 ? values.map((value) => value / peak) : values;
-}
-
+/** From the cells of the grid to side x side values, bilinear. */
 function enlarge(values) {
   const [rows, columns] = data.grid;
   const axis = (count) =>
@@ -68,23 +56,22 @@ function enlarge(values) {
       return [low, Math.min(low + 1, count - 1), at - low];
     });
   const across = axis(columns);
-  const large = new Float64Array(side * side);
-  axis(rows).forEach(([top, bottom, down], y) => {
-    across.forEach(([left, right, along], x) => {
+  return axis(rows).flatMap(([top, bottom, down]) =>
+    across.map(([left, right, along]) => {
       const upper = values[top * columns + left] * (1 - along) + values[top * columns + right] * along;
       const lower = values[bottom * columns + left] * (1 - along) + values[bottom * columns + right] * along;
-      large[y * side + x] = upper * (1 - down) + lower * down;
-    });
-  });
-  return large;
+      return upper * (1 - down) + lower * down;
+    }),
+  );
 }
 
+/** side x side values in [0, 1], of the margin in [-1, 1]. */
 function heat(i, which) {
-  if (which === "margin") {
-    const other = rawMap(i, data.true[i]);
-    return overPeak(enlarge(overPeak(rawMap(i, data.predicted[i]).map((value, k) => value - other[k]))));
-  }
-  return overPeak(enlarge(overPeak(rawMap(i, classOf(i, which)).map((value) => Math.max(value, 0)))));
+  const other = which === "margin" ? rawMap(i, data.true[i]) : null;
+  const raw = rawMap(i, classOf(i, which)).map((value, k) => (other ? value - other[k] : Math.max(value, 0)));
+  const values = enlarge(raw);
+  const peak = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  return peak > 0 ? values.map((value) => value / peak) : values;
 }
 
 const scratch = new OffscreenCanvas(side, side).getContext("2d");
@@ -93,13 +80,13 @@ const layer = scratch.createImageData(side, side);
 /** Draws error i with its map over it; what there is to say instead, when there is no map or no evidence in it. */
 function paint(canvas, i, which) {
   const context = canvas.getContext("2d");
-  const sheet = byId("sheet");
   const [x, y] = [i % data.columns, Math.floor(i / data.columns)];
-  context.drawImage(sheet, x * side, y * side, side, side, 0, 0, side, side);
+  context.drawImage(byId("sheet"), x * side, y * side, side, side, 0, 0, side, side);
   if (which === null) return "";
-  if (which !== "margin" && !shown(i).includes(classOf(i, which))) return "none of its likeliest classes";
+  if (!data.shown[i].includes(classOf(i, which))) return "none of its likeliest classes";
   const signed = which === "margin";
-  if (signed && opacity > 0) {
+  const strength = byId("opacity").valueAsNumber;
+  if (signed && strength > 0) {
     context.globalCompositeOperation = "saturation";
     context.fillStyle = "#808080";
     context.fillRect(0, 0, side, side);
@@ -110,243 +97,203 @@ function paint(canvas, i, which) {
   values.forEach((value, k) => {
     const level = Math.min(255, Math.floor((signed ? (value + 1) / 2 : value) * 256));
     layer.data.set(table.subarray(3 * level, 3 * level + 3), 4 * k);
-    layer.data[4 * k + 3] = Math.round(255 * opacity * Math.abs(value));
+    layer.data[4 * k + 3] = Math.round(255 * strength * Math.abs(value));
   });
   scratch.putImageData(layer, 0, 0);
   context.drawImage(scratch.canvas, 0, 0);
   return values.some((value) => value !== 0) ? "" : "no positive evidence";
 }
 
-function element(tag, properties = {}, ...children) {
-  const node = Object.assign(document.createElement(tag), properties);
-  node.append(...children);
-  return node;
+/** Draws the map of error i wherever it is seen: in its card, and in the panel. */
+function repaint(i) {
+  const own = pointed?.error === i;
+  const which = own ? pointed.which : asked("map");
+  const signed = which === "margin";
+  const now = signed ? which : String(classOf(i, which));
+  const [pred, other] = [classes[data.predicted[i]], classes[data.true[i]]];
+  for (const node of [cards.get(i), i === chosen && panel]) {
+    if (!node) continue;
+    const lack = paint(node.querySelector(".map"), i, which);
+    const name = signed ? `${pred} \u2212 ${other}` : classes[now];
+    const p = signed || lack || node === panel ? "" : percent(probability(i, Number(now)));
+    const words = own || node === panel ? [name, p].join(" ").trim() : "";
+    node.querySelector(".said").textContent = [words, lack].filter(Boolean).join(": ");
+    for (const mark of node.querySelectorAll("[data-which]")) mark.classList.toggle("now", mark.dataset.which === now);
+    node.classList.toggle("signed", signed);
+  }
 }
 
-function picture(className) {
-  return element("canvas", { width: side, height: side, className });
+/** Shows another class's map of one error for a while: {error, which}, or null. */
+function point(to) {
+  const errors = new Set([pointed?.error, to?.error]);
+  pointed = to;
+  for (const i of errors) if (i !== undefined) repaint(i);
+}
+
+function repaintAll() {
+  for (const i of new Set([...cards.keys(), chosen])) if (i !== null) repaint(i);
 }
 
 // Filters and order
 
-const number = (id, fallback) => Number(byId(id)?.value || fallback); // the value is "" or a number
+const FILTERS = {
+  true: (i, value) => data.true[i] === Number(value),
+  pred: (i, value) => data.predicted[i] === Number(value),
+  "confidence-from": (i, value) => confidence[i] >= value / 100,
+  "confidence-to": (i, value) => confidence[i] <= value / 100,
+  "loss-from": (i, value) => data.loss[i] >= value,
+  "loss-to": (i, value) => data.loss[i] <= value,
+  disputed: (i) => data.disputed[i],
+};
+const ORDERS = {
+  loss: (i) => -data.loss[i],
+  confidence: (i) => -confidence[i],
+  unsure: (i) => confidence[i],
+  index: (i) => i,
+  random: (i) => data.shuffled[i],
+};
+
+/** What the control of that name says; "" of a filter that lets everything pass. */
+const asked = (name) => new FormData(controls).get(name) ?? "";
+
+function ask(name, value) {
+  const input = controls.elements[name];
+  if (input?.type === "checkbox") input.checked = value !== "";
+  else if (input) input.value = value;
+}
+
+const pairs = document.querySelectorAll("#matrix button, #bars button"); // of classes, to filter by
 
 function refilter() {
-  const [wantedTrue, wantedPred] = [byId("true")?.value ?? "any", byId("pred").value];
-  const [low, high] = [number("confidence-from", 0) / 100, number("confidence-to", 100) / 100];
-  const [least, most] = [number("loss-from", 0), number("loss-to", Infinity)];
-  const onlyDisputed = byId("disputed")?.checked ?? false;
-  const keys = {
-    loss: (i) => -(data.loss?.[i] ?? 0),
-    confidence: (i) => -confidence[i],
-    unsure: (i) => confidence[i],
-    index: (i) => i,
-    random: (i) => shuffled.get(i),
-  };
-  const key = keys[byId("sort").value];
-  order = data.index
-    .map((_, i) => i)
-    .filter(
-      (i) =>
-        (wantedTrue === "any" || data.true[i] === Number(wantedTrue)) &&
-        (wantedPred === "any" || data.predicted[i] === Number(wantedPred)) &&
-        confidence[i] >= low && confidence[i] <= high &&
-        (!data.loss || (data.loss[i] >= least && data.loss[i] <= most)) &&
-        (!onlyDisputed || disputed.has(i)),
-    )
+  const filters = Object.entries(FILTERS).map(([name, passes]) => [passes, asked(name)]);
+  const active = filters.filter(([, value]) => value !== "");
+  const key = ORDERS[asked("sort")];
+  order = [...data.index.keys()]
+    .filter((i) => active.every(([passes, value]) => passes(i, value)))
     .sort((a, b) => key(a) - key(b) || a - b);
-  if (chosen !== null && !order.includes(chosen)) choose(null);
-  byId("count").textContent =
-    order.length === total ? `${count(total)} shown` : `${count(order.length)} of ${count(total)} shown`;
+  byId("count").textContent = `${order.length < total ? `${count(order.length)} of ` : ""}${count(total)} shown`;
   byId("nothing").hidden = order.length > 0;
-  for (const button of document.querySelectorAll("#matrix button, #bars button")) {
-    const same = (button.dataset.true ?? "any") === wantedTrue && (button.dataset.pred ?? "any") === wantedPred;
-    button.setAttribute("aria-pressed", same);
+  const [label, said] = [asked("true"), asked("pred")];
+  for (const pair of pairs) {
+    pair.ariaPressed = (pair.dataset.true ?? "") === label && (pair.dataset.pred ?? "") === said;
   }
-  remember();
   lay();
+  choose(order.includes(chosen) ? chosen : null, false);
 }
 
 function reset() {
-  for (const id of NUMBERS) if (byId(id)) byId(id).value = "";
-  if (byId("disputed")) byId("disputed").checked = false;
-  if (byId("true")) byId("true").value = "any";
-  byId("pred").value = "any";
+  for (const name in FILTERS) ask(name, "");
   refilter();
 }
 
 // The address keeps what is shown, so that it can be bookmarked.
 
+const KEPT = ["sort", "map", ...Object.keys(FILTERS)];
+const atStart = (name) => String(data.start[name] ?? "");
+
 function remember() {
   const state = new URLSearchParams();
-  for (const id of [...CHOICES, ...NUMBERS]) {
-    const value = byId(id)?.value ?? "";
-    if (value !== (data.start[id] ?? "")) state.set(id, value);
-  }
-  if (byId("disputed")?.checked) state.set("disputed", "1");
+  for (const name of KEPT) if (asked(name) !== atStart(name)) state.set(name, asked(name));
   if (chosen !== null) state.set("chosen", data.index[chosen]);
-  const hash = state.toString();
-  if (hash !== location.hash.slice(1)) history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+  const hash = state.size ? `#${state}` : "";
+  if (hash !== location.hash) history.replaceState(null, "", hash || location.pathname + location.search);
 }
 
+/** Sets the controls as the address says; the error that is chosen there, or -1. */
 function recall() {
-  const numberOf = (name) => (classes.includes(name) ? String(classes.indexOf(name)) : name);
-  for (const id of CHOICES) data.start[id] = numberOf(data.start[id]);
   const state = new URLSearchParams(location.hash.slice(1));
-  for (const id of [...CHOICES, ...NUMBERS]) {
-    const input = byId(id);
-    if (!input) continue;
-    input.value = state.get(id) ?? data.start[id] ?? "";
-    if (input.tagName === "SELECT" && input.selectedIndex < 0) input.value = data.start[id];
+  for (const name of KEPT) {
+    ask(name, state.get(name) ?? atStart(name));
+    if (controls.elements[name]?.selectedIndex < 0) ask(name, atStart(name));
   }
-  if (byId("disputed")) byId("disputed").checked = state.has("disputed");
-  const place = data.index.indexOf(Number(state.get("chosen") ?? NaN));
-  return place < 0 ? null : place;
+  return data.index.findIndex((index) => String(index) === state.get("chosen"));
 }
 
 // The grid: only cards in view exist
 
-const grid = byId("grid");
-const cards = new Map(); // error -> node
+const cards = new Map(); // error -> node, in their order
 let columns = 1;
-let width = 0;
-let height = 0;
+let height = 0; // of a row
 
 function lay() {
-  const space = grid.clientWidth;
-  columns = Math.max(2, Math.floor((space + GAP) / (152 + GAP)));
-  width = Math.floor((space - GAP * (columns - 1)) / columns);
-  grid.style.setProperty("--card", `${width}px`);
-  for (const node of cards.values()) node.remove();
+  const style = getComputedStyle(grid);
+  columns = style.gridTemplateColumns.split(" ").length;
   cards.clear();
-  if (!order.length) {
-    grid.style.height = "0";
-    return;
-  }
-  height = grid.appendChild(card(order[0], 0)).offsetHeight + GAP;
-  grid.lastChild.remove();
+  grid.replaceChildren(...order.slice(0, 1).map(card));
+  height = (grid.firstChild?.getBoundingClientRect().height ?? 0) + parseFloat(style.rowGap);
+  grid.replaceChildren();
   grid.style.height = `${Math.ceil(order.length / columns) * height}px`;
   show();
 }
 
 function show() {
-  if (!order.length) return;
   const top = -grid.getBoundingClientRect().top;
-  const first = Math.max(0, Math.floor(top / height) - 1) * columns;
-  const last = Math.max(first, Math.min(order.length, Math.ceil((top + window.innerHeight) / height + 1) * columns));
-  const wanted = new Set(order.slice(first, last));
-  for (const [i, node] of cards) {
-    if (!wanted.has(i)) {
-      node.remove();
-      cards.delete(i);
-    }
-  }
-  for (let place = first; place < last; place++) {
-    const i = order[place];
-    if (!cards.has(i)) {
-      const node = card(i, place);
-      cards.set(i, node);
-      grid.append(node);
-      repaint(i);
-    }
-  }
+  const rows = Math.ceil(order.length / columns);
+  const first = Math.min(rows, Math.max(0, Math.floor(top / height) - 1));
+  const last = Math.max(first, Math.ceil((top + window.innerHeight) / height) + 1);
+  const wanted = order.slice(first * columns, last * columns);
+  const before = new Map(cards);
+  if (wanted.length === before.size && wanted[0] === before.keys().next().value) return; // all there
+  cards.clear();
+  wanted.forEach((i, k) => cards.set(i, before.get(i) ?? card(i, first * columns + k)));
+  grid.style.paddingTop = `${first * height}px`;
+  grid.replaceChildren(...cards.values());
+  for (const i of wanted) if (!before.has(i)) repaint(i);
 }
 
 function card(i, place) {
+  const node = byId("card").content.firstElementChild.cloneNode(true);
   const [pred, other] = [data.predicted[i], data.true[i]];
-  const strip = element("div", { className: "strip" });
-  shown(i).forEach((number, place) => {
-    const p = data.probabilities[i][place];
-    const bar = element("i", { className: number === pred ? "pred" : number === other ? "true" : "" });
-    bar.dataset.which = number;
-    bar.title = `${classes[number]} ${percent(p)}`;
-    bar.style.setProperty("--p", Math.sqrt(p).toFixed(3));
-    strip.append(bar);
-  });
-  // Of a line that is too long the name is cut, never the number.
-  const [cut, word] = ["em", "span"].map((tag) => (text) => element(tag, {}, text));
-  const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
-  const lines = [
-    element("b", {}, cut(classes[pred]), word(percent(confidence[i]))),
-    element("span", {}, word(data.rival), cut(classes[other]), word(percent(probability(i, other)))),
-    element("small", {}, cut(name), ...(data.loss ? [word(`· loss ${data.loss[i].toFixed(2)}`)] : [])),
-  ];
-  const words = element("div", { className: "words" }, ...lines);
-  const frame = element("div", { className: "frame" }, picture("tile"), element("span", { className: "tag" }));
-  if (disputed.has(i)) frame.append(element("span", { className: "badge", textContent: "label disputed" }));
-  const node = element("div", { className: "card", id: `error-${i}` }, frame, strip, words);
+  const [p, q] = [confidence[i], probability(i, other)].map(percent);
+  node.id = `error-${i}`;
   node.dataset.error = i;
-  node.setAttribute("role", "option");
-  node.setAttribute("aria-setsize", order.length);
-  node.setAttribute("aria-posinset", place + 1);
-  node.setAttribute("aria-selected", i === chosen);
-  const said = `predicted ${classes[pred]} ${percent(confidence[i])}, ${data.rival} ${classes[other]}`;
-  node.setAttribute("aria-label", `${title(i)}: ${said}${disputed.has(i) ? ", label disputed" : ""}`);
-  node.style.transform = `translate(${(place % columns) * (width + GAP)}px, ${Math.floor(place / columns) * height}px)`;
+  Object.assign(node, { ariaSetSize: order.length, ariaPosInSet: place + 1, ariaSelected: i === chosen });
+  node.ariaLabel = `${title(i)}: predicted ${classes[pred]} ${p}, ${data.rival} ${classes[other]}`;
+  if (data.disputed[i]) node.ariaLabel += ", label disputed";
+  else node.querySelector(".badge").remove();
+  const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
+  const words = [classes[pred], p, classes[other], q, name, data.loss ? `· loss ${data.loss[i].toFixed(2)}` : ""];
+  node.querySelectorAll(".words em, .words i").forEach((part, k) => (part.textContent = words[k]));
+  node.querySelectorAll(".strip i").forEach((bar, k) => setClass(bar, i, k));
   return node;
 }
 
-function repaint(i) {
-  const node = cards.get(i);
-  if (!node) return;
-  const own = pointed?.error === i;
-  const which = own ? pointed.which : byId("map").value;
-  const lack = paint(node.querySelector("canvas"), i, which);
-  const p = which === "margin" || lack ? "" : ` ${percent(probability(i, classOf(i, which)))}`;
-  node.querySelector(".tag").textContent = [...(own ? [nameOf(i, which) + p] : []), ...(lack ? [lack] : [])].join(": ");
-  for (const bar of node.querySelectorAll(".strip i")) {
-    bar.classList.toggle("now", which !== "margin" && Number(bar.dataset.which) === classOf(i, which));
-  }
-}
-
-function repaintAll() {
-  for (const i of cards.keys()) repaint(i);
-  detail();
+/** Makes a bar or a row that of the k-th class of error i; what it may say: the name, the probability, the role. */
+function setClass(node, i, k) {
+  const number = data.shown[i][k];
+  const p = percent(data.probabilities[i][k]);
+  node.dataset.which = number;
+  node.dataset.role = number === data.predicted[i] ? "predicted" : number === data.true[i] ? data.rival : "";
+  node.style.setProperty("--p", data.probabilities[i][k]);
+  node.title = `${classes[number]} ${p}`;
+  return [classes[number], p, node.dataset.role];
 }
 
 // One error in full
 
-const panel = byId("detail");
-let previewed = null; // class whose row in the panel is pointed at
-
 function choose(i, reveal = true) {
   const before = chosen;
+  point(null);
   chosen = i;
-  previewed = null;
-  for (const other of [before, i]) cards.get(other)?.setAttribute("aria-selected", other === i);
-  if (i === null) {
-    grid.removeAttribute("aria-activedescendant");
-    build();
-  } else {
-    if (panel.hidden) {
-      panel.hidden = false;
-      document.body.classList.add("split");
-      lay();
-    }
-    grid.setAttribute("aria-activedescendant", `error-${i}`);
-    build();
-    if (reveal) bringIntoView(order.indexOf(i));
-  }
+  panel.hidden = i === null;
+  document.body.classList.toggle("split", i !== null);
+  if ((before === null) !== (i === null)) lay();
+  for (const other of [before, i]) if (cards.has(other)) cards.get(other).ariaSelected = other === i;
+  grid.setAttribute("aria-activedescendant", i === null ? "" : `error-${i}`);
   remember();
-}
-
-function close() {
-  if (chosen === null) return;
-  choose(null);
-  panel.hidden = true;
-  document.body.classList.remove("split");
-  lay();
+  if (i === null) return;
+  describe(i);
+  if (reveal) bringIntoView(order.indexOf(i));
 }
 
 /** On a phone the panel covers the lower part of the window, and the controls scroll away while it is open. */
 const narrow = () => getComputedStyle(panel).position === "fixed";
 
 function bringIntoView(place) {
-  const bar = narrow() ? 0 : byId("controls").offsetHeight;
+  const ceiling = (narrow() ? 0 : controls.offsetHeight) + 10; // pixels, that stay free above the card
+  const floor = window.innerHeight - (narrow() ? panel.offsetHeight : 0);
   const top = grid.getBoundingClientRect().top + Math.floor(place / columns) * height;
-  const bottom = window.innerHeight - (narrow() ? panel.offsetHeight : 0);
-  if (top < bar + GAP) window.scrollBy(0, top - bar - GAP);
-  else if (top + height > bottom) window.scrollBy(0, Math.min(top + height - bottom, top - bar - GAP));
+  window.scrollBy(0, Math.min(top - ceiling, Math.max(0, top + height - floor)));
   show();
 }
 
@@ -356,153 +303,91 @@ function step(by) {
   choose(order[Math.max(0, Math.min(order.length - 1, place))]);
 }
 
-function button(text, label, act) {
-  const node = element("button", { type: "button", textContent: text, onclick: act });
-  node.setAttribute("aria-label", label);
-  return node;
+/** Writes all about error i into the panel. */
+function describe(i) {
+  const heading = panel.querySelector("h2 a");
+  heading.textContent = title(i);
+  if (data.links) heading.href = `file://${data.links[i]}`;
+  panel.querySelector(".badge").hidden = !data.disputed[i];
+  paint(panel.querySelector(".input"), i, null);
+  panel.querySelectorAll(".row:has(.track)").forEach((row, k) => {
+    const words = setClass(row, i, k);
+    row.querySelectorAll(".name, .figure, .mark").forEach((part, at) => (part.textContent = words[at]));
+  });
+  const place = `${count(order.indexOf(i) + 1)} of ${count(order.length)} shown`;
+  const rank = `${data.rival} class ranked ${data.rank[i]} of ${classes.length}`;
+  const facts = data.loss ? [rank, `loss ${data.loss[i].toFixed(2)}`, place] : [place];
+  panel.querySelector(".facts").textContent = facts.join(" · ");
+  repaint(i);
 }
 
-function build() {
-  if (chosen === null) {
-    panel.replaceChildren(element("p", { className: "hint", textContent: "Nothing chosen." }));
-    return;
-  }
-  const i = chosen;
-  const place = order.indexOf(i);
-  const heading = element("h2", {}, data.links ? element("a", { href: `file://${data.links[i]}` }, title(i)) : title(i));
-  const move = [
-    button("\u2039", "previous", () => step(-1)),
-    button("\u203a", "next", () => step(1)),
-    button("\u00d7", "close", close),
-  ];
-  const pictures = element(
-    "div",
-    { className: "pair" },
-    element("figure", {}, picture("input"), element("figcaption", {}, "input")),
-    element("figure", {}, picture("map"), element("figcaption", { className: "caption" })),
-  );
-  const rows = [...shown(i), "margin"].map((which, place) => row(i, which, place));
-  const facts = data.loss
-    ? `${data.rival} class ranked ${data.rank[i]} of ${classes.length} · loss ${data.loss[i].toFixed(2)} · ${count(place + 1)} of ${count(order.length)} shown`
-    : `${count(place + 1)} of ${count(order.length)}`;
-  panel.replaceChildren(
-    element("div", { className: "top" }, heading, element("span", { className: "move" }, ...move)),
-    ...(disputed.has(i) ? [element("p", { className: "badge", textContent: "label disputed" })] : []),
-    pictures,
-    element("div", { className: "legend" }, element("canvas", { width: 256, height: 1 }), element("span"), element("span"), element("span")),
-    element("div", { className: "rows" }, ...rows),
-    element("p", { className: "facts" }, facts),
-  );
-  detail();
-}
-
-function row(i, which, place) {
-  const marks = [];
-  if (which === data.predicted[i]) marks.push("predicted");
-  if (which === data.true[i]) marks.push(data.rival);
-  const margin = which === "margin";
-  const node = element("button", { type: "button", className: "row" });
-  node.dataset.which = which;
-  const key = element("kbd", {}, margin ? "m" : place < 10 ? String(place) : "");
-  const name = element("span", { className: "name", title: margin ? "" : classes[which] }, margin ? `margin: predicted \u2212 ${data.rival}` : classes[which]);
-  node.append(key, name);
-  if (!margin) {
-    const track = element("span", { className: "track" }, element("span"));
-    track.firstChild.style.width = `${100 * probability(i, which)}%`;
-    node.append(track, element("span", { className: "figure" }, percent(probability(i, which))));
-  }
-  node.append(element("span", { className: "mark" }, marks.join(", ")));
-  return node;
-}
-
-function detail() {
-  if (chosen === null || panel.hidden) return;
-  const which = previewed ?? byId("map").value;
-  const signed = which === "margin";
-  paint(panel.querySelector("canvas.input"), chosen, null);
-  const lack = paint(panel.querySelector("canvas.map"), chosen, which);
-  panel.querySelector(".caption").textContent = nameOf(chosen, which) + (lack ? `: ${lack}` : "");
-  const current = signed ? "margin" : String(classOf(chosen, which));
-  for (const node of panel.querySelectorAll(".row")) node.classList.toggle("now", node.dataset.which === current);
-  const [ramp, ...ticks] = panel.querySelector(".legend").children;
-  const context = ramp.getContext("2d");
-  for (let level = 0; level < 256; level++) {
-    const table = signed ? colours.diverging : colours.sequential;
-    context.fillStyle = `rgb(${table.subarray(3 * level, 3 * level + 3).join()})`;
-    context.fillRect(level, 0, 1, 1);
-  }
-  const words = signed ? [data.rival, "neither", "predicted"] : ["no evidence", "", "strongest"];
-  ticks.forEach((tick, k) => (tick.textContent = words[k]));
+for (const [kind, table] of Object.entries(colours)) {
+  const stops = Array.from({ length: 18 }, (_, k) => `rgb(${table.subarray(45 * k, 45 * k + 3)})`);
+  panel.querySelector(`.${kind} i`).style.background = `linear-gradient(to right, ${stops})`;
 }
 
 // What the reader does
 
 function setMap(which) {
-  byId("map").value = which;
-  previewed = null;
+  ask("map", which);
+  pointed = null;
   remember();
   repaintAll();
 }
 
 function setOpacity(value) {
-  opacity = Math.max(0, Math.min(1, value));
-  byId("opacity").value = opacity;
+  byId("opacity").value = value; // between 0 and 1
   repaintAll();
 }
 
-for (const id of ["true", "pred", "sort", "disputed", ...NUMBERS]) byId(id)?.addEventListener("input", refilter);
-byId("map").addEventListener("input", () => setMap(byId("map").value));
-byId("opacity").addEventListener("input", () => setOpacity(byId("opacity").valueAsNumber));
-byId("reset").addEventListener("click", reset);
-byId("more").addEventListener("click", () => {
-  const open = byId("controls").classList.toggle("open");
-  byId("more").setAttribute("aria-expanded", open);
+const CLICKS = {
+  reset,
+  previous: () => step(-1),
+  next: () => step(1),
+  close: () => choose(null),
+  keys: () => byId("help").showModal(),
+  more: () => (byId("more").ariaExpanded = controls.classList.toggle("open")),
+  theme: () => {
+    const { style } = document.documentElement;
+    const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+    style.colorScheme = (style.colorScheme || system) === "dark" ? "light" : "dark";
+  },
+};
+for (const [id, act] of Object.entries(CLICKS)) byId(id).addEventListener("click", act);
+
+controls.addEventListener("input", ({ target }) => {
+  if (target.id === "map") setMap(target.value);
+  else if (target.id === "opacity") repaintAll();
+  else refilter();
 });
-for (const id of ["matrix", "bars"]) {
-  byId(id)?.addEventListener("click", (event) => {
-    const pressed = event.target.closest("button");
-    if (!pressed) return;
-    const wanted = pressed.getAttribute("aria-pressed") === "true" ? {} : pressed.dataset;
-    byId("true").value = wanted.true ?? "any";
-    byId("pred").value = wanted.pred ?? "any";
+
+for (const pair of pairs) {
+  pair.addEventListener("click", () => {
+    const wanted = pair.ariaPressed === "true" ? {} : pair.dataset;
+    ask("true", wanted.true ?? "");
+    ask("pred", wanted.pred ?? "");
     refilter();
-    const top = byId("controls").offsetTop;
+    const top = controls.offsetTop;
     if (window.scrollY + window.innerHeight < top + 300 || window.scrollY > top) window.scrollTo({ top });
   });
 }
 
-grid.addEventListener("click", (event) => {
-  const node = event.target.closest(".card");
-  if (!node) return;
-  const { which } = event.target.dataset;
+document.addEventListener("click", ({ target }) => {
+  const which = target.closest("[data-which]")?.dataset.which;
   if (which !== undefined) setMap(which);
-  choose(Number(node.dataset.error), narrow());
-});
-grid.addEventListener("pointerover", (event) => {
-  if (event.pointerType === "touch") return;
-  const before = pointed;
-  const { which } = event.target.dataset;
-  const node = event.target.closest(".card");
-  pointed = which === undefined || !node ? null : { error: Number(node.dataset.error), which };
-  for (const i of new Set([before?.error, pointed?.error])) if (i !== undefined) repaint(i);
-});
-grid.addEventListener("pointerleave", () => {
-  const before = pointed;
-  pointed = null;
-  if (before) repaint(before.error);
+  const node = target.closest(".card");
+  if (node) choose(Number(node.dataset.error), narrow());
 });
 
-function preview(event) {
-  const which = event.type === "pointerleave" ? null : (event.target.closest(".row")?.dataset.which ?? null);
-  if (event.pointerType === "touch" || which === previewed) return;
-  previewed = which;
-  detail();
+/** The class under the pointer or with the focus, of a card or of the panel. */
+function follow({ target, pointerType }) {
+  if (pointerType === "touch") return;
+  const mark = target.closest("[data-which]");
+  const to = mark && { error: Number(mark.closest(".card")?.dataset.error ?? chosen), which: mark.dataset.which };
+  if (pointed?.error !== to?.error || pointed?.which !== to?.which) point(to);
 }
-for (const type of ["pointerover", "pointerleave", "focusin"]) panel.addEventListener(type, preview);
-panel.addEventListener("click", (event) => {
-  const node = event.target.closest(".row");
-  if (node) setMap(node.dataset.which);
-});
+for (const type of ["pointerover", "focusin"]) document.addEventListener(type, follow);
+document.documentElement.addEventListener("pointerleave", () => point(null));
 
 const KEYS = {
   ArrowLeft: () => step(-1),
@@ -515,21 +400,17 @@ const KEYS = {
   t: () => setMap("true"),
   m: () => setMap("margin"),
   o: () => {
-    if (opacity > 0) remembered = opacity;
-    setOpacity(opacity > 0 ? 0 : remembered);
+    const before = byId("opacity").valueAsNumber;
+    if (before > 0) opacity = before;
+    setOpacity(before > 0 ? 0 : opacity);
   },
-  "[": () => setOpacity(opacity - 0.1),
-  "]": () => setOpacity(opacity + 0.1),
+  "[": () => setOpacity(byId("opacity").valueAsNumber - 0.1),
+  "]": () => setOpacity(byId("opacity").valueAsNumber + 0.1),
   r: reset,
-  "?": () => byId("help").showModal(),
-  Escape: close,
+  "?": CLICKS.keys,
+  Escape: CLICKS.close,
 };
-for (const place of every.slice(0, 10)) {
-  KEYS[place] = () => {
-    const which = shown(chosen ?? order[0] ?? 0)?.[place];
-    if (which !== undefined) setMap(String(which));
-  };
-}
+for (const place of data.shown[0].keys()) KEYS[place] = () => setMap(data.shown[chosen ?? order[0] ?? 0][place]);
 
 document.addEventListener("keydown", (event) => {
   const { target, key } = event;
@@ -541,20 +422,16 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
   KEYS[key]();
 });
-
-byId("keys").addEventListener("click", () => byId("help").showModal());
-byId("theme").addEventListener("click", () => {
-  const dark = getComputedStyle(document.documentElement).colorScheme === "dark";
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-});
 window.addEventListener("scroll", show);
 window.addEventListener("resize", lay);
 
 byId("sheet").decode().then(() => {
-  if (window.innerWidth <= 860) for (const folded of document.querySelectorAll(".bars, .calibration, .checks")) folded.open = false;
+  if (window.innerWidth <= 860) {
+    for (const folded of document.querySelectorAll(".bars, .calibration, .checks")) folded.open = false;
+  }
   const start = recall();
   byId("opacity").value = opacity;
   refilter();
-  if (start !== null && order.includes(start)) choose(start);
+  if (order.includes(start)) choose(start);
   document.documentElement.dataset.ready = "yes";
 });

@@ -26,8 +26,9 @@ from torch import Tensor
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
-from explain.options import Options
+from explain.options import WORDS, GradcamOptions
 from explain.study import Calibration, Study, top_confusions
+from ground.files import MARK
 from pipeline.split import UInt8
 
 MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB) the page stays under 9 MB
@@ -39,7 +40,7 @@ TABLE = 20  # classes: of more, a table of all pairs is too large to read
 CONFUSIONS = 60  # pairs that are listed instead of it
 
 
-def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Options, source: str) -> bytes:
+def render(study: Study, maps: Maps, checks: Faithfulness | None, options: GradcamOptions, source: str) -> bytes:
     """The whole page in UTF-8.
 
     Args:
@@ -57,23 +58,23 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Optio
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    height, width = maps.values.shape[-2:]
     fitting = fit(maps.values)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
+        mark=MARK.decode(),
         cases=study.cases,
         study=study,
+        maps=maps,
+        fitting=fitting,
+        method=METHODS[maps.method],
         checks=checks,
         source=source,
-        bars=[] if study.matrix is None else class_bars(study.matrix),
+        class_bars=class_bars,
         confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
         table=len(study.cases.classes) <= TABLE,
-        several=maps.classes.shape[1],
-        chart=None if study.calibration is None else reliability(study.calibration),
-        grid=f"{METHODS[maps.method]} at {maps.layer}, {height} x {width} cells",
-        reduced=f"{fitting.shape[-2]} x {fitting.shape[-1]}" if fitting.shape != maps.values.shape else "",
-        coarse=maps.layer == "layer4" and not study.cases.questioned,
+        reliability=reliability,
         sheet=sheet,
+        side=side,
         data=_data(maps, fitting, options) | {"side": side, "columns": columns},
     )
     return text.encode("utf-8", "surrogateescape")
@@ -124,30 +125,28 @@ def sprites(pictures: UInt8) -> tuple[str, int, int]:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), columns, side
 
 
-def reliability(calibration: Calibration) -> dict[str, Any]:
-    """What the calibration chart shows: bars in units of 0..1, and its figures in words."""
+def reliability(calibration: Calibration) -> list[dict[str, float]]:
+    """The calibration chart's bars, one a bin that holds images: how many, and all else in 0..1."""
     images = calibration.images
-    bins, total, most = len(images), int(images.sum()), max(1, int(images.max()))
-    rows = zip(images.tolist(), calibration.confidence.tolist(), calibration.accuracy.tolist(), strict=True)
-    bars = [
-        {"left": i / bins, "images": n, "share": n / most, "confidence": confidence, "accuracy": accuracy}
-        for i, (n, confidence, accuracy) in enumerate(rows)
-    ]
-    return {
-        "width": 1 / bins,
-        "bars": bars,
-        "error": calibration.error,
-        "confidence": float((images * calibration.confidence).sum() / total),
-        "accuracy": float((images * calibration.accuracy).sum() / total),
-    }
+    left, share = np.arange(len(images)) / len(images), images / max(1, images.max())
+    rows = np.stack([left, images, share, calibration.confidence, calibration.accuracy], 1)[images > 0]
+    return [dict(zip(("left", "images", "share", "confidence", "accuracy"), row, strict=True)) for row in rows.tolist()]
 
 
-def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
-    """What page.js works on: one entry a case in every list, in the order of errors.csv."""
+def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any]:
+    """What page.js works on: one entry a case in every list, in the order of errors.csv.
+
+    A class is its number everywhere, since its name may be any text, also a word of the page.
+    """
     cases = maps.cases
     cells, scales = quantise(fitting)
     probabilities = np.take_along_axis(cases.probabilities, maps.classes, 1)
-    start = {"true": options.true, "pred": options.pred, "sort": options.order, "map": options.target}
+    start = {
+        "sort": options.order,
+        "map": options.target if options.target in WORDS["target"] else cases.classes.index(options.target),
+        "true": "" if options.true == "any" else cases.classes.index(options.true),
+        "pred": "" if options.pred == "any" else cases.classes.index(options.pred),
+    }
     return {
         "classes": cases.classes,
         "split": cases.name,
@@ -157,24 +156,20 @@ def _data(maps: Maps, fitting: Tensor, options: Options) -> dict[str, Any]:
         "index": cases.index.tolist(),
         "true": cases.rival.tolist(),
         "predicted": cases.predicted.tolist(),
-        "shown": maps.classes.tolist() if maps.classes.shape[1] < len(cases.classes) else None,
+        "shown": maps.classes.tolist(),
         "probabilities": [[round(p, 6) for p in row] for row in probabilities.tolist()],
         "loss": None if cases.labels is None else [round(value, 6) for value in cases.loss.tolist()],
         "rank": cases.rank.tolist(),
-        "disputed": np.flatnonzero(cases.disputed).tolist(),
-        "shuffled": cases.select("random", seed=options.seed).tolist(),
+        "disputed": cases.disputed.astype(int).tolist(),
+        "shuffled": np.argsort(cases.select("random", seed=options.seed)).tolist(),
         "grid": list(fitting.shape[-2:]),
         "cells": _base64(cells),
         "scales": _base64(scales.astype("<f4")),
-        "sequential": _base64(_colours("inferno")),
-        "diverging": _base64(_colours("PuOr_r")),
+        "sequential": _base64(matplotlib.colormaps["inferno"](range(256), bytes=True)[:, :3]),
+        "diverging": _base64(matplotlib.colormaps["PuOr_r"](range(256), bytes=True)[:, :3]),
         "opacity": OPACITY,
         "start": start,
     }
-
-
-def _colours(name: str) -> UInt8:
-    return (matplotlib.colormaps[name](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
 def _base64(array: npt.NDArray[Any]) -> str:

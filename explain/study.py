@@ -9,7 +9,8 @@ All run the models over all images, with a bar for the time left.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from engine.checkpoint import Checkpoint
 from engine.model import resize
 from explain import images
 from explain.cases import Bools, Cases, Floats, Ints
-from explain.explainer import BATCH, Explainer, Outcome
-from explain.phase import Phase
+from explain.explainer import BATCH, Explainer
 from ground.mistake import Mistake
+from ground.terminal import tracked
 from pipeline.dali import evaluation_loader
-from pipeline.dataset import DataSet, fold_indices, open_dataset
+from pipeline.dataset import DataSet, fold_indices
 from pipeline.pictures import Fit
 from pipeline.split import Split
 
@@ -59,7 +60,7 @@ class Study:
     """Files that could not be read, each with the reason."""
 
     def plain(self) -> dict[str, Any]:
-        """What was found, for JSON."""
+        """Its figures, for JSON."""
         cases = self.cases
         if self.matrix is None or self.calibration is None:
             return {"evaluation_seconds": self.seconds, "pictures": len(cases), "skipped": self.skipped}
@@ -75,25 +76,70 @@ class Study:
             "temperature": self.temperature,
             "calibration_error_without": self.error_without,
             "temperature_fitted_here": self.fitted,
-            "confusions": [(cases.classes[true], cases.classes[said], n) for true, said, n in confusions],
+            "confusions": [(cases.classes[true], cases.classes[other], n) for true, other, n in confusions],
         }
 
 
-def of_split(explainer: Explainer, checkpoint: Checkpoint) -> Study:
-    """One pass of the checkpoint's model over the split that its run reported on.
+def of_split(explainer: Explainer, checkpoint: Checkpoint, data: DataSet) -> Study:
+    """One pass of the checkpoint's model over the split of its data that its run reported on.
 
     Raises:
-        ValueError: a logit is not a finite number, or the data have other classes now.
+        Mistake: a logit is not a finite number, or the data have other classes now.
         OSError: the data set cannot be read.
     """
-    config, temperature = checkpoint.config, checkpoint.metrics.get("temperature", 1.0)
-    data = open_dataset(config.data, config.size, config.fit, config.layout)
-    split = data.reported(config.validate, config.fold)
-    outcome, seconds = _judged(explainer, split)
-    without = calibration(outcome.logits * temperature, split.labels).error
+    split = data.reported(checkpoint.config.validate, checkpoint.config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
-    known = {"temperature": temperature, "error_without": without, "fitted": fitted, "reported": missed(checkpoint)}
-    return _study(outcome, split, seconds, **known)
+    return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
+
+
+def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
+    """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
+
+    Args:
+        checkpoints: one for each fold of the data.
+
+    Raises:
+        Mistake: a logit is not a finite number, or the data have other classes, or folds of other sizes, now.
+        OSError: the data set cannot be read.
+    """
+    config, train = checkpoints[0].config, data.load("train")
+    judges: list[tuple[Explainer, Ints | slice]] = []
+    for checkpoint in checkpoints:
+        fold = fold_indices(train, checkpoint.config.fold)
+        if len(fold) != checkpoint.metrics["test_total"]:
+            raise Mistake("the data have changed since the first fold was trained: start another audit")
+        judges.append((Explainer.of(checkpoint, config.device, threads=config.threads), fold))
+    fitted = any(fitted_to_it(checkpoint, data) for checkpoint in checkpoints)
+    return _errors(train, judges, checkpoints, fitted, questioned=True)
+
+
+def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
+    """Pictures of one's own, made squares of `side` pixels as `fit` says, like those of training, and classified.
+
+    Raises:
+        Mistake: none of them can be read, or a logit is not a finite number.
+        OSError: a path does not exist.
+    """
+    pictures = images.read(paths, side, fit)
+    start = perf_counter()
+    parts = resize(pictures.inputs, explainer.model.resolution).split(BATCH)
+    tracker = tracked(parts, "evaluation", len(pictures.names), len)
+    logits, _, maps, inputs = explainer.examine((part.to(explainer.machine.device), None) for part in tracker)
+    seconds = perf_counter() - start
+    cases = Cases(
+        name="own",
+        total=len(logits),
+        classes=explainer.model.classes,
+        index=np.arange(len(logits)),
+        labels=None,
+        logits=logits,
+        class_maps=maps,
+        inputs=inputs,
+        pictures=pictures.tiles,
+        files=pictures.names,
+        disputed=np.zeros(len(logits), bool),
+    )
+    return Study(cases, seconds, skipped=pictures.skipped)
 
 
 def fitted_to_it(checkpoint: Checkpoint, data: DataSet) -> bool:
@@ -101,43 +147,6 @@ def fitted_to_it(checkpoint: Checkpoint, data: DataSet) -> bool:
     config, metrics = checkpoint.config, checkpoint.metrics
     elsewhere = bool(config.fold) and data.has_validation()
     return not elsewhere and metrics.get("temperature", config.temperature) != config.temperature
-
-
-def of_folds(checkpoints: Sequence[Checkpoint]) -> Study:
-    """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
-
-    Args:
-        checkpoints: of the same data, one for each fold.
-
-    Raises:
-        ValueError: a logit is not a finite number, or the data have other classes, or folds of other sizes, now.
-        OSError: the data set cannot be read.
-    """
-    parts: list[tuple[Ints, Outcome]] = []
-    spent, errors = 0.0, 0
-    config = checkpoints[0].config
-    data = open_dataset(config.data, config.size, config.fit, config.layout)
-    train = data.load("train")
-    for checkpoint in checkpoints:
-        own = fold_indices(train, checkpoint.config.fold)
-        if len(own) != checkpoint.metrics["test_total"]:
-            raise Mistake("the data have changed since the first fold was trained: start another audit")
-        outcome, seconds = _judged(Explainer.of(checkpoint, config.device, threads=config.threads), train.take(own, ""))
-        parts.append((own, outcome))
-        spent, errors = spent + seconds, errors + missed(checkpoint)
-    order = np.argsort(judged := np.concatenate([own for own, _ in parts]))
-    wrong = np.concatenate([own[outcome.index] for own, outcome in parts])
-    by_place = torch.from_numpy(np.argsort(wrong))
-    together = Outcome(
-        logits=torch.cat([outcome.logits for _, outcome in parts])[order],
-        index=np.searchsorted(judged[order], np.sort(wrong)),
-        class_maps=torch.cat([outcome.class_maps for _, outcome in parts])[by_place],
-        inputs=torch.cat([outcome.inputs for _, outcome in parts])[by_place],
-    )
-    split = train.take(judged[order], train.name)
-    split = replace(split, disputed=tuple(np.flatnonzero(surer(together.logits, split.labels)).tolist()))
-    fitted = any(fitted_to_it(checkpoint, data) for checkpoint in checkpoints)
-    return _study(together, split, spent, questioned=True, reported=errors, fitted=fitted)
 
 
 def surer(logits: torch.Tensor, labels: Ints) -> Bools:
@@ -148,67 +157,66 @@ def surer(logits: torch.Tensor, labels: Ints) -> Bools:
     """
     probabilities = logits.double().softmax(1).numpy()
     predicted = probabilities.argmax(1)
-    own = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
-    sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (own, None))
+    of_label = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
+    sums, counts = (np.bincount(labels, weights, minlength=logits.shape[1]) for weights in (of_label, None))
     thresholds = np.where(counts, sums / np.maximum(counts, 1), np.inf)  # of a class without images there is none
     return (predicted != labels) & (probabilities.max(1) >= thresholds[predicted])
 
 
-def missed(checkpoint: Checkpoint) -> int:
-    """Errors that the checkpoint itself reports."""
-    return checkpoint.metrics.get("test_total", 0) - checkpoint.metrics.get("test_correct", 0)
+def _errors(
+    split: Split,
+    judges: Sequence[tuple[Explainer, Ints | slice]],
+    checkpoints: Sequence[Checkpoint],
+    fitted: bool,
+    questioned: bool,
+) -> Study:
+    """The errors among the images of a split, and the figures of all of them.
 
-
-def _judged(explainer: Explainer, split: Split) -> tuple[Outcome, float]:
-    """What the model makes of a split, and the seconds it took."""
-    machine = explainer.machine
-    if split.classes != explainer.model.classes:
-        raise Mistake("the data have other classes than the checkpoint: they have changed since it was trained")
-    with Phase("evaluation", len(split)) as phase:
-        loader = evaluation_loader(split, explainer.model.resolution, machine.device, machine.threads)
-        outcome = explainer.examine(loader, phase.advance)
-    return outcome, phase.seconds
-
-
-def _study(outcome: Outcome, split: Split, seconds: float, questioned: bool = False, **known: Any) -> Study:
-    """The errors among the images of a split, and the figures of all of them."""
-    wrong = split.take(outcome.index, split.name)
-    cases = outcome.cases(
+    Args:
+        judges: the model of each checkpoint, and the indices of the images that it is to judge.
+        fitted: as in Study.
+        questioned: as in Cases.
+    """
+    start, parts = perf_counter(), []
+    for explainer, part in judges:
+        if split.classes != explainer.model.classes:
+            raise Mistake("the data have other classes than the checkpoint: they have changed since it was trained")
+        some, machine = split.take(part, split.name), explainer.machine
+        loader = evaluation_loader(some, explainer.model.resolution, machine.device, machine.threads)
+        batches = tracked(loader, "evaluation", len(some), lambda batch: int((batch[1] >= 0).sum()))
+        parts.append(explainer.examine(batches))
+    seconds = perf_counter() - start
+    logits, wrong, maps, inputs = (torch.cat(column) for column in zip(*parts, strict=True))
+    judged = np.concatenate([np.arange(len(split))[part] for _, part in judges])  # (N,) places, in the logits' order
+    index = judged[wrong.numpy()]  # (E,) in the maps' order
+    order = np.argsort(index)
+    index = index[order]
+    labels, errors = split.labels[judged], split.take(index, split.name)
+    temperature = 1.0 if questioned else checkpoints[0].metrics.get("temperature", 1.0)
+    cases = Cases(
         name=split.name,
+        total=len(logits),
         classes=split.classes,
-        labels=wrong.labels,
-        pictures=wrong.images,
-        files=wrong.files,
-        disputed=np.isin(np.arange(len(wrong)), wrong.disputed),
+        index=index,
+        labels=errors.labels,
+        logits=logits[wrong][order],
+        class_maps=maps[order],
+        inputs=inputs[order].contiguous(memory_format=torch.channels_last),
+        pictures=errors.images,
+        files=errors.files,
+        disputed=surer(logits, labels)[wrong][order] if questioned else np.isin(index, split.disputed),
         questioned=questioned,
     )
-    matrix = confusion_matrix(split.labels, outcome.logits.argmax(1).numpy(), len(cases.classes))
-    calibrated = calibration(outcome.logits, split.labels)
-    return Study(cases, seconds, matrix, calibrated, **{"error_without": calibrated.error} | known)
-
-
-def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
-    """Pictures of one's own, made squares of `side` pixels as `fit` says, like those of training, and classified.
-
-    Raises:
-        ValueError: none of them can be read, or a logit is not a finite number.
-        OSError: a path does not exist.
-    """
-    with Phase("reading", len(images.find(paths))) as phase:
-        pictures = images.read(paths, side, fit, phase.advance)
-    with Phase("evaluation", len(pictures.names)) as phase:
-        inputs = resize(pictures.inputs, explainer.model.resolution)
-        batches = ((part.to(explainer.machine.device), None) for part in inputs.split(BATCH))
-        outcome = explainer.examine(batches, phase.advance)
-    cases = outcome.cases(
-        name="own",
-        classes=explainer.model.classes,
-        labels=None,
-        pictures=pictures.tiles,
-        files=pictures.names,
-        disputed=np.zeros(len(pictures.names), bool),
+    return Study(
+        cases,
+        seconds,
+        confusion_matrix(labels, logits.argmax(1).numpy(), len(split.classes)),
+        calibration(logits, labels),
+        temperature,
+        calibration(logits * temperature, labels).error,
+        fitted,
+        sum(one.metrics.get("test_total", 0) - one.metrics.get("test_correct", 0) for one in checkpoints),
     )
-    return Study(cases, phase.seconds, skipped=pictures.skipped)
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:

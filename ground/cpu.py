@@ -15,7 +15,7 @@ def cpu_info(field: str, path: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def busy_cores(seconds: float = 0.2) -> float:
-    """Of the cores that this process may use, how many other programs use, while it sleeps for `seconds`.
+    """How many of the cores that this process may use are used by other programs, while it sleeps for `seconds`.
 
     From the kernel's count for each core, in hundredths of a second; 0 where the kernel does not give it.
     """

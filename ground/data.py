@@ -4,7 +4,7 @@ import re
 from typing import Literal
 
 Kind = Literal["cifar10", "generated", "pictures"]
-GENERATED = re.compile(r"generated(?::([1-9]\d{0,6})/([1-9]\d{0,6}))?")
+GENERATED = re.compile(r"generated(?::([1-9]\d{0,4})/([1-9]\d{0,4}))?")  # at most 99,999: 0.6 GB
 
 
 def kind_of(name: str) -> Kind:

@@ -1,5 +1,8 @@
 """How every command ends: with 0, with one line about what the user can mend, or by a signal."""
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -9,6 +12,7 @@ from ground.memory import out_of_memory
 from ground.mistake import Mistake
 from ground.terminal import printable
 
+STREAM_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of what is printed to
 
 def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
     """Run `main` on the command line's words and exit.
@@ -18,7 +22,10 @@ def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
     shown, and the exit code is 1.
     """
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # so preflight leaves it for the time of the imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         main(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{entry}: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -32,7 +39,10 @@ def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
             advice = "a narrower network or smaller batches need less; or end other programs"
             error = Mistake(f"out of memory: {advice}")
         elif isinstance(error, OSError) and not error.filename:
-            raise
+            if error.errno not in STREAM_ERRORS:
+                raise
+            error.filename = "stdout"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes it once more
         print(f"{entry}: {describe(error)}", file=sys.stderr)
         sys.exit(2)
     sys.exit(0)

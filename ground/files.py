@@ -1,4 +1,4 @@
-"""Files that are written whole, and files that lock."""
+"""Files that are written whole, what may be written over, and files that lock."""
 
 import errno
 import fcntl
@@ -7,12 +7,15 @@ import secrets
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ground.mistake import Mistake
+
+MARK = b"cifar10-resnet"  # in a checkpoint's format; who writes another kind of file for a person puts it there
+MARK_BYTES = 65_536
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -53,8 +56,9 @@ def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
         if durable:
             _synchronise(path.parent)
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
+        if not isinstance(error, FileExistsError):  # then it is another's
+            with suppress(OSError):
+                temporary.unlink()
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
@@ -74,7 +78,7 @@ def destination(path: str | Path) -> Path:
     Raises:
         OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
             a link in a loop.
-        ValueError: it begins with ~, which a shell would have replaced.
+        Mistake: it begins with ~, which a shell would have replaced.
     """
     try:
         mode = os.stat(path).st_mode
@@ -92,6 +96,26 @@ def destination(path: str | Path) -> Path:
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
+def read_bounded(path: str | Path, most: int) -> bytes:
+    """All of a plain file that may be anybody's: a pipe is not waited for, and a huge file fills no memory.
+
+    Raises:
+        OSError: it cannot be read, or is no plain file.
+        Mistake: it has more than `most` bytes.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    finally:
+        os.close(descriptor)
+    if len(content) > most:
+        raise Mistake(f"{path} has more than {most:,} bytes")
+    return content
+
+
 def check_writable(path: str | Path) -> None:
     """Try, before hours of work, whether `path` can be written later; raises as `destination`, or OSError."""
     real = destination(path)
@@ -100,6 +124,44 @@ def check_writable(path: str | Path) -> None:
             pass
     except OSError as error:
         raise OSError(error.errno, f"its folder cannot be written: {error.strerror}", str(path)) from None
+
+
+def check_output(path: str | Path, flag: str = "--out", inputs: Iterable[str | Path] = (), mark: bytes = MARK) -> None:
+    """Try, before hours of work, whether a result can be written to `path` later, and takes nothing of a person's.
+
+    Args:
+        path: the file, there or to come; a symbolic link is followed, as `destination` does.
+        flag: by which a person can name another one.
+        inputs: files and folders that the command reads; empty names are left out.
+        mark: bytes that each file of this kind that we write has among its first or its last MARK_BYTES. A file that
+            is there without them is a person's own, unless it is empty.
+
+    Raises:
+        OSError: as `check_writable`.
+        Mistake: as `check_apart`; or there is a person's own file.
+    """
+    check_apart(path, flag, inputs)
+    check_writable(path)
+    real = destination(path)
+    if not real.exists():
+        return
+    with open(real, "rb") as file:
+        start = file.read(MARK_BYTES)
+        file.seek(-len(start), os.SEEK_END)
+        end = file.read()
+    if start and mark not in start and mark not in end:
+        raise Mistake(f"{path} would be overwritten, and is not of this program: move it, or name another {flag}")
+
+
+def check_apart(path: str | Path, flag: str, inputs: Iterable[str | Path]) -> None:
+    """Raises Mistake where the file or folder `path` is one of the inputs, or lies in one that is a folder."""
+    real = Path(os.path.realpath(path))
+    for source in filter(None, map(str, inputs)):
+        place = os.path.realpath(os.path.expanduser(source))
+        if real == Path(place):
+            raise Mistake(f"{path} is what this command reads, and would be overwritten: name another {flag}")
+        if real.is_relative_to(place):
+            raise Mistake(f"{path} lies in {source}, among what this command reads: name another {flag}")
 
 
 def lock(path: Path, taken: Callable[[str], None]) -> int:
@@ -113,7 +175,10 @@ def lock(path: Path, taken: Callable[[str], None]) -> int:
     Raises:
         OSError: the file cannot be written, or its file system has no locks.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # a stranger's link would be emptied
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is a link or no regular file: remove it", str(path))
+    # A link that comes between the two would be emptied, a pipe waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

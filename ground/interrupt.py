@@ -1,14 +1,17 @@
-"""Stop signals: the first asks a run to stop between two steps, the second ends the process at once.
+"""Stop signals: the first asks a run to stop between two steps, one that comes later ends the process at once.
 
     kill -TERM PID              # or Ctrl-C, or closing the terminal: exit code 128 + the signal's number
 """
 
+import ctypes
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+TOGETHER = 1.0  # seconds within which several signals are one wish: a scheduler may send two at once
 
 
 class Stopped(Exception):
@@ -28,6 +31,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.received = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._later = threading.Timer(TOGETHER, self._let_end)
+        self._later.daemon = True
 
     def __enter__(self) -> Self:
         for signum in SIGNALS:
@@ -36,12 +41,20 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._later.cancel()
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received:
+            return
         self.received = signum
-        for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
+        self._later.start()
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nstopping after this step; once more to stop at once\n")
+
+    def _let_end(self) -> None:
+        """From now on the system ends the process, also inside a long operation. (Python's own function for this may be
+        called in the main thread alone, which may be in that operation.)"""
+        for signum in self._before:
+            ctypes.CDLL(None).signal(int(signum), 0)  # SIG_DFL

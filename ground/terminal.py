@@ -86,12 +86,16 @@ class Tracker:
     def advance(self, count: int = 1) -> None:
         """Say that `count` more items are done, and draw if it is time to."""
         self.done += count
-        if perf_counter() < self._due:
-            return
+        if perf_counter() >= self._due:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw now."""
         parts = list(self._parts(self.done))
         if self._live:
             room = self.console.width - len(self.title) - MINIMUM_BAR - 2
-            self._bar.update(self._task, completed=self.done, text=_fitting(parts, room), refresh=True)
+            text = _fitting(parts, room)
+            self._bar.update(self._task, total=self.total, completed=self.done, text=text, refresh=True)
         else:
             print(printable("  ".join([self.title, *parts])), file=self.console.file, flush=True)
         self._due = perf_counter() + self._interval
@@ -127,6 +131,13 @@ def json_line(values: Mapping[str, Any]) -> str:
         TypeError: a value that is no plain number, string, list or mapping.
     """
     return json.dumps(_finite(values))
+
+
+def print_result(lines: Iterable[str], result: Mapping[str, Any]) -> None:
+    """What a command ends with: lines for a person, then its result for a program, as `json_line`."""
+    for line in lines:
+        print(printable(line))
+    print(json_line(result))
 
 
 def _finite(value: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from ground.entry import execute
-from ground.files import check_writable, destination, write_whole
+from ground.files import MARK, check_output, destination, write_whole
 from ground.mistake import Mistake
 from ground.terminal import printable
 from pipeline import folder, near
@@ -34,7 +34,6 @@ from pipeline.pictures import Fit
 from pipeline.split import UInt8, channel_statistics
 
 SHEET_ROWS, SHEET_COLUMNS = 20, 8
-SHEET_MARK = ("Title", "pictures of each class")  # in the PNG, so that no other picture is overwritten
 MOST_NAMED = 10_000  # files that are left out, hidden ones apart
 SHOWN = 3  # near copies
 COMPARED = 2000  # pictures of a part with all to train on
@@ -63,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def report_folder(root: Path, options: argparse.Namespace) -> None:
     """Pictures of each class and part, their sizes, every file that is left out, with the reason, and a sheet."""
-    check_sheet(options.data, options.sheet)
+    check_output(options.sheet, "--sheet", [options.data])
     listing, images = folder.prepare(root, options.size, options.fit, options.layout)
     counts = Counter((picture.label, picture.part) for picture in listing.pictures)
     width = max(map(len, listing.classes))
@@ -84,20 +83,6 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
         print(f"left out {file}")
     if len(seen) > MOST_NAMED:
         print(f"left out {len(seen) - MOST_NAMED:,} more: {by_kind(seen[MOST_NAMED:])}")
-
-
-def check_sheet(data: str, path: str) -> None:
-    """Raises Mistake or OSError where the sheet cannot be written, or would replace a picture that is not a sheet."""
-    folder.check_outside(data, path, "--sheet")
-    check_writable(path)
-    if Path(path).exists():
-        try:
-            with Image.open(path) as image:
-                ours = SHEET_MARK in image.info.items()
-        except (OSError, ValueError, SyntaxError):
-            ours = False
-        if not ours:
-            raise Mistake(f"--sheet is {path}: it would be overwritten, and is no sheet of this command: name another")
 
 
 def report_near(listing: Listing, images: UInt8, part: str) -> None:
@@ -128,7 +113,7 @@ def sheet(listing: Listing, images: UInt8) -> bytes:
         for column, i in enumerate(first):
             drawn.paste(Image.fromarray(images[i]), (names + column * side, label * side))
     file, mark = io.BytesIO(), PngImagePlugin.PngInfo()
-    mark.add_text(*SHEET_MARK)
+    mark.add_text("Software", MARK.decode())
     drawn.save(file, "PNG", pnginfo=mark)
     return file.getvalue()
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ground.data import GENERATED, kind_of
 from ground.mistake import Mistake
-from pipeline import folder, synthetic
+from pipeline import folder, store, synthetic
 from pipeline.cifar10 import cache
 from pipeline.layout import Layout
 from pipeline.pictures import Fit
@@ -32,11 +32,11 @@ class DataSet:
     load: Callable[[str], Split]
     """The "train" or the "test" part. Raises OSError or Mistake where it cannot be had."""
     has_validation: Callable[[], bool] = lambda: False
+    """Whether there is a "validation" part too."""
     identity: Callable[[], str] = lambda: ""
     """The same for the same pictures with the same classes and parts, whatever their names and place."""
     root: Path | None = None
     """The folder of pictures, or the table."""
-    """Whether there is a "validation" part too."""
 
     def splits(self, validate: bool, fold: str = "") -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
@@ -87,6 +87,15 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
         "pictures, or a table of them (.csv, .tsv or .txt), and there is no such folder or file"
     )
+
+
+def require_known(name: str, source: str) -> None:
+    """Raises Mistake where the file `source` names pictures that nobody has had read on this machine: a stranger's file
+    could have any folder searched."""
+    root = Path(os.path.expanduser(name))
+    if kind_of(name) == "pictures" and not (root.exists() and store.index_path(root).exists()):
+        where = "were not read on this machine before" if root.exists() else "are not there"
+        raise Mistake(f"{source} names the pictures in {name}, which {where}: say by --data where they lie")
 
 
 def hold_out(train: Split, fold: str) -> tuple[Split, Split]:

@@ -16,7 +16,6 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +84,7 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         name=part,
         classes=listing.classes,
         files=tuple(str(base(root) / picture.name) for picture in pictures),
+        contents=np.array([int(picture.digest[:16], 16) for picture in pictures], np.uint64).view(np.int64),
     )
 
 
@@ -109,8 +109,8 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
     """
     inventory = table_inventory(root) if root.is_file() else folder_inventory(root, layout)
     home = store.folder_of_caches()
-    index = home / f"{store.folder_name(root)}.digests"
-    digests, reasons = contents.digests(base(root), [file.name for file in inventory.files], index)
+    names = [file.name for file in inventory.files]
+    digests, reasons = contents.digests(base(root), names, store.index_path(root))
     first = {digest: base(root) / file.name for file, digest in zip(inventory.files, digests, strict=True) if digest}
     files = dict(sorted(first.items()))
     size = size or usual_size(list(files.values()))
@@ -181,14 +181,6 @@ def make_listing(
     return listing, [stored[picture.digest] for picture in pictures]
 
 
-def check_outside(data: str, place: str, flag: str) -> None:
-    """Raises Mistake where the folder `place`, named by `flag`, is to lie in the pictures': it would be a class."""
-    if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(os.path.expanduser(data))):
-        raise Mistake(
-            f"{flag} is {place}: it lies in {data}, where it would be a class of its own: name a folder elsewhere"
-        )
-
-
 def usual_size(files: Sequence[Path]) -> int:
     """Side in pixels for these pictures: 64, or 32 where half of them, of some looked at, are smaller than 48."""
     shorter = []
@@ -221,8 +213,7 @@ def decode_all(files: dict[str, Path], size: int, fit: Fit) -> tuple[list[Record
                 records[i] = Record(digests[i], reason(error, paths[i]))
         return len(rows)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        counts = pool.map(decode_block, contents.blocks(range(len(files))))
-        for _ in tracked(counts, f"decoding to {size} x {size}", len(files), count=int):
-            pass
+    counts = contents.in_threads(decode_block, range(len(files)))
+    for _ in tracked(counts, f"decoding to {size} x {size}", len(files), count=int):
+        pass
     return records, images

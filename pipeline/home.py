@@ -23,7 +23,9 @@ def cache_folders() -> list[Path]:
     named = os.environ.get("CIFAR10_DIR")
     if not named:
         return [xdg]
-    folder = Path(named).expanduser().absolute()
+    folder = Path(os.path.abspath(os.path.expanduser(named)))
+    if str(named).startswith("~") and os.path.expanduser(named) == named:
+        raise Mistake(f"CIFAR10_DIR is {named}: there is no such user; write the folder out")
     if folder.exists() and not folder.is_dir():
         raise Mistake(f"CIFAR10_DIR: {folder} is not a folder; name the folder that holds the file")
     if folder.is_dir() and not os.access(folder, os.W_OK):

@@ -1,7 +1,7 @@
 """A split: the images of one part of a data set, their labels, and what is known of them."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ class Split:
         name: what a person calls this part: "train", "test", "training" (what is left of "train") or "validation".
         classes: name of each class.
         files: where each image comes from, for a folder of pictures; else empty.
+        contents: (n,) what is in these files, the first 8 bytes of each one's SHA-256; else empty.
         disputed: indices of the images about whose label annotators disagree; empty where nothing is known.
         shuffled: the order of the images says nothing of their class, so that any run of them is a fair sample.
         known_statistics: mean and standard deviation of each channel, where they need not be computed.
@@ -33,6 +34,7 @@ class Split:
     name: str
     classes: tuple[str, ...]
     files: tuple[str, ...] = ()
+    contents: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     disputed: tuple[int, ...] = ()
     shuffled: bool = False
     known_statistics: tuple[Channels, Channels] | None = None
@@ -79,6 +81,7 @@ class Split:
             labels=self.labels[indices],
             name=name,
             files=tuple(self.files[i] for i in old) if self.files else (),
+            contents=self.contents[old] if len(self.contents) else self.contents,
             disputed=tuple(np.flatnonzero(np.isin(old, self.disputed)).tolist()),
         )
 

@@ -64,6 +64,11 @@ def folder_name(root: Path) -> str:
     return hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
 
 
+def index_path(root: Path) -> Path:
+    """Where the digests of a folder's files are kept: there once it has been read."""
+    return folder_of_caches() / f"{folder_name(root)}.digests"
+
+
 def remove_old(path: Path) -> None:
     """Remove all but the newest KEPT caches of the folder that `path` is one of, and say so."""
     with contextlib.suppress(FileNotFoundError):  # another process removes them too

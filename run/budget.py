@@ -1,6 +1,6 @@
 """The recipe that fits the data set and this machine: what the person left open.
 
-    config = fit(config, typed(arguments), state, train, len(reported), machine)
+    config = decide(config, given_flags(arguments), state, train, len(reported), machine)
 
 A run that goes on keeps what was chosen when it began.
 """
@@ -31,7 +31,7 @@ TRIED_SECONDS = 0.7  # of each resolution
 EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
 
 
-def fit(config: C, typed: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
+def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
     """The config with all settings decided.
 
     With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
@@ -39,14 +39,14 @@ def fit(config: C, typed: Collection[str], state: State, train: Images, reported
     measured in some seconds.
 
     Args:
-        typed: the settings that are not open.
+        given: names of the settings that are not open.
         state: of the run to go on with.
         train: the images to train on.
         reported: number of the images that are evaluated after each epoch.
     """
     chosen: dict[str, Any] = {}
-    # The shift is meant for the preset's last resolution, whatever resolutions were typed.
-    meant = (PRESETS[PICTURES] if "resolutions" in typed else config).resolutions[-1]
+    # The shift is meant for the preset's last resolution, whatever resolutions were given.
+    meant = (PRESETS[PICTURES] if "resolutions" in given else config).resolutions[-1]
     if config.own_pictures:
         chosen = {
             "size": train.side,
@@ -60,7 +60,7 @@ def fit(config: C, typed: Collection[str], state: State, train: Images, reported
     if state.path:
         names = [*chosen, *(("epochs", "width") if config.minutes else ())]
         chosen = {name: getattr(state.config, name) for name in names}
-    config = replace(config, **{name: value for name, value in chosen.items() if name not in typed})
+    config = replace(config, **{name: value for name, value in chosen.items() if name not in given})
     if state.path or not config.minutes:
         return config
     work = len(train) + EVALUATION * reported
@@ -73,7 +73,7 @@ def fit(config: C, typed: Collection[str], state: State, train: Images, reported
                 break
             epochs = longer.epochs
         config = replace(config, epochs=max(1, epochs))
-        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in typed or config.pretrained:
+        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in given or config.pretrained:
             return config
         config = replace(config, width=config.width // 2)
 
@@ -91,7 +91,7 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
     if needs_warm_up(learner):
         warm_up(learner, share)
     learner.model.train()
-    found = {}
+    by_side = {}
     for side in sorted(set(config.resolutions)):
         nhwc = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device)
         images = nhwc.permute(0, 3, 1, 2)
@@ -102,5 +102,5 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
             learner.train_step(images, labels)
             synchronise(machine.device)
             times.append(perf_counter() - start)
-        found[side] = machine.world.largest(median(times[1:])) / share
-    return found
+        by_side[side] = machine.world.largest(median(times[1:])) / share
+    return by_side

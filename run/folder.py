@@ -59,7 +59,7 @@ class RunFolder:
         rows: the log's rows so far.
 
     Raises:
-        ValueError: the folder or a file in it cannot be written, another process holds it, or it holds another run
+        Mistake: the folder or a file in it cannot be written, another process holds it, or it holds another run
             that is not finished; says which. Nothing in it is changed then.
     """
 

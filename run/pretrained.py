@@ -8,48 +8,60 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from engine import checkpoint
+from engine.checkpoint import Checkpoint
 from engine.config import Config
 from engine.model import ResNet
 from ground.mistake import Mistake
+from pipeline.split import Split
 from run.resume import State
 
 OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
 
 
-def shaped(config: Config, typed: Collection[str], state: State) -> Config:
-    """The config with the depth and the width of the checkpoint `config.pretrained`, or of the run that goes on.
+def take_shape(config: Config, given: Collection[str], state: State) -> tuple[Config, Checkpoint | None]:
+    """The config with the depth and the width of the checkpoint `config.pretrained`, and the checkpoint; for a run that
+    goes on, with its own, and none.
 
     Args:
-        typed: the settings that a person has given.
+        given: names of the settings that a person has given.
 
     Raises:
         OSError: there is no such file, or it cannot be read.
-        ValueError: it is damaged, or no checkpoint of this program; the run would overwrite it; it may have learnt
-            images that the run holds out; or another depth or width was given.
+        Mistake: it is damaged, or no checkpoint of this program; the run would overwrite it; or another depth or width
+            was given.
     """
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
-    theirs = state.config if state.path else checkpoint.load(config.pretrained).config
-    same = os.path.realpath(theirs.data) == os.path.realpath(config.data)
-    if same and (config.validate or config.fold) and not state.path:
-        raise Mistake(
-            f"--pretrained {config.pretrained} was trained on this data: it may have learnt the very images that "
-            "--validate or --fold holds out"
-        )
+    loaded = None if state.path else checkpoint.load(config.pretrained)
+    theirs = loaded.config if loaded else state.config
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
     for name, needed in shape.items():
-        if name in typed and getattr(config, name) != needed:
-            given, path = getattr(config, name), config.pretrained
-            raise Mistake(f"--{name} is {given}, but --pretrained {path} has {needed}: leave --{name} out")
-    return replace(config, **shape)
+        if name in given and getattr(config, name) != needed:
+            value, path = getattr(config, name), config.pretrained
+            raise Mistake(f"--{name} is {value}, but --pretrained {path} has {needed}: leave --{name} out")
+    return replace(config, **shape), loaded
 
 
-def start_from(model: ResNet, path: str) -> None:
-    """Give the model the weights of a checkpoint of its shape, all but those of its last layer.
+def require_unseen(config: Config, learnt: Checkpoint, reported: Split) -> None:
+    """Raises Mistake where the pretrained checkpoint may have learnt images that the run is to report on.
 
-    Raises:
-        OSError, ValueError: as `shaped`.
+    What it was trained on is told by the content of its pictures; of CIFAR-10, generated images and checkpoints of
+    earlier versions, by the name of the data.
     """
-    weights = checkpoint.load(path).model.state_dict()
-    model.load_state_dict({k: v for k, v in weights.items() if not k.startswith(OWN)}, strict=False)
+    seen = int(np.isin(reported.contents, learnt.trained_on.numpy()).sum())
+    same = os.path.realpath(os.path.expanduser(learnt.config.data)) == os.path.realpath(os.path.expanduser(config.data))
+    if seen or (same and (config.validate or config.fold) and not len(learnt.trained_on)):
+        which = f"{seen} of the {len(reported)}" if seen else "maybe some of the"
+        raise Mistake(
+            f"--pretrained {config.pretrained} was trained on {which} {reported.name} images that this run reports on: "
+            "the report would be too good; take another checkpoint, or report on others"
+        )
+
+
+def start_from(model: ResNet, learnt: Checkpoint) -> None:
+    """Give the model the weights of a checkpoint of its shape, all but those of its last layer."""
+    weights = learnt.model.state_dict()
+    model.load_state_dict({name: weights[name] for name in weights if not name.startswith(OWN)}, strict=False)

@@ -12,6 +12,7 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
     seconds      spent so far, by kind
 """
 
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +23,14 @@ from typing import Any, Self
 from engine import checkpoint
 from engine.config import Config, differences
 from engine.learner import Learner
+from ground.entry import describe
 from ground.interrupt import Stopped, StopSignals
 from ground.mistake import Mistake
 from run import schema
 from run.row import EpochRow
 from run.stopwatch import Stopwatch
 
+RESUME: checkpoint.Kind = ("resume", schema.state)
 KEPT = 2
 # Saving may take this share of the time. Until the first save shows its cost, this disk speed is assumed.
 SHARE = 0.01
@@ -53,8 +56,13 @@ class State:
 
 
 def states(folder: Path) -> list[Path]:
-    """The state files of a run folder, the newest first."""
-    return sorted(folder.glob("resume-*.pt"), reverse=True)
+    """The state files of a run folder, the newest first: nothing else that may lie there, and no links."""
+    found = [path for path in folder.glob("resume-*.pt") if re.fullmatch(r"resume-[0-9]+\.pt", path.name)]
+    return sorted((path for path in found if path.is_file() and not path.is_symlink()), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("resume-"))
 
 
 def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
@@ -73,7 +81,8 @@ def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
         return State(notes=["restarted, and no state in --run-dir to go on from: a fresh run"] if restarted else [])
     path = Path(wanted)
     if wanted == "auto":
-        newest = max(Path("runs").glob("*/resume-*.pt"), key=lambda file: file.stat().st_mtime, default=None)
+        files = [file for folder in Path("runs").glob("*") for file in states(folder)]
+        newest = max(files, key=_written, default=None)
         path = Path(run_dir) if run_dir or newest is None else newest.parent
         if path == Path() or not states(path):
             return State(notes=["nothing to resume: a fresh run"])
@@ -84,22 +93,33 @@ def find(wanted: str, run_dir: str, restarted: bool = False) -> State:
         try:
             return replace(_load(file), notes=[f"{fault}; using the state before it" for fault in faults])
         except (ValueError, OSError) as error:
-            faults.append(str(error))
+            faults.append(describe(error))
     if not faults:
         raise FileNotFoundError(2, "no resume state in this folder", str(path))
     raise Mistake(f"no state to go on from: {'; '.join(faults)}")
 
 
+def _written(file: Path) -> float:
+    """When; at the beginning of time where the run that wrote it has deleted it by now."""
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def _load(path: Path) -> State:
-    content = checkpoint.read(path, checkpoint.RESUME, schema.state)
+    content = checkpoint.read(path, RESUME)
     given: Config = content.pop("config")
     # Where and by what a run goes on is for the command line to say: a file may be a stranger's.
     here = Config().values("machine", "files") | {"run_dir": str(path.parent)}
     return State(path, replace(given, **here), given=given, **content)
 
 
-def restore(learner: Learner, state: State, config: Config, data: str) -> None:
+def restore(learner: Learner, state: State, config: Config, *data: str) -> None:
     """Bring a fresh learner to the state, which must be of the same run.
+
+    Args:
+        data: the SHA-256 that a state may have of the images; that of the training set alone is an earlier version's.
 
     Raises:
         ValueError: the config or the data (a SHA-256) differs from what the state was made with, or the state does
@@ -110,7 +130,7 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
             f"{state.path}: a resumed run keeps its settings, but {'; '.join(changed)}: leave these out, or start "
             "afresh without --resume"
         )
-    if state.data != data:
+    if state.data not in data:
         raise Mistake(f"{state.path}: it was trained on other data than this run would be")
     steps, epoch = learner.steps_per_epoch, len(state.rows)
     try:
@@ -118,6 +138,8 @@ def restore(learner: Learner, state: State, config: Config, data: str) -> None:
         groups = learner.optimizer.state_dict()["param_groups"]
         optimizer = {"state": state.learner["optimizer"]["state"], "param_groups": groups}
         learner.load_state_dict({**state.learner, "optimizer": optimizer})
+        if learner.scaler.state_dict().keys() != state.learner["scaler"].keys():
+            raise Mistake("it was made with another scaler")
         if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
             raise Mistake(f"step {learner.step} after {epoch} finished epochs cannot be")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
@@ -201,7 +223,7 @@ class Keeper:
                 "environment": self.environment,
             }
             try:
-                checkpoint.write(path, checkpoint.RESUME, content)
+                checkpoint.write(path, RESUME, content)
             except OSError as error:
                 reason = f"{error.strerror or error}; last good resume state: {self.saved}"
                 raise OSError(error.errno, reason, str(path)) from error
@@ -240,28 +262,36 @@ class Keeper:
 
 def claim(folder: Path, state: State) -> None:
     """Make the folder ready for a run that goes on from `state`, before anything in it is written: removes the states
-    of another, finished run, those beyond `state`, and what a killed save left.
+    of another, finished run, those beyond `state`, and what a killed save left. A state of its own run that is beyond
+    `state` and cannot be read, but is not proved to be damaged, is renamed to NAME.unread.
 
     Raises:
-        ValueError: it holds another run, which is not finished.
+        ValueError: it holds another run, which is not finished, or whose state cannot be read.
     """
     own = state.path is not None and state.path.parent.resolve() == folder.resolve()
-    for file in () if own else states(folder):
+    found = [file for file in states(folder) if not own or _step(file) > state.learner["step"]]
+    for file in found:
         try:
             other = _load(file)
-        except (ValueError, OSError):
+        except checkpoint.DamagedError:
             continue
-        if len(other.rows) < other.config.epochs:
+        except (ValueError, OSError) as error:
+            if own:
+                file.rename(f"{file}.unread")
+                continue
+            raise Mistake(
+                f"{folder} holds a run that may be whole but cannot be read ({describe(error)}): choose another "
+                f"--run-dir, or remove its resume-*.pt"
+            ) from error
+        if not own and len(other.rows) < other.config.epochs:
             raise Mistake(
                 f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
                 f"or remove its resume-*.pt"
             )
-        break
-    for leftover in folder.glob(".resume-*.tmp"):
+        if not own:
+            break
+    for leftover in [*found, *folder.glob(".resume-*.tmp")]:
         leftover.unlink(missing_ok=True)
-    for file in states(folder):
-        if not own or (state.path is not None and file.name > state.path.name):
-            file.unlink(missing_ok=True)
 
 
 def _announcements(state: State, config: Config, environment: Mapping[str, str]) -> Iterator[str]:

@@ -8,18 +8,18 @@ class EpochRow(TypedDict):
     epoch: int
     """Counted from 1."""
     epochs: int
-    """Of the whole run."""
+    """How many the whole run has."""
     step: int
     """Steps done."""
     steps: int
-    """Of the whole run."""
+    """How many the whole run has."""
     resolution: int
     """Side in pixels of the images, those trained on and those evaluated on."""
     lr: float
     """Learning rate of the next step, of all but norm biases and Muon's filters."""
     train_seconds: float
     wait_seconds: float
-    """Of train_seconds, those spent waiting for data."""
+    """Those of train_seconds in which data was waited for."""
     eval_seconds: float
     it_per_s: float
     """Training steps a second."""
@@ -32,7 +32,7 @@ class EpochRow(TypedDict):
     train_accuracy: float
     """0 to 1, as all accuracies."""
     last_loss: float
-    """Of the last batch, as last_accuracy."""
+    """Mean over the last batch, as last_accuracy."""
     last_accuracy: float
     reported_loss: float
     reported_correct: int

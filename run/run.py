@@ -1,6 +1,6 @@
 """One run of train.py, behind one object: its folder, resume states, clock, bar and rows.
 
-    with open_run(state, learner, loader, train.digest, "test", clock) as run:
+    with open_run(state, learner, loader, data, clock) as run:
         run.begin("cpu")
         for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):
@@ -10,10 +10,15 @@ Every rank has one and goes through the same calls. Rank 0 has a RecordedRun, wh
 """
 
 import math
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
+import torch
 
 from engine import checkpoint
 from engine.device import peak_memory
@@ -24,12 +29,27 @@ from ground.memory import memory_advice
 from ground.mistake import Mistake
 from ground.terminal import Tracker, stdout_console
 from pipeline.dali import DaliLoader
+from pipeline.split import Int64
 from run.folder import RunFolder
 from run.reporter import Reporter, throughput
 from run.resume import Keeper, State
 from run.row import EpochRow
 from run.stopwatch import Stopwatch
 from run.summary import model_summary
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run is trained on and reports on."""
+
+    digest: str
+    """SHA-256 of the images to train on and of those to report on."""
+    identity: str
+    """What the whole data set is: pipeline.dataset.DataSet.identity."""
+    contents: Int64
+    """What is in the files of the images to train on: pipeline.split.Split.contents."""
+    reported: str
+    """Name of the images that the run reports on."""
 
 
 class Run:
@@ -41,20 +61,17 @@ class Run:
         state: where the run goes on; empty for a fresh one.
         learner: what trains; its config is the run's.
         loader: the training batches.
-        data: SHA-256 of the training set.
-        split: name of the images that the run reports on.
+        data: what is trained on and reported on.
         clock: has the seconds that the run took so far.
 
     Attributes:
         rows: of the epochs that are finished.
     """
 
-    def __init__(
-        self, state: State, learner: Learner, loader: DaliLoader, data: str, split: str, clock: Stopwatch
-    ) -> None:
+    def __init__(self, state: State, learner: Learner, loader: DaliLoader, data: RunData, clock: Stopwatch) -> None:
         self.config, self.machine = learner.config, learner.machine
         self.state, self.learner, self.loader, self.clock = state, learner, loader, clock
-        self.data, self.split = data, split
+        self.data = data
         self.rows = list(state.rows)
         self._open = ExitStack()
 
@@ -123,7 +140,7 @@ class Run:
                 eval_seconds=evaluation,
                 it_per_s=len(self.loader) / train,
                 images_per_s=progress.images / train,
-                split=self.split,
+                split=self.data.reported,
                 loss=progress.loss,
                 train_accuracy=progress.accuracy,
                 last_loss=progress.last_loss,
@@ -165,9 +182,10 @@ class RecordedRun(Run):
             self.rows = self.folder.rows
             stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
             self.config = replace(self.config, run_dir=str(self.folder.path))
-            self.keeper = Keeper(self.folder.path, self.rows, self.learner, self.data, self.clock, self.state)
+            self.keeper = Keeper(self.folder.path, self.rows, self.learner, self.data.digest, self.clock, self.state)
             self.folder.write_config(checkpoint.config_dict(self.config))
             self._open = stack.pop_all()
+        self._out_before = _status(self.config.out)
         self.reporter = Reporter(stdout_console())
         self.bar: Tracker | None = None
         return self
@@ -228,7 +246,7 @@ class RecordedRun(Run):
         """
         result = super().evaluate(batches, flip)
         if not math.isfinite(result.loss):
-            what = f"the loss of the {self.split} images is not finite after step {self.learner.step}"
+            what = f"the loss of the {self.data.reported} images is not finite after step {self.learner.step}"
             raise Mistake(f"{what}: {self._advice}")
         return result
 
@@ -253,25 +271,40 @@ class RecordedRun(Run):
             "test_class_accuracy": last["reported_class_accuracy"],
             "test_accuracy_tta": flipped.accuracy,
             "temperature": temperature,
-            "split": self.split,
+            "split": self.data.reported,
+            **({"identity": self.data.identity} if self.data.identity else {}),
             "precision": self.machine.precision,
             **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},
             **throughput([row["images_per_s"] for row in self.rows]),
             "peak_memory_bytes": peak_memory(self.machine.device),
         }
+        out = self.config.out
+        if _status(out) != self._out_before:
+            out = str(Path(out).with_stem(f"{Path(out).stem}-{self.folder.path.name}"))
+            self.reporter.say(f"another program has written {self.config.out} meanwhile: this model goes to {out}")
         try:
-            checkpoint.save_model(self.config.out, self.learner.model, self.config, metrics)
-        except OSError:
+            trained_on = torch.from_numpy(np.sort(self.data.contents))
+            checkpoint.save_model(out, self.learner.model, self.config, metrics, trained_on)
+        except (OSError, ValueError):
             self.keeper.save()
             raise
-        self.reporter.finish(metrics | {"checkpoint": self.config.out, "environment": self.machine.card()})
+        self.reporter.finish(metrics | {"checkpoint": out, "environment": self.machine.card()})
 
     @property
     def _advice(self) -> str:
         return f"try a smaller --max-lr; last good resume state: {self.keeper.saved}"
 
 
-def open_run(state: State, learner: Learner, loader: DaliLoader, data: str, split: str, clock: Stopwatch) -> Run:
+def _status(path: str) -> tuple[int, ...]:
+    """What is another when a file has been written anew; empty of none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def open_run(state: State, learner: Learner, loader: DaliLoader, data: RunData, clock: Stopwatch) -> Run:
     """This rank's run: rank 0 records it. The arguments are those of Run."""
     kind = RecordedRun if learner.machine.world.first else Run
-    return kind(state, learner, loader, data, split, clock)
+    return kind(state, learner, loader, data, clock)

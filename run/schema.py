@@ -5,81 +5,62 @@ from typing import Any, get_type_hints
 
 import torch
 
-from engine.config import Config
-from engine.schema import (
-    MOST_CLASSES,
-    SPLIT,
-    MisfitError,
-    Stored,
-    amount,
-    config_from,
-    each,
-    fit,
-    many,
-    named,
-    number,
-    shapes_of,
-    tensor,
-    text,
-    weights,
-    whole,
-)
+from engine import schema
+from engine.model import MOST_CLASSES
+from engine.schema import AMOUNT, WHOLE, MisfitError, fit, like, many, named
 from run.row import EpochRow
 
 COLUMNS = get_type_hints(EpochRow)
-ROW = {column: {int: whole, float: amount, str: SPLIT}[kind] for column, kind in COLUMNS.items()}
-PLAIN = (lambda v: v is None or type(v) is bool), number, many(whole, 1000), tensor(torch.float32)
-GROUPS = many(named(lambda v: any(check(v) for check in PLAIN), 100), 10)
-SCALER = dict.fromkeys(("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), amount)
+ROW = {column: {int: WHOLE, float: AMOUNT, str: schema.SPLIT}[kind] for column, kind in COLUMNS.items()}
+FLOATS = like(torch.zeros(()), any_shape=True)
+PLAIN = (lambda value: value is None or type(value) is bool), schema.NUMBER, many(WHOLE, 1000), FLOATS
+STATE = {
+    "config": schema.anything,
+    "data": schema.text(100),
+    "environment": named(schema.text(1000), 100),
+    "learner": {
+        "step": WHOLE,
+        "model": lambda value: type(value) is dict,
+        "optimizer": {
+            "state": lambda value: type(value) is dict,
+            "param_groups": many(named(lambda value: any(check(value) for check in PLAIN), 100), 10),
+        },
+        "scaler": named(AMOUNT, 100),
+        "lookahead": many(FLOATS, 10_000),
+        "metrics": like(torch.zeros(7, dtype=torch.float64)),
+    },
+    "rows": many(named(schema.anything, len(ROW)), 10_000),
+    "seconds": named(AMOUNT, 100),
+}
 
 
-def state(content: Mapping[str, Any]) -> Config:
-    """The config of a resume state's content: see run/resume.py. Raises MisfitError."""
-    form: dict[str, Any] = {
-        "config": lambda value: True,
-        "data": text(100),
-        "environment": named(text(1000), 100),
-        "learner": dict.fromkeys(("step", "model", "optimizer", "scaler", "lookahead", "metrics"), lambda value: True),
-        "rows": lambda value: type(value) is list,
-        "seconds": named(amount, 100),
-    }
-    fit(content, form, "it")
-    config, learner, rows = config_from(content["config"]), content["learner"], content["rows"]
+def state(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A resume state's content (see run/resume.py), its config as a Config. Raises MisfitError."""
+    fit(content, STATE, "it")
+    config, learner = schema.config_from(content["config"]), content["learner"]
+    rows = [_row(row) for row in content["rows"]]
     if len(rows) > config.epochs:
         raise MisfitError("rows: more than epochs")
     for epoch, row in enumerate(rows, 1):
         fit(row, ROW, f"row {epoch}")
-        if row["epoch"] != epoch or not row["step"] <= learner["step"]:
+        if row["epoch"] != epoch or row["step"] > learner["step"]:
             raise MisfitError(f"row {epoch}: of another epoch or step")
-    bias = learner["model"].get("fc.bias") if type(learner["model"]) is dict else None
-    classes = bias.shape[0] if type(bias) is Stored and bias.lies_within and len(bias.shape) == 1 else 0
-    if not 1 <= classes <= MOST_CLASSES:
+    bias = learner["model"].get("fc.bias")
+    if not FLOATS(bias) or bias.ndim != 1 or len(bias) > MOST_CLASSES:
         raise MisfitError("learner, model: no classes")
-    shapes = shapes_of(config, classes)
-    averaged = [check for key, check in weights(shapes).items() if not key.endswith("num_batches_tracked")]
-    form["learner"] = {
-        "step": whole,
-        "model": weights(shapes),
-        "optimizer": {
-            # Empty before the first step; in what order the buffers come, the learner checks.
-            "state": lambda value: type(value) is dict and (not value or _momentum(value) == _trained(shapes)),
-            "param_groups": GROUPS,
-        },
-        "scaler": SCALER if learner["scaler"] else {},
-        "lookahead": each(averaged if config.lookahead else []),
-        "metrics": tensor(torch.float64, 7),
-    }
-    fit(learner, form["learner"], "learner")
-    return config
+    own = schema.state_of(config, ["?"] * len(bias))
+    fit(learner["model"], {key: like(tensor) for key, tensor in own.items()}, "learner, model")
+    averaged = [tensor for tensor in own.values() if tensor.is_floating_point()] if config.lookahead else []
+    fit(dict(enumerate(learner["lookahead"])), dict(enumerate(map(like, averaged))), "learner, lookahead")
+    if momentum := learner["optimizer"]["state"]:  # empty before the first step
+        shapes = sorted(tuple(tensor.shape) for key, tensor in own.items() if key.endswith(("weight", "bias")))
+        fit(momentum, {key: {"momentum_buffer": FLOATS} for key in range(len(shapes))}, "learner, optimizer")
+        # In what order they come, the learner checks.
+        if sorted(tuple(one["momentum_buffer"].shape) for one in momentum.values()) != shapes:
+            raise MisfitError("learner, optimizer: momentum of another form than the weights")
+    return {**content, "config": config, "rows": rows}
 
 
-def _trained(shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
-    return sorted(shape for key, shape in shapes.items() if key.endswith(("weight", "bias")))
-
-
-def _momentum(value: dict[Any, Any]) -> list[tuple[int, ...]]:
-    """The sorted shapes of the optimizer's buffers; none where one does not fit."""
-    found = [one.get("momentum_buffer") for one in value.values() if type(one) is dict and len(one) == 1]
-    fits = len(found) == len(value) <= 1000 and all(map(whole, value))
-    fits = fits and all(type(t) is Stored and t.dtype is torch.float32 and t.lies_within for t in found)
-    return sorted(t.shape for t in found if t) if fits else []
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """The row under this version's names: what is reported was test_ before it was reported_."""
+    return row if "reported_loss" in row else {key.replace("test_", "reported_", 1): row[key] for key in row}

@@ -47,5 +47,5 @@ class Stopwatch:
         self._spent[kind] = seconds
 
     def seconds(self) -> dict[str, float]:
-        """Of every kind that was ever on."""
+        """Seconds of every kind that was ever on."""
         return {kind: self[kind] for kind in self._spent | self._since}

@@ -1,9 +1,7 @@
 """A model's layers in order: output shapes, parameters, forward FLOPs an image.
 
-FLOPs are counted by torch's FlopCounterMode from the operators that really ran: convolutions and matrix products only,
-a multiply-add being 2 FLOPs. Norms, activations and pooling (0.2% of this network) are not counted. Counting runs one
-black image through a copy of the model on the CPU: 40 ms at width 64 and 32 px, and once 1 s for importing
-torch._dynamo, which every optimizer imports too.
+FLOPs are counted by torch's FlopCounterMode, as engine/cost.py says. torch's own table of them has neither shapes nor
+parameters.
 
     python train.py             # prints it
 """
@@ -39,22 +37,20 @@ def model_summary(model: nn.Module, resolution: int) -> Table:
     root = type(replica).__name__
     flops = {name.removeprefix(f"{root}."): sum(by_op.values()) for name, by_op in counter.get_flop_counts().items()}
 
+    def numbers(name: str, module: nn.Module) -> tuple[str, str]:
+        cost = flops.get(name, 0)
+        return f"{sum(p.numel() for p in module.parameters()):,}", f"{cost / 1e6:,.2f}" if cost else "-"
+
     table = Table(box=box.SIMPLE, title=f"{root}, {resolution} x {resolution} pixels", show_footer=True)
-    table.add_column("layer", "total")
-    table.add_column("kind")
-    table.add_column("output", justify="right")
-    table.add_column("parameters", f"{_parameters(replica):,}", justify="right")
-    table.add_column("MFLOPs", _millions(flops["Global"]), justify="right")
-
-    def add(name: str, label: str, kind: str, style: str) -> None:
-        count, cost = _parameters(replica.get_submodule(name)), flops.get(name, 0)
-        table.add_row(label, kind, shapes.get(name, ""), f"{count:,}", _millions(cost), style=style)
-
+    for header, footer in zip(("layer", "kind", "output"), ("total", "", ""), strict=True):
+        table.add_column(header, footer, justify="right" if header == "output" else "left")
+    for header, footer in zip(("parameters", "MFLOPs"), numbers("Global", replica), strict=True):
+        table.add_column(header, footer, justify="right")
     for child, group in replica.named_children():
-        add(child, child, _kind(group), "bold")
         for name, module in group.named_modules(prefix=child):
-            if name != child and next(module.parameters(recurse=False), None) is not None:
-                add(name, "  " + name.removeprefix(child + "."), _kind(module), "")
+            if name == child or next(module.parameters(recurse=False), None) is not None:
+                label, style = (child, "bold") if name == child else ("  " + name.removeprefix(child + "."), "")
+                table.add_row(label, _kind(module), shapes.get(name, ""), *numbers(name, module), style=style)
         table.add_section()
     table.caption = "FLOPs of one image forward; a multiply-add is 2; convolutions and linear layers"
     return table
@@ -66,11 +62,3 @@ def _kind(module: nn.Module) -> str:
         return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}{stride}"
     name = type(module).__name__
     return {"BatchNorm2d": "batch norm", "Linear": "linear", "Sequential": ""}.get(name, name)
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _millions(flops: int) -> str:
-    return f"{flops / 1e6:,.2f}" if flops else "-"

@@ -70,11 +70,26 @@ class Browser:
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
         self.call("POST", f"{self._path}/actions", {"actions": [pointer]})
 
+    def drop(self, selector: str, path: Path) -> None:
+        """A file on an element, as from a file manager."""
+        box = self.box(selector)
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.command("Input.dispatchDragEvent", type=kind, data=data, **place)
+
     def put(self, name: str, value: str | bool) -> None:
         script = """const input = document.getElementById(arguments[0]);
             if (typeof arguments[1] === 'boolean') input.checked = arguments[1]; else input.value = arguments[1];
             input.dispatchEvent(new Event('input', {bubbles: true}));"""
         self.run(script, name, value)
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+
+    def box(self, selector: str) -> dict[str, float]:
+        """In pixels of the window: x, y, width, height, top, bottom, left, right."""
+        return self.run("return document.querySelector(arguments[0]).getBoundingClientRect()", selector)
 
     def text(self, selector: str) -> str:
         return self.run("return document.querySelector(arguments[0]).innerText", selector)
@@ -86,11 +101,8 @@ class Browser:
         return np.array(self.run(script, selector)).reshape(side, side, 4)[..., :3]
 
     def shown(self) -> list[int]:
-        """Errors of the cards that exist, in the order of their places."""
-        script = """const place = (card) => Number(card.getAttribute('aria-posinset'));
-            const cards = [...document.querySelectorAll('.card')].sort((a, b) => place(a) - place(b));
-            return cards.map((card) => Number(card.dataset.error))"""
-        return self.run(script)
+        """Errors of the cards that exist, in their order."""
+        return [error for error, _ in self.cards("0")]
 
     def cards(self, expression: str) -> list[Any]:
         """A JavaScript expression of `card`, for every card, with the number of its error before it."""
@@ -104,8 +116,11 @@ class Browser:
 
     def dark(self, dark: bool) -> None:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        command = {"cmd": "Emulation.setEmulatedMedia", "params": {"features": [feature]}}
-        self.call("POST", f"{self._path}/goog/cdp/execute", command)
+        self.command("Emulation.setEmulatedMedia", features=[feature])
+
+    def command(self, name: str, **parameters: Any) -> None:
+        """One of Chromium's DevTools."""
+        self.call("POST", f"{self._path}/goog/cdp/execute", {"cmd": name, "params": parameters})
 
     def quit(self) -> None:
         self.call("DELETE", self._path)

@@ -41,7 +41,8 @@ from run import resume
 
 EPOCHS, STEPS = 3, 8
 COMMAND = ["smoke", "--epochs", f"{EPOCHS}", "--batch-size", "16", "--resolutions", "16", "--device", "cpu"]
-COMMAND += ["--precision", "fp32", "--threads", "1", "--resume", "auto", "--data", f"generated:{STEPS * 16}/64"]
+COMMAND += ["--precision", "fp32", "--threads", "1", "--muon-lr", "0.1", "--resume", "auto"]
+COMMAND += ["--data", f"generated:{STEPS * 16}/64"]
 TIMES = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
 MEASURED = ("test_loss", "test_correct", "test_total", "test_accuracy", "test_accuracy_tta")
 LIMIT = 120.0  # seconds until a run that hangs is given up

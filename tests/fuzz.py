@@ -3,10 +3,12 @@
     make fuzz
     make fuzz ARGS="--inputs 5000 --seed 1 --only model,state"
 
-The number of an input and the seed make it: damage at random, or a well-formed file with a right digest and a wrong
-content. It is read, and what was read is used, in a forked process. There every write, program and connection outside
-of the process's own folder is a defect, and so is whatever is no ValueError or OSError, or takes too long or too much
-memory. Files that were defects are kept and named. The last line is JSON.
+The number of an input and the seed make it: damage at random, or a well-formed file with a right digest and a changed
+content, some of them with one field at its bounds or beyond them. It is read, and what was read is used and compared
+with what was written, in a forked process. There every write, program and connection outside of the process's own
+folder is a defect, and so is whatever is no ValueError or OSError, takes too long or too much memory, takes what is
+wrong or refuses what is right. Files that were defects are kept and named. For each kind there is a table of what the
+refused ones were told: how many reached which check. The last line is JSON.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -26,11 +29,10 @@ import tempfile
 import time
 import traceback
 import warnings
-import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,7 @@ from PIL import Image
 from bench.core import record
 from bench.speed import compare
 from engine import checkpoint
-from engine.config import PRESETS
-from engine.learner import Learner, NonFiniteLoss
-from engine.machine import Machine
-from engine.model import ResNet, network
+from engine.learner import NonFiniteLoss
 from explain import images as own_images
 from explain.explainer import Explainer
 from ground.entry import describe
@@ -59,13 +58,11 @@ from pipeline.labels import PARTS
 from pipeline.listing import Inventory, LeftOut, Listing, Source
 from run import resume
 from run.folder import RunFolder
-from run.schema import COLUMNS
 from run.stopwatch import Stopwatch
+from tests import forged as forgery
 
-CPU = torch.device("cpu")
-CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, width=4, muon_lr=0.1)
-STEPS = 4
 CHUNK = 25  # inputs that one process reads
+MOST_TOLD = 60  # lines of a table
 WRITING = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
 STARTING = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "os.fork"}
 RARE: list[Callable[[], Any]] = [
@@ -147,60 +144,67 @@ class Model:
     """model.pt, as gradcam.py takes it."""
 
     suffix, seconds, megabytes = ".pt", 2.0, 200.0
-    kind = checkpoint.MODEL
+    kind, fields, write = checkpoint.MODEL, forgery.MODEL, staticmethod(forgery.write_model)
 
     def __init__(self, place: Path) -> None:
         path = place / "original.pt"
         self.write(path)
         self.data, self.content = path.read_bytes(), torch.load(path, weights_only=True)
-        self.digest = self.content["sha256"]
-        for key in ("format", "version", "sha256"):
-            del self.content[key]
-        with zipfile.ZipFile(path) as archive:
-            self.members = {name: archive.read(name) for name in archive.namelist()}
+        self.head = {key: self.content.pop(key) for key in ("format", "version", "sha256")}
+        self.members = forgery.members(path)
 
-    def write(self, path: Path) -> None:
-        torch.manual_seed(0)
-        metrics = {"test_accuracy": 0.5, "test_correct": 5, "test_total": 10, "precision": "fp32", "split": "test"}
-        checkpoint.save_model(path, ResNet("abcdefghij", width=4, resolution=16), CONFIG, metrics)
-
-    def make(self, rng: random.Random, path: Path) -> None:
+    def make(self, rng: random.Random, path: Path) -> Any:
+        """Write an input; returns what comes of it ("right", "refused", or "" where that is open), and its content."""
         what = rng.randrange(10)
         if what < 3:
             path.write_bytes(damaged(self.data, rng))
-        elif what < 8:
-            content = forged(self.content, rng, RARE + TENSORS)
-            head = {"format": self.kind, "version": rng.choice((1, 2, 2, 2, 2)), "sha256": ""}
+        elif what < 5:
+            self.packed(rng, path)
+        elif what < 7:
+            return "", self.saved(path, forged(self.content, rng, RARE + TENSORS))
+        else:
+            field = rng.choice(self.fields)
+            right = bool(field.right) and rng.random() < 0.5
+            content = copy.deepcopy(self.head | self.content)
+            forgery.put(content, field.path, rng.choice(field.right if right else field.wrong))
+            head = {key: content.pop(key) for key in self.head if key in content}
+            return ("right" if right else "refused"), self.saved(path, content, head)
+        return "", self.content
+
+    def saved(self, path: Path, content: Any, head: Any = None) -> Any:
+        """Writes it, with a digest that fits unless the head has another."""
+        head = dict(self.head if head is None else head)
+        if head.get("sha256") == self.head["sha256"]:
             with contextlib.suppress(Exception):  # of what has no digest
                 head["sha256"] = checkpoint.digest(content)
-            torch.save(head | content, path)
-        else:
-            self.packed(rng, path, rng.choice((0, 0, 0, 8)))
+        torch.save(head | content, path)
+        return content
 
-    def packed(self, rng: random.Random, path: Path, method: int) -> None:
-        """The archive written anew, with a damaged pickle, or members renamed, doubled, emptied or left out."""
-        with zipfile.ZipFile(path, "w", method) as archive:
-            for name, data in self.members.items():
-                if rng.random() < 0.05:
-                    name, data = rng.choice(
-                        ((name.upper(), data), ("../../" + name, data), (name, b""), (name, data * 2))
-                    )
-                if name.endswith("data.pkl") and rng.random() < 0.8:
-                    data = damaged(data, rng) if rng.random() < 0.7 else opcodes(rng)
-                for _ in range(rng.choice((1,) * 50 + (0, 2))):
-                    archive.writestr(name, data)
+    def packed(self, rng: random.Random, path: Path) -> None:
+        """The archive written anew, with a damaged pickle, or members renamed, doubled, emptied, cut or left out."""
+        parts: list[tuple[str, bytes | int]] = []
+        for name, data in self.members.items():
+            if rng.random() < 0.003:
+                other = (name.upper(), data), (f"../../{name}", data), (name, b""), (name, data * 2), (name, data[4:])
+                name, data = rng.choice(other)
+            if name.endswith("data.pkl") and rng.random() < 0.8:
+                data = rng.choice((damaged(data, rng), damaged(data, rng), opcodes(rng), colliding(rng)))
+            parts += [(name, data)] * rng.choice((1,) * 500 + (0, 2))
+        if rng.random() < 0.3:  # a hole
+            name = rng.choice(["archive/" + name for name in (*checkpoint.SMALL, "data.pkl", "data/0")])
+            parts = [(name, 2**30), *(part for part in parts if part[0] != name)]
+        forgery.archive(path, parts, rng.choice((0, 0, 0, 0, 8)))
 
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, content: Any) -> None:
         loaded = checkpoint.load(path)
         explainer = Explainer.of(loaded, "cpu", threads=1)
         f"{explainer}: {loaded.metrics.get('test_total', 0) - loaded.metrics.get('test_correct', 0)}"
         probabilities = explainer.model.predict(torch.zeros(1, 16, 16, 3, dtype=torch.uint8))
         assert probabilities.shape == (1, len(explainer.model.classes))
-        if self.digest.encode() in path.read_bytes():
-            weights = loaded.model.state_dict()
-            assert all(torch.equal(t, weights[name]) for name, t in self.content["weights"].items())
-            config = replace(loaded.config, data=CONFIG.data)  # in version 1 it was not told
-            assert (config, loaded.metrics) == (CONFIG, self.content["metrics"])
+        self.compare(path, content)
+
+    def compare(self, path: Path, content: Any) -> None:
+        assert forgery.equal(checkpoint.read(path, self.kind), content), "other than what was written"
 
 
 def opcodes(rng: random.Random) -> bytes:
@@ -210,36 +214,44 @@ def opcodes(rng: random.Random) -> bytes:
     return b"\x80\x02" + b"".join(rng.choice(some) * rng.choice((1, 2, 100, 10**5)) for _ in range(40)) + b"."
 
 
+def colliding(rng: random.Random) -> bytes:
+    """A pickle of a dict with many keys that have one hash, or one after the first bits."""
+    count = rng.choice((300, 10_000))
+
+    def key(n: int) -> bytes:
+        number = n * (2**61 - 1)
+        return {
+            "large": b"\x8a\x0a" + number.to_bytes(10, "little"),
+            "shifted": b"\x8a\x07" + (n << 32).to_bytes(7, "little"),
+            "whole": b"J" + struct.pack("<i", n << 16),
+            "float": b"G" + struct.pack(">d", 2.0 ** (61 * (n % 16)) * (n // 16 + 1)),
+            "tuple": b"\x8a\x0a" + number.to_bytes(10, "little") + b"\x85",
+            "text": b"X" + struct.pack("<I", 2000) + f"{n:2000}".encode(),
+            "nested": b"}" + b"K\x01" * 2 + b"s",
+        }[kind]
+
+    kind = rng.choice(("large", "shifted", "whole", "float", "tuple", "text", "nested"))
+    return b"\x80\x02}(" + b"".join(key(n) + b"N" for n in range(count)) + b"u."
+
+
 class State(Model):
     """A resume state, as train.py --resume goes on with it, up to the first step."""
 
-    kind = checkpoint.RESUME
+    kind, fields, write = resume.RESUME, forgery.STATE, staticmethod(forgery.write_state)
 
-    def write(self, path: Path) -> None:
-        torch.manual_seed(0)
-        own = Learner(ResNet("abcdefghij", width=4, resolution=16), CONFIG, STEPS, Machine(CPU))
-        for _ in range(STEPS + 1):
-            own.train_step(torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8))
-        counts = {"epoch": 1, "epochs": 2, "step": STEPS, "steps": 2 * STEPS, "split": "test"}
-        row: Any = {name: kind(1) for name, kind in COLUMNS.items()} | counts
-        keeper = resume.Keeper(path.parent, [row], own, "data", Stopwatch({}), resume.State())
-        keeper.save()
-        os.rename(keeper.saved, path)
-
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, content: Any) -> None:
         state = resume.find(str(path), "")
         config = state.config
         assert (config.out, config.device, config.threads) == ("model.pt", "auto", 0)
         assert config.run_dir == str(path.parent)
-        classes = ["a"] * len(state.learner["model"]["fc.bias"])
-        if config.width > 64:
-            return
-        own = Learner(network(config, classes), config, STEPS, Machine(CPU))
-        resume.restore(own, state, config, "data")
+        assert config.width == forgery.CONFIG.width
+        own = forgery.learner(config)
+        resume.restore(own, state, config, state.data)
         try:
             own.check_finite()
         except NonFiniteLoss as error:  # as Run does: finite weights, whose sum of squares is not
             raise ValueError(str(error)) from None
+        self.compare(path, content)
         with RunFolder(path.parent, state, own.lr_at) as run:
             run.write_config(checkpoint.config_dict(config))
             keeper = resume.Keeper(run.path, run.rows, own, "data", Stopwatch(state.seconds), state)
@@ -261,18 +273,19 @@ class Cache:
         store.write(place / "original", records, self.images)
         self.data = (place / "original").read_bytes()
 
-    def make(self, rng: random.Random, path: Path) -> None:
+    def make(self, rng: random.Random, path: Path) -> Any:
         line, _, rest = self.data.partition(b"\n")
         form, length, _ = line.rsplit(b" ", 2)
         if rng.random() < 0.3:
             path.write_bytes(damaged(self.data, rng))
-        else:
-            head, pixels = rest[: int(length)], rest[int(length) :]
-            altered = json.dumps(forged(json.loads(head), rng, RARE)).encode()
-            digest = hashlib.sha256(altered).hexdigest()
-            path.write_bytes(b"%s %d %s\n" % (form, len(altered), digest.encode()) + altered + pixels)
+            return "", (self.digests, self.images)
+        head, pixels = rest[: int(length)], rest[int(length) :]
+        altered = json.dumps(forged(json.loads(head), rng, RARE)).encode()
+        digest = hashlib.sha256(altered).hexdigest()
+        path.write_bytes(b"%s %d %s\n" % (form, len(altered), digest.encode()) + altered + pixels)
+        return "", None
 
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, original: Any) -> None:
         made: list[Listing] = []
 
         def arrange(records: Sequence[store.Record]) -> Sequence[int]:
@@ -283,6 +296,10 @@ class Cache:
         found = store.read(path, 8, arrange)
         if found is None:
             raise ValueError("damaged")
+        if original:
+            digests, images = original
+            rows = [digests.index(picture.digest) for picture in made[0].pictures]
+            assert np.array_equal(found[1], images[rows]), "other than what was written"
         assert all(line.isprintable() for line in made[0].summary())
         for part in PARTS:
             split = folder.part_of(path.parent, made[0], found[1], part)
@@ -324,7 +341,7 @@ class Picture:
         )
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, content: Any) -> None:
         found = own_images.read([str(path)], 16, "pad")
         assert found.inputs.shape == (1, 3, 16, 16)
 
@@ -347,7 +364,7 @@ class Table:
         data = text.encode("utf-8", "surrogateescape")
         path.write_bytes(damaged(data, rng) if data and rng.random() < 0.4 else data)
 
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, content: Any) -> None:
         with contextlib.redirect_stderr(io.StringIO()):
             train, test = open_dataset(str(path), 8).splits(False)
         assert len(train) and len(test)
@@ -369,7 +386,7 @@ class Measured:
         text = json.dumps(forged(self.content, rng, RARE) if rng.random() < 0.7 else self.content)
         path.write_bytes(damaged(text.encode(), rng) if rng.random() < 0.4 else text.encode())
 
-    def use(self, path: Path) -> None:
+    def use(self, path: Path, content: Any) -> None:
         with contextlib.redirect_stdout(io.StringIO()) as said:
             compare.main([str(self.path), str(path)])
         json.loads(said.getvalue().splitlines()[-1])
@@ -380,21 +397,22 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def verdict(kind: Any, path: Path) -> str:
-    """What comes of reading a file: "right", "refused", or the defect."""
+def verdict(kind: Any, path: Path, made: Any) -> str:
+    """What comes of reading a file: "right", "refused: what it was told", or the defect."""
+    wanted, content = made or ("", None)
     began, before = time.process_time(), high_water()
     said = "right"
     try:
-        kind.use(path)
+        kind.use(path, content)
     except (ValueError, OSError) as error:
         line = describe(error)
-        said = "refused" if line and line.isprintable() else f"no line: {line!r}"
+        said = f"refused: {line.replace(str(path), '')}" if line and line.isprintable() else f"no line: {line!r}"
     except BaseException as error:
-        said = f"{type(error).__name__}: {error} {' '.join(traceback.format_exc().split()[-40:])}"
+        return f"{type(error).__name__}: {error} {' '.join(traceback.format_exc().split()[-40:])}"
     seconds, megabytes = time.process_time() - began, (high_water() - before) / 1e3
-    if said in ("right", "refused") and (seconds > kind.seconds or megabytes > kind.megabytes):
+    if seconds > kind.seconds or megabytes > kind.megabytes:
         return f"dear: {seconds:.1f} s, {megabytes:.0f} MB"
-    return said
+    return said if said.startswith((wanted, "no line")) else f"it is {wanted}, but: {said}"
 
 
 def high_water() -> int:
@@ -435,9 +453,9 @@ def read_some(kind: Any, numbers: range, seed: str, place: Path) -> dict[int, st
             own = place / "own" / str(number)
             own.mkdir(parents=True)
             path = own / f"resume-00000005{kind.suffix}"
-            kind.make(random.Random(f"{seed} {number}"), path)
+            made = kind.make(random.Random(f"{seed} {number}"), path)
             signal.alarm(60)
-            os.write(writing, f"{number}\t{verdict(kind, path)!r}\n".encode(errors="replace"))
+            os.write(writing, f"{number}\t{verdict(kind, path, made)!r}\n".encode(errors="replace"))
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, errors="replace") as lines:
@@ -452,25 +470,35 @@ def read_some(kind: Any, numbers: range, seed: str, place: Path) -> dict[int, st
 
 
 def fuzz(name: str, inputs: int, seed: int, place: Path, kept: Path) -> dict[str, Any]:
-    """Reads all inputs of a kind; counts of the verdicts, the defects apart."""
+    """Reads all inputs of a kind; counts of the verdicts and of what the refused ones were told, the defects apart."""
     place.mkdir()
     kind, began = KINDS[name](place), time.perf_counter()
     counts: Counter[str] = Counter()
+    told: Counter[str] = Counter()
     number = 0
     while number < inputs:
         found = read_some(kind, range(number, min(number + CHUNK, inputs)), f"{name} {seed}", place)
         number += len(found)
         for one, said in found.items():
-            counts[said if said in ("right", "refused") else "defects"] += 1
-            if said not in ("right", "refused"):
-                kept.mkdir(exist_ok=True)
-                path = kept / f"{name}-{seed}-{one}{kind.suffix}"
-                kind.make(random.Random(f"{name} {seed} {one}"), path)
-                print(f"{path}: {said[:600]}", flush=True)
+            outcome, _, words = said.partition(": ")
+            if outcome in ("right", "refused"):
+                counts[outcome] += 1
+                words = re.sub(r"\d+", "N", words.rpartition("this version: ")[2])[:100].strip()
+                told[words] += outcome == "refused"
+                continue
+            counts["defects"] += 1
+            kept.mkdir(exist_ok=True)
+            path = kept / f"{name}-{seed}-{one}{kind.suffix}"
+            kind.make(random.Random(f"{name} {seed} {one}"), path)
+            print(f"{path}: {said[:600]}", flush=True)
     result: dict[str, Any] = {"inputs": inputs, "right": 0, "refused": 0, "defects": 0} | counts
     result["seconds"] = round(time.perf_counter() - began, 1)
     print(f"{name}: {result}", flush=True)
-    return result
+    told = +told
+    for words, count in told.most_common(MOST_TOLD):
+        print(f"  {count:5} {words}", flush=True)
+    print(f"  and {max(0, len(told) - MOST_TOLD)} more", flush=True)
+    return result | {"checks": len(told)}
 
 
 def main() -> None:

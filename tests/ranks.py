@@ -126,6 +126,17 @@ def train(folder, world):
     run("failed", fail)
 
 
+def unlike(folder, world):
+    """A run whose last rank has other flags, or another version, than the rest."""
+    import train as entry
+
+    flags = os.environ["FLAGS"].split() if world.rank == world.size - 1 else []
+    if flags and not flags[0].startswith("-"):
+        card, package = Machine.card, flags.pop()
+        Machine.card = lambda self: card(self) | {package: "0.1"}  # type: ignore[method-assign]
+    entry.main([*TRAINED, *flags, "--run-dir", f"{folder}/run", "--out", f"{folder}/model.pt"], world)
+
+
 if __name__ == "__main__":
-    task = {"learn": learn, "sync": sync, "train": train}[sys.argv.pop(1)]
+    task = {"learn": learn, "sync": sync, "train": train, "unlike": unlike}[sys.argv.pop(1)]
     distributed.execute(lambda arguments, world: task(arguments[0], world), "train.py")

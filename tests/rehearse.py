@@ -171,11 +171,11 @@ def test_explanations_run(monkeypatch):
             for method in METHODS:
                 heatmaps(explainer.model, images, labels.cpu(), layer, method)
         check_class_maps(explainer.model, images[:8])
-        outcome = explainer.examine([(images, labels)])
+        logits, _, class_maps, inputs = explainer.examine([(images, labels)])
         some = np.arange(100)
         cases = Cases(
-            name="test", total=100, classes=CLASSES, index=some, labels=some % 10, logits=outcome.logits,
-            class_maps=outcome.class_maps, inputs=outcome.inputs, pictures=np.zeros((100, 32, 32, 3), np.uint8),
+            name="test", total=100, classes=CLASSES, index=some, labels=some % 10, logits=logits,
+            class_maps=class_maps, inputs=inputs, pictures=np.zeros((100, 32, 32, 3), np.uint8),
             disputed=some < 0,
         )  # fmt: skip
         maps = explainer.explain(cases, "layer3", "gradcam", "margin", several=True)

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import audit
 import train
 from engine import checkpoint
 from explain import study
-from pipeline.dataset import open_dataset
+from pipeline.dataset import DataSet, open_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = {"blue": (40, 60, 200), "green": (50, 200, 60), "red": (200, 60, 50)}
@@ -27,7 +28,7 @@ PLANTED = ("blue/7.png", "green/3.png", "red/11.png")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
-    """Of two folds of noisy colours, 60 of each, of which PLANTED have the colour of the next class."""
+    """Models of two folds of noisy colours, 60 of each; PLANTED have the colour of the next class."""
     folder, random = tmp_path_factory.mktemp("colours"), np.random.default_rng(0)
     for place, name in enumerate(COLOURS):
         (folder / "pictures" / "train" / name).mkdir(parents=True)
@@ -48,8 +49,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
     torch.set_num_threads(threads)
 
 
+def data_of(models: list[Path]) -> DataSet:
+    return open_dataset(str(models[0].parent / "pictures"), 16)
+
+
 def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
-    result = audit.judge(models, tmp_path)
+    result = audit.judge(models, tmp_path, data_of(models))
     assert result["total"] == 180 and result["split"] == "train"
     worst = {
         (one["image"].partition("/train/")[2], one["label"], one["predicted"])
@@ -61,7 +66,7 @@ def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
     # Not each of them everywhere: a model this sure of all images is as sure as on average of half of them.
     assert any(rows[name]["label_disputed"] == "1" for name in PLANTED)
     assert sum(row["label_disputed"] == "1" for row in rows.values()) == result["disputed"] < 10
-    train_part = open_dataset(str(models[0].parent / "pictures"), 16).load("train")
+    train_part = data_of(models).load("train")
     for row in rows.values():
         assert train_part.files[int(row["index"])] == row["file"]
     assert np.load(tmp_path / "heatmaps.npz")["maps"].shape[0] == len(rows) == result["errors"]
@@ -70,13 +75,14 @@ def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
 
 
 def test_each_image_is_judged_by_the_model_that_has_not_seen_it(models: list[Path]):
-    first, second = (checkpoint.load(path) for path in models)
-    together = study.of_folds([second, first])
-    alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one) for one in (first, second)]
+    (first, second), data = (checkpoint.load(path) for path in models), data_of(models)
+    together = study.of_folds([second, first], data)
+    alone = [study.of_split(study.Explainer.of(one, "cpu", threads=1), one, data) for one in (first, second)]
     files = [file for one in alone for file in one.cases.files]
     assert sorted(together.cases.files) == sorted(files)
-    logits = torch.cat([one.cases.logits for one in alone])[np.argsort(files)]
-    assert torch.equal(together.cases.logits[np.argsort(together.cases.files)], logits)
+    for field in ("logits", "class_maps", "inputs"):
+        expected = torch.cat([getattr(one.cases, field) for one in alone])[np.argsort(files)]
+        assert torch.equal(getattr(together.cases, field)[np.argsort(together.cases.files)], expected), field
     assert together.matrix is not None and together.matrix.sum() == 180
     assert together.reported == sum(one.reported for one in alone) == len(together.cases)
 
@@ -100,8 +106,9 @@ def test_the_last_line_is_json(models: list[Path], tmp_path: Path, monkeypatch, 
         return models[len(asked) - 1]
 
     monkeypatch.setattr(audit, "train", trained)
-    audit.main(["cpu", "--folds", "2", "--out", str(tmp_path / "new"), "--epochs", "4"])
-    assert asked == [(["cpu", "--epochs", "4"], tmp_path / "new", f"{k}/2") for k in (1, 2)]
+    recipe = ["--data", str(models[0].parent / "pictures"), "--size", "16"]
+    audit.main(["--folds", "2", "--out", str(tmp_path / "new"), *recipe])
+    assert asked == [(recipe, tmp_path / "new", f"{k}/2") for k in (1, 2)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{json.loads(lines[-1])['errors']} of 180 train images are judged otherwise")
     assert "labelled" in lines[1] and "looks like" in lines[1]
@@ -111,14 +118,14 @@ def test_a_model_of_other_classes_is_refused(models: list[Path], monkeypatch):
     one = checkpoint.load(models[0])
     monkeypatch.setattr(one.model, "classes", ("blue", "green", "pink"))
     with pytest.raises(ValueError, match="other classes"):
-        study.of_folds([one])
+        study.of_folds([one], data_of(models))
 
 
 def test_data_that_have_changed_since_a_fold_was_trained_are_refused(models: list[Path]):
     one = checkpoint.load(models[0])
     one.metrics["test_total"] -= 1
     with pytest.raises(ValueError, match="the data have changed"):
-        study.of_folds([one])
+        study.of_folds([one], data_of(models))
 
 
 @pytest.mark.parametrize("words", [["--validate"], ["--run-dir=x"], ["cpu", "--fold", "1/2"], ["--resume", "auto"]])
@@ -128,9 +135,16 @@ def test_what_the_audit_decides_itself_is_refused(words: list[str], tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_a_page_that_cannot_be_written_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch):
-    (tmp_path / audit.PAGE).mkdir()
+def test_what_cannot_be_written_or_is_a_person_s_own_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(audit, "train", lambda *_: pytest.fail("trained"))
+    foreign = {audit.PAGE: b"<html>mine", "errors.csv": b"path,label", "heatmaps.npz": b"PK\3\4damaged"}
+    for name, content in foreign.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"{name} would be overwritten, and is not of this program: move it"):
+            audit.main(["--out", str(tmp_path)])
+        assert (tmp_path / name).read_bytes() == content
+        (tmp_path / name).unlink()
+    (tmp_path / audit.PAGE).mkdir()
     with pytest.raises(OSError, match="it is a folder"):
         audit.main(["--out", str(tmp_path)])
 
@@ -144,7 +158,7 @@ def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
 def test_nothing_is_left_among_the_pictures(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="--out is pictures/audit: it lies in pictures, where it would be a class"):
+    with pytest.raises(ValueError, match="pictures/audit lies in pictures, among what this command reads"):
         audit.main(["--data", "pictures", "--out", "pictures/audit"])
     assert not any(Path("pictures").iterdir())
 
@@ -164,14 +178,49 @@ def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
     assert capfd.readouterr().err.endswith("name another --out\n")
 
 
+TRAINING = """import os, signal, sys, time
+from pathlib import Path
+signal.signal(signal.SIGTERM, lambda *_: (Path("told").touch(), sys.exit(128 + 15)))
+Path("pid").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "sent"),
+    [
+        ("", signal.SIGKILL),
+        ("", signal.SIGTERM),
+        # As if it came between the start of the training and the handler.
+        ("install = signal.signal; signal.signal = lambda *_: time.sleep(60)", signal.SIGTERM),
+    ],
+)
+def test_the_training_ends_however_the_audit_does(tmp_path: Path, before: str, sent: signal.Signals):
+    (tmp_path / "train.py").write_text(TRAINING)
+    code = f"import audit, signal, time; from pathlib import Path; {before or 'pass'}\n"
+    code += "audit.preflight.ROOT = Path.cwd(); audit.train([], Path.cwd(), '1/2')"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment) as process:
+        wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        process.send_signal(sent)
+    wait_for((tmp_path / "told").exists)
+    assert process.returncode == (128 + sent if sent == signal.SIGTERM and not before else -sent)
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 @pytest.mark.slow
 def test_sigterm_stops_the_training_too_and_the_audit_goes_on(tmp_path: Path):
     words = "smoke --width 1 --epochs 30 --threads 1 --folds 2 --out".split()
     command = [sys.executable, str(ROOT / "audit.py"), *words, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "fold-1-of-2" / "log.jsonl"
-        while not log.exists() or not log.read_text():
-            time.sleep(0.1)
+        wait_for(lambda: log.exists() and log.read_text())
         process.send_signal(signal.SIGTERM)
         error = process.communicate(timeout=60)[1]
     assert error.endswith("audit.py: stopped in fold 1/2; to go on, run audit.py again as before\n")

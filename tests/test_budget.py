@@ -1,4 +1,4 @@
-"""run/budget.py: what the pictures and the minutes decide, and what a person has typed."""
+"""run/budget.py: what the pictures and the minutes decide, and what a person has given."""
 
 import json
 from dataclasses import replace
@@ -16,7 +16,7 @@ from engine.machine import Machine
 from pipeline.split import Split
 from pipeline.synthetic import generated
 from run import budget
-from run.budget import MOST_EPOCHS, fit, image_seconds
+from run.budget import MOST_EPOCHS, decide, image_seconds
 from run.resume import State
 
 CPU = Machine(torch.device("cpu"))
@@ -49,22 +49,22 @@ def speed(monkeypatch):
     ],
 )
 def test_a_recipe_follows_the_pictures(count, side, resolutions, stride, batch, translate):
-    config = fit(replace(OWN, minutes=0.0), (), State(), split(count, side), 10, CPU)
+    config = decide(replace(OWN, minutes=0.0), (), State(), split(count, side), 10, CPU)
     assert config == replace(
         OWN, minutes=0.0, size=side, resolutions=resolutions, stem_stride=stride, batch_size=batch, translate=translate
     )
 
 
-def test_typed_resolutions_leave_the_shift_as_it_is():
+def test_given_resolutions_leave_the_shift_as_it_is():
     config = replace(OWN, minutes=0.0, resolutions=(8, 16))
-    assert fit(config, {"resolutions"}, State(), split(3000, 64), 10, CPU).translate == OWN.translate
+    assert decide(config, {"resolutions"}, State(), split(3000, 64), 10, CPU).translate == OWN.translate
 
 
-def test_what_is_typed_stays(speed):
-    typed: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem_stride": 1, "translate": 1, "width": 64}
-    config = fit(replace(OWN, minutes=0.01, **typed), typed, State(), split(200, 128), 10, CPU)
-    assert config == replace(OWN, minutes=0.01, **typed, size=128, epochs=1)
-    assert fit(PRESETS["cpu"], (), State(), split(200, 32), 10, CPU) == PRESETS["cpu"]
+def test_what_is_given_stays(speed):
+    given: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem_stride": 1, "translate": 1, "width": 64}
+    config = decide(replace(OWN, minutes=0.01, **given), given, State(), split(200, 128), 10, CPU)
+    assert config == replace(OWN, minutes=0.01, **given, size=128, epochs=1)
+    assert decide(PRESETS["cpu"], (), State(), split(200, 32), 10, CPU) == PRESETS["cpu"]
 
 
 @pytest.mark.parametrize(
@@ -80,18 +80,18 @@ def test_what_is_typed_stays(speed):
 )
 def test_minutes_choose_the_epochs_and_then_the_width(speed, minutes, epochs, width):
     config = Config(minutes=minutes, width=32, resolutions=(16,))
-    found = fit(config, (), State(), split(9900, 32), 300, CPU)
-    assert (found.epochs, found.width) == (epochs, width)
+    config = decide(config, (), State(), split(9900, 32), 300, CPU)
+    assert (config.epochs, config.width) == (epochs, width)
 
 
 def test_small_pictures_first_are_counted_as_what_they_cost(speed):
-    found = fit(Config(minutes=2.5, width=32, resolutions=(16, 32)), (), State(), split(9000, 32), 3000, CPU)
-    assert found.epochs == 6  # three epochs of 10 s and three of 40 s
+    config = decide(Config(minutes=2.5, width=32, resolutions=(16, 32)), (), State(), split(9000, 32), 3000, CPU)
+    assert config.epochs == 6  # three epochs of 10 s and three of 40 s
 
 
 def test_a_run_that_goes_on_keeps_the_choice(speed):
-    begun = fit(replace(OWN, minutes=1.0), (), State(), split(3000, 64), 10, CPU)
-    again = fit(replace(OWN, minutes=1.0), (), State(Path("state"), begun), split(3000, 64), 10, CPU)
+    begun = decide(replace(OWN, minutes=1.0), (), State(), split(3000, 64), 10, CPU)
+    again = decide(replace(OWN, minutes=1.0), (), State(Path("state"), begun), split(3000, 64), 10, CPU)
     assert again == begun and begun.epochs != OWN.epochs
 
 
@@ -103,8 +103,8 @@ def test_epochs_and_minutes_are_either_or():
 
 
 def test_larger_images_take_longer():
-    found = image_seconds(Config(width=8, batch_size=32, resolutions=(8, 64, 8)), generated(40), CPU)
-    assert found.keys() == {8, 64} and 0 < found[8] < found[64]
+    seconds = image_seconds(Config(width=8, batch_size=32, resolutions=(8, 64, 8)), generated(40), CPU)
+    assert seconds.keys() == {8, 64} and 0 < seconds[8] < seconds[64]
 
 
 def test_measuring_changes_no_weight(tmp_path: Path, monkeypatch):

@@ -1,7 +1,6 @@
 """The clock against known times: virtual ones, and real sleeps."""
 
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -9,6 +8,8 @@ import torch
 from bench.core.clock import Budget, Lane, Lap, Marks, Rate, Spread, measure, quartiles, race, ratio
 from bench.core.record import Row
 from tests.measured import CPU
+
+BATCH = torch.zeros(10, 1), torch.zeros(10)
 
 
 class VirtualTime:
@@ -20,14 +21,15 @@ class VirtualTime:
     def sleep(self, seconds):
         self.now += seconds
 
-    def batches(self, seconds, images=10):
-        batch = torch.zeros(images, 1), torch.zeros(images)
+    def batches(self, seconds, bunch=1):
         while True:
             self.sleep(seconds)
-            yield batch
+            yield from [BATCH] * bunch
 
-    def step(self, seconds):
-        return lambda images, labels: self.sleep(seconds)
+    def step(self, *seconds):
+        """It takes the first of these at first, and so on; the last from then on."""
+        rest = list(seconds)
+        return lambda images, labels: self.sleep(rest.pop(0) if len(rest) > 1 else rest[0])
 
 
 @pytest.fixture
@@ -37,59 +39,42 @@ def virtual(monkeypatch):
     return virtual_time
 
 
-def batches():
-    return VirtualTime().batches(0.0)
-
-
 @pytest.mark.parametrize(("fetch", "step"), [(0.012, 0.008), (0.001, 0.019), (0.018, 0.0), (0.0, 0.02), (3.0, 1.0)])
 def test_the_clock_agrees_with_known_times(virtual, fetch, step):
     rate = measure(virtual.batches(fetch), virtual.step(step), CPU, Budget())
     assert rate.median == pytest.approx(10 / (fetch + step), rel=1e-6)
-    assert rate.waited == pytest.approx(fetch / (fetch + step), abs=1e-6)
+    assert rate.wait == pytest.approx(fetch / (fetch + step), abs=1e-6)
     assert rate.q1 == pytest.approx(rate.q3)
     assert rate.warm_up.steady
 
 
-@pytest.mark.parametrize(("fetch", "step"), [(0.012, 0.008), (0.002, 0.018)])
-def test_the_clock_agrees_with_real_sleeps(fetch, step):
+def test_the_clock_agrees_with_real_sleeps():
     """A busy machine oversleeps, so the truth is what the sleepers noted themselves."""
-    fetched: list[float] = []
-    stepped: list[float] = []
+    spent = {"fetch": 0.0, "step": 0.0}
 
-    def sleep(seconds, noted):
+    def sleep(seconds, kind):
         start = time.perf_counter()
         time.sleep(seconds)
-        noted.append(time.perf_counter() - start)
+        spent[kind] += time.perf_counter() - start
 
     def slow_batches():
         while True:
-            sleep(fetch, fetched)
-            yield torch.zeros(10, 1), torch.zeros(10)
+            sleep(0.012, "fetch")
+            yield BATCH
 
-    lane = Lane(slow_batches(), lambda images, labels: sleep(step, stepped), CPU)
-    lap = lane.lap(20)
-    truth = sum(fetched) + sum(stepped)
+    lap = Lane(slow_batches(), lambda images, labels: sleep(0.008, "step"), CPU).lap(20)
+    truth = sum(spent.values())
     assert lap.rate == pytest.approx(200 / truth, rel=0.03)
-    assert lap.waited / lap.seconds == pytest.approx(sum(fetched) / truth, abs=0.05)
+    assert lap.wait / lap.seconds == pytest.approx(spent["fetch"] / truth, abs=0.05)
 
 
 def test_the_warm_up_is_apart(virtual):
-    durations = iter([0.2, 0.1, 0.05])
-
-    def step(images, labels):
-        virtual.sleep(next(durations, 0.01))
-
-    rate = measure(virtual.batches(0.0), step, CPU, Budget(seconds=0.2, laps=3))
+    rate = measure(virtual.batches(0.0), virtual.step(0.2, 0.1, 0.05, 0.01), CPU, Budget(seconds=0.2, laps=3))
     assert rate.median == pytest.approx(1000)  # none of the slow steps is in it
 
 
 def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
-    seconds = [0.004]
-
-    def step(images, labels):
-        seconds[0] *= 1.3
-        virtual.sleep(seconds[0])
-
+    step = virtual.step(*(0.004 * 1.3**i for i in range(50)))
     before = virtual.now
     warm_up = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))
     assert not warm_up.steady and virtual.now - before < 1
@@ -99,61 +84,39 @@ def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
 
 def test_warm_up_takes_the_steps_it_must(virtual):
     taken = []
-    lane = Lane(virtual.batches(0.01), lambda images, labels: taken.append(1), CPU)
-    lane.warm_up(Budget(warm_up_steps=50))
+    Lane(virtual.batches(0.01), lambda *_: taken.append(1), CPU).warm_up(Budget(warm_up_steps=50))
     assert len(taken) >= 50
 
 
 def test_the_budget_decides_the_steps_of_a_lap(virtual):
-    taken = []
-
-    def step(images, labels):
-        taken.append(1)
-        virtual.sleep(0.01)
-
-    _, (laps,) = race([Lane(virtual.batches(0.0), step, CPU)], Budget(seconds=1.0, laps=5))
+    _, (laps,) = race([Lane(virtual.batches(0.0), virtual.step(0.01), CPU)], Budget(seconds=1.0, laps=5))
     assert [round(lap.seconds, 6) for lap in laps] == [0.2] * 5
 
 
 def test_batches_that_come_in_bunches_are_counted_by_the_bunch(virtual):
-    def bunches():
-        while True:
-            virtual.sleep(0.4)
-            for _ in range(4):
-                yield torch.zeros(10, 1), torch.zeros(10)
-
-    rate = measure(bunches(), virtual.step(0.0), CPU, Budget(seconds=1.0, laps=3, lap_steps=4))
+    budget = Budget(seconds=1.0, laps=3, lap_steps=4)
+    rate = measure(virtual.batches(0.4, bunch=4), virtual.step(0.0), CPU, budget)
     assert (rate.q1, rate.median, rate.q3) == pytest.approx((100, 100, 100))
 
 
-def test_lanes_take_turns_lap_by_lap():
+def test_lanes_take_turns_lap_by_lap(virtual):
     order: list[str] = []
-
-    def note(name, images, labels):
-        order.append(name)
-        time.sleep(0.03)
-
-    lanes = [Lane(batches(), partial(note, name), CPU) for name in "ab"]
+    lanes = [Lane(virtual.batches(0.03), lambda *_, name=name: order.append(name), CPU) for name in "ab"]
     rates, laps = race(lanes, Budget(seconds=0.01, laps=4, warm_up_seconds=0))
     assert order[-8:] == list("abababab")
     assert len(rates) == 2 and [len(done) for done in laps] == [4, 4]
 
 
 def test_a_loader_that_ends_is_named():
-    lane = Lane([(torch.zeros(2), torch.zeros(2))] * 3, lambda images, labels: None, CPU)
     with pytest.raises(ValueError, match="ended after 3 of 5"):
-        lane.lap(5)
+        Lane([BATCH] * 3, lambda images, labels: None, CPU).lap(5)
 
 
-def test_ratio_is_of_neighbouring_laps():
-    slow_then_fast = [Lap(10, 2.0, 0.0), Lap(10, 1.0, 0.0), Lap(10, 0.5, 0.0)]
-    twice = [Lap(10, 1.0, 0.0), Lap(10, 0.5, 0.0), Lap(10, 0.25, 0.0)]
-    assert ratio(twice, slow_then_fast) == Spread(2.0, 2.0, 2.0)
-
-
-def test_quartiles_of_one_and_of_many():
+def test_spreads_of_one_value_of_many_and_of_neighbouring_laps():
     assert quartiles([3.0]) == Spread(3.0, 3.0, 3.0)
     assert quartiles([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+    faster_and_faster, twice = ([Lap(10, s / speed, 0.0) for s in (2.0, 1.0, 0.5)] for speed in (1, 2))
+    assert ratio(twice, faster_and_faster) == Spread(2.0, 2.0, 2.0)
 
 
 @pytest.mark.gpu

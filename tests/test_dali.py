@@ -10,7 +10,7 @@ from engine.model import resize
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.split import Split
-from pipeline.synthetic import constant_batch, generated
+from pipeline.synthetic import generated
 
 CPU = torch.device("cpu")
 FILL = (9, 8, 7)
@@ -152,13 +152,6 @@ def test_evaluation_gives_all_images_once_in_order_as_they_are(device):
 def test_a_plan_for_another_data_set_is_refused():
     with pytest.raises(ValueError, match="plan is for 10 images of 32 pixels, but the data set has 20 of 32"):
         loader(generated(20), Plan(side=32, count=10, batch_size=5))
-
-
-def test_the_constant_batch_keeps_the_loaders_promises():
-    images, labels = constant_batch(8, 16, CPU, classes=10)
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert images.shape == (8, 3, 16, 16) and images.dtype == torch.uint8
-    assert labels.shape == (8,) and labels.dtype == torch.int64
 
 
 def test_generated_images_are_the_same_each_time_and_have_all_classes():

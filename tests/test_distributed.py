@@ -21,7 +21,7 @@ from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
 from engine.model import ResNet
-from engine.schedule import one_cycle
+from engine.optimizer import one_cycle
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
 from run import resume
@@ -38,23 +38,26 @@ def same(one, two):
     return all(torch.equal(one[name], two[name]) for name in one | two)
 
 
-def world_of_two(task, folder):
-    """Run a task of tests/ranks.py in two processes, as torchrun would start them, but without importing it."""
+def start_ranks(task, folder, size=2, **more):
+    """A task of tests/ranks.py in so many processes, as torchrun would start them, but without importing it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    processes = [
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    return [
         subprocess.Popen(
             [sys.executable, SCRIPT, task, str(folder)],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, **more, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(size)
     ]
-    for process in processes:
+
+
+def world_of_two(task, folder):
+    for process in start_ranks(task, folder):
         out, _ = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, out
 
@@ -267,7 +270,7 @@ def recorded(monkeypatch, tmp_path):
     """train.main in the place of one rank, without its others: the batches that it would train on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1, 1.0))
-    for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first"):
+    for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first", "require_agreement"):
         ours = getattr(World, name)
         monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))
     seen: list = []
@@ -328,6 +331,63 @@ def test_sigterm_is_left_as_it_was_with_several_ranks(tmp_path):
         assert signal.getsignal(signal.SIGTERM) == before
 
 
+# Ranks that are not alike
+
+UNLIKE = [
+    (flags, 2)
+    for flags in (
+        "--max-lr 0.3",
+        "--seed 1",
+        "--epochs 3",
+        "--data generated:100/50",
+        "--precision bf16",
+        "--no-whiten",
+        "--resolutions 8",
+        "--validate",
+        "torch",
+        "dali",
+    )
+] + [("--max-lr 0.3", 3), ("--data generated:2048/50", 3), ("python", 3)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "size"),
+    [pytest.param(*one, marks=[] if one in (UNLIKE[0], UNLIKE[-1]) else pytest.mark.slow) for one in UNLIKE],
+)
+def test_ranks_that_differ_are_refused_in_one_line_before_anything_is_written(tmp_path, flags, size):
+    start = time.monotonic()
+    processes = start_ranks("unlike", tmp_path, size, FLAGS=flags)
+    out = "".join(process.communicate(timeout=60)[0] for process in processes)
+    assert time.monotonic() - start < 30
+    codes = [process.returncode for process in processes]
+    assert codes[0] == 2 and 0 not in codes
+    lines = [line for line in out.splitlines() if line.startswith("train.py")]
+    named = flags.split("=")[0].split()[0].replace("--no-", "--").replace("--data", "images")
+    assert len(lines) == 1 and f"ranks 0 and {size - 1} differ in " in lines[0] and named in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"RANK": "x"}, "RANK is x: torchrun sets it to a number"),
+        ({"WORLD_SIZE": "-1"}, "WORLD_SIZE is -1"),
+        ({"LOCAL_RANK": "1e3"}, "LOCAL_RANK is 1e3"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK 2, WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE 0"),
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, ""),
+    ],
+)
+def test_what_torchrun_says_is_checked(monkeypatch, capsys, values, said):
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        distributed.execute(lambda arguments, world: print(vars(world)), "train.py")
+    out, err = capsys.readouterr()
+    assert (end.value.code, err.count("\n")) == ((2, 1) if said else (0, 0))
+    assert said in err and ("'size': 1" in out) != bool(said)
+
+
 # How it scales
 
 
@@ -337,9 +397,9 @@ def test_scaling_tells_rates_and_efficiency(monkeypatch, tmp_path, capsys):
     def answer(words, limit):
         asked.append(words[1:])
         count = len(asked)
-        return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "waited": 0.25}
+        return {"rates": [90.0 * count, 100.0 * count, 120.0 * count], "wait": 0.25}
 
-    monkeypatch.setattr(scaling, "reported", answer)
+    monkeypatch.setattr(scaling, "report_of", answer)
     flags = ["--data", "generated", "--batch-size", "64", "--device", "cpu", "--out", str(tmp_path)]
     scaling.main(["--processes", "4", "1", *flags])
     words = ["bench.speed.scaling", "--processes", "4", "1", *flags]
@@ -358,7 +418,7 @@ def test_what_one_process_measures(capsys):
     scaling.measure_rank([*flags, "--threads", "1", "--precision", "fp32"], World())
     report = json.loads(capsys.readouterr().out)
     assert len(report["rates"]) == 3 and min(report["rates"]) > 0
-    assert 0 < report["waited"] < 1
+    assert 0 < report["wait"] < 1
 
 
 @pytest.mark.slow

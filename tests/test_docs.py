@@ -29,7 +29,9 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str):
-    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", PAGES[page].read_text())
+    text = PAGES[page].read_text()
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+    links += [(target, "") for target in re.findall(r'(?:href|src)="([^"]*)"', text)]  # a picture with a width is HTML
     for target, anchor in links:
         path = (PAGES[page].parent / target).resolve() if target else PAGES[page]
         assert path.exists(), target

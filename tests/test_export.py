@@ -1,14 +1,15 @@
 """export.py: each kind of file opened again without this project's code, what is refused, and the examples."""
 
-import base64
 import copy
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ import train
 from deploy import check, formats
 from deploy.classifier import Classifier
 from engine import checkpoint
+from engine.config import Config
 from engine.model import ResNet, resize
 from explain.cam import class_maps, display
+from ground.entry import execute
 from pipeline.dataset import open_dataset
 from pipeline.pictures import decode
 from tests.browser import Browser, browsers
@@ -61,7 +64,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(ckpt: Path) -> Path:
     """The checkpoint as ONNX with maps."""
-    export.export(export.Options(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
+    export.export(export.ExportOptions(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
     return ckpt.with_suffix(".onnx")
 
 
@@ -73,7 +76,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ckp
     def command(*arguments: str) -> tuple[int, dict[str, Any], str]:
         monkeypatch.setattr(sys, "argv", ["export.py", "--ckpt", str(ckpt), "--threads", "1", *arguments])
         with pytest.raises(SystemExit) as stopped:
-            export.main()
+            execute(export.main, "export.py")
         out, err = capsys.readouterr()
         code = int(stopped.value.code or 0)
         return code, json.loads(out.splitlines()[-1]) if code == 0 else {}, err
@@ -201,14 +204,33 @@ def test_weights_alone_are_checked_too_and_nothing_wrong_is_written(run, net: Re
 # Refusals
 
 
-@pytest.mark.parametrize(("output", "change"), [(0, 1.1e-4), (1, 2e-3), (0, float("nan"))])
-def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, change: float):
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])  # of the maps, whose bound is a share of their largest value
+@pytest.mark.parametrize("output", [0, 1])
+def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, scale: float):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.mul_(scale)
     own = expected(net, images[:20])
-    assert check.difference(lambda images: list(own), net, images[:20]) == 0
-    other = [one.copy() for one in own]
-    other[output][3, 2] += change
+    unit = np.abs(own[1]).max() if output else 1
+
+    def run_with(change: float) -> float:
+        other = [one.copy() for one in own]
+        other[output][3, 2] += change * unit
+        return check.checked(lambda images: other, net, images[:20])
+
+    assert run_with(0) == 0
+    assert run_with(0.9e-4) == pytest.approx(0.9e-4, rel=1e-2)
+    for change in (1.1e-4, float("nan")):
+        with pytest.raises(ValueError, match="differs from the checkpoint"):
+            run_with(change)
+
+
+def test_maps_of_zeros_alone_must_be_zeros(net: ResNet, images: np.ndarray):
+    net = copy.deepcopy(net)
+    net.fc.weight.data.zero_()
+    probabilities, maps = expected(net, images[:2])
+    assert check.difference(lambda images: [probabilities, maps], net, images[:2]) == 0
     with pytest.raises(ValueError, match="differs from the checkpoint"):
-        check.checked(lambda images: other, net, images[:20])
+        check.checked(lambda images: [probabilities, maps + 1e-9], net, images[:2])
 
 
 def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
@@ -228,15 +250,39 @@ def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch:
         (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
         (["--out", "no/model.onnx"], "no/model.onnx: its folder cannot be written"),
         (["--out", "folder.onnx"], "folder.onnx: it is a folder"),
+        (["--out", "mine.onnx"], "mine.onnx would be overwritten, and is not of this program: move it"),
+        (["--ckpt", "ckpt.onnx", "--out", "ckpt.onnx"], "ckpt.onnx is what this command reads"),
     ],
 )
-def test_mistakes_get_one_message_and_exit_code_2(run, tmp_path: Path, arguments: list[str], message: str):
-    (tmp_path / "text.pt").write_text("no checkpoint")
+def test_mistakes_get_one_message_and_exit_code_2(run, ckpt, tmp_path: Path, arguments: list[str], message: str):
+    contents = {"text.pt": b"no checkpoint", "mine.onnx": b"mine", "ckpt.onnx": ckpt.read_bytes()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.onnx").mkdir()
     code, _, err = run(*arguments)
     assert code == 2 and message in " ".join(err.replace("│", " ").split())
     assert "Traceback" not in err
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.onnx", "text.pt"]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == contents
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".safetensors", pytest.param(".pt2", marks=pytest.mark.slow)])
+def test_a_link_is_followed_and_a_file_of_ours_replaced_under_any_name(run, monkeypatch, tmp_path: Path, suffix: str):
+    """Also of a model whose folder of pictures, and into a file whose name, is no UTF-8."""
+    monkeypatch.setenv("CIFAR10_DIR", str(tmp_path / "cache"))
+    pictures = tmp_path / os.fsdecode(b"own\xff")
+    for label in "ab":
+        (pictures / label).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (9, 9), (40 * i, 99, ord(label))).save(pictures / label / f"{i}.png")
+    model = ResNet("ab", width=2, resolution=8).eval()
+    checkpoint.save_model("own.pt", model, Config(data=str(pictures), size=8, width=2, resolutions=(8,)), {})
+    out = os.fsdecode(b"link\xff") + suffix
+    Path(out).symlink_to(f"real{suffix}")
+    for _ in range(2):
+        code, result, _ = run("--ckpt", "own.pt", "--out", out, "--data", str(pictures))
+        assert (code, Path(out).is_symlink()) == (0, True)
+    assert result["accuracy_on"] == r"? ? images of own\udcff, by the checkpoint in ?"
+    assert Path(f"real{suffix}").stat().st_size == result["bytes"]
 
 
 # The examples
@@ -244,7 +290,7 @@ def test_mistakes_get_one_message_and_exit_code_2(run, tmp_path: Path, arguments
 
 @pytest.fixture(scope="module")
 def pictures(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Of the stored size, large and wide, high and half transparent, small and turned by its Exif."""
+    """One of the stored size, one large and wide, high and half transparent, small and turned by its Exif."""
     folder = tmp_path_factory.mktemp("pictures")
     large = Image.fromarray(images[1]).resize((301, 200), Image.Resampling.BICUBIC)
     high = Image.fromarray(images[2]).resize((70, 133)).convert("RGBA")
@@ -270,23 +316,66 @@ def with_fit(model: Path, fit: str) -> bytes:
 def test_the_example_says_what_the_checkpoint_says_with_nothing_of_torch_or_ours(model, net, pictures, tmp_path, fit):
     (tmp_path / "model.onnx").write_bytes(with_fit(model, fit))
     script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0]); print(*sys.modules)"
-    deep, bad = tmp_path / "deep.png", tmp_path / "bad.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 65536, (40, 40), dtype=np.uint16)).save(deep)
-    bad.write_bytes(deep.read_bytes()[:60])
-    pictures = [*pictures, deep]
-    command = [sys.executable, "-c", script, ROOT / "examples" / "classify.py", "model.onnx", bad, *pictures]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
-    said = done.stdout.splitlines()
-    assert done.stderr.startswith(f"{bad} cannot be read: ") and done.stderr.count("\n") == 1
-    assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(said[-1].split())
-    assert len(said) == len(pictures) + 1
-    for line, path in zip(said, pictures, strict=False):
+    done = classified(tmp_path, *pictures, command=["-c", script])
+    lines = done.stdout.splitlines()
+    assert not {"torch", "torchvision", "engine", "deploy", "pipeline"} & set(lines.pop().split())
+    for line, path in zip(lines, pictures, strict=True):
         probabilities = expected(net, decode(path, 32, fit)[None])[0][0]
-        name, *found = line.split("  ")
+        name, *answers = line.split("  ")
         assert name == str(path)
-        assert [one.split()[0] for one in found] == [CLASSES[i] for i in probabilities.argsort()[:-4:-1]]
-        shares = [float(one.split()[1].rstrip("%")) / 100 for one in found]
+        assert [answer.split()[0] for answer in answers] == [CLASSES[i] for i in probabilities.argsort()[:-4:-1]]
+        shares = [float(answer.split()[1].rstrip("%")) / 100 for answer in answers]
         assert np.abs(np.sort(probabilities)[:-4:-1] - shares).max() <= 6e-5
+
+
+def classified(folder: Path, *names: str | Path, command: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """What the example says in a folder that holds model.onnx."""
+    words = [sys.executable, *command, ROOT / "examples" / "classify.py", "model.onnx", *names]
+    return subprocess.run(words, capture_output=True, text=True, check=True, cwd=folder, timeout=60)
+
+
+def test_the_example_brings_deep_pixels_to_eight_bits(model: Path, tmp_path: Path):
+    """Every file shows the same picture, so that the answers are the same."""
+    shutil.copy(model, tmp_path / "model.onnx")
+    grey = np.arange(1024, dtype=np.uint8).reshape(32, 32)
+    grey[0, :2] = 0, 255
+    files = {
+        "8.png": grey,
+        "16.png": grey * np.uint16(257),
+        "small.tiff": grey.astype(np.int32),
+        "large.tiff": grey * np.int32(70_000) - 9_000_000,
+        "unit.tiff": grey.astype(np.float32) / 255,
+        "float.tiff": grey.astype(np.float32) * 3 - 99,
+        "hole.tiff": np.where(grey == 0, np.nan, grey.astype(np.float32) * 3 - 99).astype(np.float32),
+    }
+    for name, pixels in files.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    done = classified(tmp_path, *files, command=["-W", "error"])
+    names, answers = zip(*(line.split("  ", 1) for line in done.stdout.splitlines()), strict=True)
+    assert names == tuple(files) and done.stderr == ""
+    assert len(set(answers[:-1])) == 1 and answers[-1].split()[::2] == answers[0].split()[::2]
+
+
+def test_the_example_names_what_is_no_picture_and_goes_on(model: Path, pictures: list[Path], tmp_path: Path):
+    shutil.copy(model, tmp_path / "model.onnx")
+    good = pictures[0].read_bytes()
+    head = good[12:16] + (9000).to_bytes(4, "big") * 2 + good[24:29]
+    contents = {
+        "cut.png": good[:60],
+        "eps.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "large.png": good[:12] + head + zlib.crc32(head).to_bytes(4, "big") + good[33:],
+        "\x1b[2J.png": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "pipe.png")
+    done = classified(tmp_path, *contents, "pipe.png", "none.png", pictures[0])
+    assert done.stdout.startswith(str(pictures[0])) and done.stdout.count("\n") == 1
+    reasons = dict(line.split(" cannot be read: ") for line in done.stderr.splitlines())
+    assert list(reasons) == ["cut.png", "eps.png", "large.png", r"\x1b[2J.png", "pipe.png", "none.png"]
+    assert reasons["eps.png"] == "cannot identify image file 'eps.png'"
+    assert reasons["large.png"] == "9000 x 9000 pixels are more than 64 million"
+    assert reasons["pipe.png"] == "it is no regular file"
 
 
 @pytest.fixture(scope="module")
@@ -319,20 +408,14 @@ def window(tmp_path_factory: pytest.TempPathFactory, address: str) -> Iterator[B
         yield start("--window-size=600,900", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
 
 
-DROP = """const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
-    const data = new DataTransfer();
-    data.items.add(new File([bytes], arguments[1]));
-    document.getElementById('answer').replaceChildren();
-    document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: data, cancelable: true}));"""
-
-
 @pytest.mark.parametrize("fit", FITS)
 def test_the_page_says_and_paints_what_the_checkpoint_does(window, address, site, model, net, pictures, fit):
     (site / "model.onnx").write_bytes(with_fit(model, fit))
     window.open(address)
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
     for path in pictures:
-        window.run(DROP, base64.b64encode(path.read_bytes()).decode(), path.name)
+        window.run("document.getElementById('answer').replaceChildren()")
+        window.drop("#file", path)
         window.until("return document.querySelectorAll('#answer button').length > 0")
         drawn = np.array(window.run(PIXELS), np.uint8).reshape(32, 32, 4)[..., :3]
         # Pillow 13 begins with the longer axis of a high picture, and rounds in between.
@@ -359,13 +442,14 @@ ALPHA = """const map = document.getElementById('map');
     return [...map.getContext('2d').getImageData(0, 0, 320, 320).data].filter((_, i) => i % 4 === 3)"""
 
 
-def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures):
+def test_the_page_names_a_file_that_is_no_picture_and_goes_on(window, address, site, model, pictures, tmp_path):
     (site / "model.onnx").write_bytes(with_fit(model, "crop"))
     window.open(address)
     window.until("return !document.getElementById('file').disabled")
-    window.run(DROP, base64.b64encode(b"no picture").decode(), "notes.txt")
+    (tmp_path / "notes.txt").write_text("no picture")
+    window.drop("#file", tmp_path / "notes.txt")
     window.until("return document.getElementById('state').textContent.startsWith('notes.txt cannot be read')")
-    window.run(DROP, base64.b64encode(pictures[0].read_bytes()).decode(), "a.png")
+    window.drop("#file", pictures[0])
     window.until("return document.getElementById('state').textContent.startsWith('Drop')")
 
 

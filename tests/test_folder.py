@@ -18,7 +18,7 @@ import gradcam
 import pipeline.__main__ as entry
 import train
 from engine import checkpoint
-from explain.options import Options
+from explain.options import GradcamOptions
 from ground.mistake import Mistake
 from pipeline import folder, memory, store
 from pipeline.dali import DaliLoader
@@ -327,7 +327,7 @@ def test_a_run_leaves_nothing_among_the_pictures(tmp_path: Path, monkeypatch, ca
     before = sorted(root.rglob("*"))
     monkeypatch.chdir(root)
     code, _, stderr = call(capsys, "smoke", "--data", ".", *flags, "--out", str(tmp_path / "m.pt"))
-    assert code == 2 and stderr.count("\n") == 1 and "it lies in ., where it would be a class" in stderr
+    assert code == 2 and stderr.count("\n") == 1 and "lies in ., among what this command reads" in stderr
     assert sorted(root.rglob("*")) == before
 
 
@@ -440,7 +440,7 @@ def test_a_folder_trains_and_every_error_is_explained_with_its_file(tmp_path: Pa
          "--width", "4", "--device", "cpu", "--threads", "1", "--out", str(out), "--run-dir", str(tmp_path / "run")]
     )  # fmt: skip
     page = tmp_path / "errors.html"
-    result = gradcam.explain_errors(Options(ckpt=str(out), out=str(page), device="cpu", threads=1))
+    result = gradcam.explain_errors(GradcamOptions(ckpt=str(out), out=str(page), device="cpu", threads=1))
     assert result["split"] == "test" and result["total"] == len(open_dataset(str(root), 16).load("test"))
     rows = (tmp_path / "errors.csv").read_text().splitlines()
     assert rows[0].endswith(",file") and len(rows) == 1 + result["errors"]
@@ -470,7 +470,7 @@ def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, m
     first = sheet("sheet.png")
     assert sheet("sheet.png") == first
     mine = picture(tmp_path / "mine.png").read_bytes()
-    with pytest.raises(Mistake, match=r"--sheet is mine.png: it would be overwritten, and is no sheet of this command"):
+    with pytest.raises(Mistake, match=r"mine.png would be overwritten, and is not of this program"):
         sheet("mine.png")
     assert Path("mine.png").read_bytes() == mine
     Path("link.png").symlink_to("sheet.png")

@@ -25,6 +25,7 @@ def test_forged_and_damaged_files_are_read_right_or_refused(tmp_path):
     code, found, out = counts(tmp_path, "model,state,picture,table,measured")
     assert code == 0, out
     assert all(of_kind["right"] and of_kind["refused"] and not of_kind["defects"] for of_kind in found.values())
+    assert found["model"]["checks"] > 10 and found["state"]["checks"] > 10
 
 
 @pytest.mark.slow
@@ -58,8 +59,10 @@ ACTS = {
     "dear": dear,
     "no line": silent,
     "the process ended with 3": lambda path: os._exit(3),
-    "refused": lambda path: int(path.read_text()),
+    "refused: invalid literal for int() with base 10: ": lambda path: int(path.read_text()),
     "right": lambda path: time.sleep(0.01),
+    "it is refused, but: right": lambda path: None,
+    "it is right, but: refused": lambda path: int(path.read_text()),
 }
 
 
@@ -69,11 +72,13 @@ def test_each_verdict_is_told_from_the_others(tmp_path):
     class Kind:
         suffix, seconds, megabytes = ".x", 2.0, 200.0
 
-        def make(self, rng: random.Random, path: Path) -> None:
+        def make(self, rng: random.Random, path: Path) -> tuple[str, str]:
             path.write_text("text")
+            name = list(ACTS)[int(path.parent.name)]
+            return {"it is refused, but: right": "refused", "it is right, but: refused": "right"}.get(name, ""), name
 
-        def use(self, path: Path) -> None:
-            list(ACTS.values())[int(path.parent.name)](path)
+        def use(self, path: Path, name: str) -> None:
+            ACTS[name](path)
 
     (tmp_path / "place").mkdir()
     found: dict[int, str] = {}

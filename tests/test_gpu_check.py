@@ -1,147 +1,103 @@
-"""The GPU check on scripts that pass, fail and hang, and whole on a CPU."""
+"""bench/gpu_check.sh, with a shell script in place of Python that notes what it is asked."""
 
-import json
 import os
+import shlex
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from bench import gpu_check
-from bench.core import record
-from ground.entry import execute
+from bench.core.options import parse_speed
+from bench.core.record import ROOT
+from bench.speed.profile import ProfileOptions
+from bench.speed.suite import SuiteOptions
+from engine.config import parse
 
-CARD = {"command": "c", "date": "d", "cpu": "some"}
-WRITES_A_RESULT = """
-import sys; sys.path.insert(0, {root!r})
-from pathlib import Path
-from bench.core import record
-row = record.Row("data", "measured before the end", "images/s", 7.0)
-record.save(record.Result("bench", {{"command": "c", "date": "d", "commit": "x"}}, {{}}, [row]), Path({stem!r}))
-import time; time.sleep(60)
+WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+SCRIPT = ROOT / "bench" / "gpu_check.sh"
+# It fails where its words hold $FAIL, and hangs where they hold $HANG.
+FAKE_PYTHON = """#!/bin/bash
+if [[ "$*" == *cuda.is_available* ]]; then exit "${NO_GPU:-0}"; fi
+if [[ "$1" == -c ]]; then exit 1; fi
+echo "$*" >> "$CALLS"
+case "$*" in
+*"${HANG:-nothing}"*) sleep 60 ;;
+*"${FAIL:-nothing}"*) echo "a reason"; exit 3 ;;
+train.py*) touch "$OUT/model.pt"; echo '{"test_accuracy": 0.9}' ;;
+*e2e*) echo "| end to end |" > "$OUT/bench_gpu_1.md" ;;
+esac
 """
 
 
-def checked(tmp_path, card=CARD, **scripts):
-    """The outcomes of parts that run these scripts, each a list with its time limit at the end."""
-    work = Path(tempfile.mkdtemp(dir=tmp_path))
-    parts = {
-        name: gpu_check.Part(work / name, [(sys.executable, "-S", "-c", script) for script in each], limit)
-        for name, (*each, limit) in scripts.items()
-    }
-    summary = gpu_check.Summary(tmp_path, tmp_path, ["a", "b", "c", "d"], card)
-    gpu_check.run_parts(parts, tmp_path, summary, {"CACHE": "here"})
-    return summary.outcomes
+@pytest.fixture
+def check(tmp_path):
+    """Runs the script: exit code, stdout, stderr, the words of each command."""
+    python, calls = tmp_path / "python", tmp_path / "calls"
+    python.write_text(FAKE_PYTHON)
+    python.chmod(0o755)
+
+    def run(*parts, script=SCRIPT, **settings):
+        calls.write_text("")
+        named = {"PYTHON": str(python), "CALLS": str(calls), "OUT": str(tmp_path / "out")}
+        done = subprocess.run(
+            ["bash", str(script), *parts],
+            env=os.environ | named | settings, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr, calls.read_text().splitlines()
+
+    return run
 
 
-def packed(path):
-    """What an archive holds, by name."""
-    with tarfile.open(path) as archive:
-        return {name: archive.extractfile(name).read() for name in archive.getnames()}  # type: ignore[union-attr]
+def test_all_parts_end_in_one_folder_and_an_archive_without_checkpoints(check, tmp_path):
+    code, out, errors, calls = check()
+    assert (code, errors, len(calls)) == (0, "", 8), out
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert summary.count(": passed, ") == 8
+    assert '{"test_accuracy": 0.9}' in summary and "| end to end |" in summary
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        names = [os.path.basename(name) for name in archive.getnames()]
+    assert {"summary.md", "train.log", "bench_gpu_1.md"} <= set(names) and "model.pt" not in names
+    for words in map(shlex.split, calls):  # they have flags that there are
+        match words:
+            case ["train.py", *flags]:
+                assert parse(flags, "cpu")[0] == "full"
+            case ["-m", "bench", "profile", *flags]:
+                parse_speed(ProfileOptions, flags, "", "")
+            case ["-m", "bench", *flags]:
+                parse_speed(SuiteOptions, flags, "", "")
 
 
-def test_a_part_that_fails_or_hangs_loses_nothing(tmp_path):
-    start = time.perf_counter()
-    outcomes = checked(
-        tmp_path,
-        a=('print(\'hello\')\nprint(\'{"accuracy": 0.5, "name": "x"}\')', 20),
-        b=("print('{\"first\": 1.0}')", "raise SystemExit('a reason')", "print('never')", 20),
-        c=("import subprocess, time; subprocess.Popen(['sleep', '60']); time.sleep(60)", 0.5),
-        d=("import os; print('{\"cache\": \"' + os.environ['CACHE'] + '\"}')", 20),
-    )
-    assert time.perf_counter() - start < 15
-    assert [outcomes[name].said == gpu_check.PASSED for name in "abcd"] == [True, False, False, True]
-    assert outcomes["a"].reports == [{"accuracy": 0.5, "name": "x"}] and outcomes["b"].reports == [{"first": 1.0}]
-    assert "limit" in outcomes["c"].said and outcomes["d"].reports == [{"cache": "here"}]
-    logs = {name: packed(tmp_path / f"{name}.tar.gz")[f"{name}.log"].decode() for name in "abcd"}
-    assert "hello" in logs["a"] and "never" not in logs["b"] and not list(tmp_path.glob("*.log"))
-    text = (tmp_path / "summary.md").read_text()
-    assert "| accuracy | 0.5 |" in text and "failed with exit code 1" in text and "stopped at its limit" in text
-    assert "a reason" in text and "hello" not in text  # what went wrong can be read without unpacking
+def test_a_command_that_fails_is_told_and_stops_no_other(check, tmp_path):
+    check("tests")
+    code, out, _, calls = check("full", "profile", FAIL="gradcam.py")
+    assert code == 1 and len(calls) == 3
+    assert "heatmaps: failed with exit code 3" in out and "a reason" in out and "profile: passed" in out
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "heatmaps: failed with exit code 3" in summary and "tests: passed" in summary  # of the call before
 
 
-def test_what_was_measured_before_the_limit_reaches_the_summary_also_while_it_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.core.process.MEANWHILE", 0.2)
-    seen = []
-
-    class Watched(gpu_check.Summary):
-        def note(self, name, outcome):
-            super().note(name, outcome)
-            seen.append((tmp_path / "summary.md").read_text())
-
-    part = gpu_check.Part(tmp_path / "part", [], 15)
-    script = WRITES_A_RESULT.format(root=str(record.ROOT), stem=str(part.folder / "bench_x"))
-    part = replace(part, commands=[(sys.executable, "-c", script)])
-    gpu_check.run_parts({"a": part}, tmp_path, Watched(tmp_path, tmp_path, ["a"], CARD), dict(os.environ))
-    assert any("| a | running |" in text and "measured before the end" in text for text in seen)
-    assert "stopped at its limit" in seen[-1] and "measured before the end" in seen[-1]
+def test_a_command_that_hangs_is_ended(check, tmp_path):
+    script = tmp_path / "bench" / "gpu_check.sh"
+    script.parent.mkdir()
+    script.write_text(SCRIPT.read_text().replace("profile profile 90", "profile profile 1"))
+    start = time.monotonic()
+    code, out, _, _ = check("profile", script=script, HANG="profile")
+    assert code == 1 and "profile: stopped at its limit" in out and time.monotonic() - start < 30
 
 
-def test_a_later_call_keeps_the_parts_of_earlier_ones_on_the_same_machine_and_commit(tmp_path):
-    checked(tmp_path, a=("pass", 20))
-    assert "| b | not measured yet |" in (tmp_path / "summary.md").read_text()
-    outcomes = checked(tmp_path, CARD | {"date": "later"}, b=("raise SystemExit(3)", 20))
-    assert {name: outcome.said for name, outcome in outcomes.items()} == {
-        "a": "passed",
-        "b": "failed with exit code 3",
-    }
-    assert "| a | passed |" in (tmp_path / "summary.md").read_text()
-    assert list(checked(tmp_path, CARD | {"cpu": "another"}, c=("pass", 20))) == ["c"]
-
-
-def test_a_pack_holds_all_but_checkpoints(tmp_path):
-    folder = tmp_path / "work"
-    (folder / "run").mkdir(parents=True)
-    for name in ("model.pt", "gallery.png", "run/state.pt", "run/log.jsonl"):
-        (folder / name).write_text(name)
-    (tmp_path / "full.log").write_text("said")
-    gpu_check.pack(tmp_path, "full", folder)
-    assert set(packed(tmp_path / "full.tar.gz")) == {"full.log", "full/gallery.png", "full/run/log.jsonl"}
-    assert not (tmp_path / "full.log").exists()
-
-
-def test_without_a_gpu_the_check_says_so(tmp_path, monkeypatch, capsys):
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    monkeypatch.setattr(sys, "argv", ["bench", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit) as exit:
-        execute(gpu_check.main, "bench")
-    assert exit.value.code == 2 and "no usable NVIDIA GPU" in capsys.readouterr().err
-
-
-def test_every_command_of_the_check_exists_and_two_calls_of_ten_minutes_hold_them(tmp_path):
-    every = gpu_check.parts(tmp_path, "cuda", quick=False)
-    for call in ("tests,full,dali", "bench,profile"):
-        assert f"--only {call}" in gpu_check.__doc__
-        assert sum(every.pop(name).limit for name in call.split(",")) <= 590  # 10 s to start and to pack
-    assert not every
-    for part in gpu_check.parts(tmp_path, "cuda", quick=False).values():
-        for python, *command in part.commands:
-            assert python == sys.executable
-            assert command[0] == "-m" or (record.ROOT / command[0]).exists()
-
-
-@pytest.mark.slow
-def test_the_whole_check_on_a_cpu(tmp_path):
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "bench", "gpu-check", "--device", "cpu", "--quick"),
-            *("--out", str(out), "--work", str(tmp_path / "work")),
-        ],
-        cwd=record.ROOT, capture_output=True, text=True, timeout=540,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert all(outcome["said"] == "passed" for outcome in report["parts"].values())
-    text = (out / "summary.md").read_text()
-    assert "DALI over synthetic" in text and "test_accuracy" in text and "top over bottom" in text
-    files = list(out.iterdir())
-    assert len(files) <= 8 and all(file.stat().st_size < 16 * 2**20 for file in files)
-    assert any(name.endswith(".trace.json.gz") for name in packed(out / "profile.tar.gz"))
+@pytest.mark.parametrize(
+    ("parts", "settings", "reason"),
+    [
+        ([], {"NO_GPU": "1"}, "no CUDA GPU"),
+        (["tests", "everything"], {}, "part 'everything' is unknown"),
+        pytest.param([], {"PYTHON": sys.executable}, "no CUDA GPU", marks=WITHOUT_GPU),
+    ],
+)
+def test_what_cannot_be_is_a_line_and_nothing_is_run(check, tmp_path, parts, settings, reason):
+    code, out, errors, calls = check(*parts, **settings)
+    (line,) = errors.splitlines()
+    assert code == 2 and line.startswith("gpu-check: ") and reason in line
+    assert not calls and not out and not (tmp_path / "out").exists()

@@ -3,15 +3,20 @@
 import errno
 import os
 import resource
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
-from ground.files import check_writable, destination, lock, write_whole
+from ground.entry import execute
+from ground.files import MARK, MARK_BYTES, check_output, check_writable, destination, lock, read_bounded, write_whole
+from ground.interrupt import Stopped
+from ground.mistake import Mistake
 from ground.terminal import printable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +57,62 @@ def test_a_failure_leaves_the_old_file_and_names_it(tmp_path, monkeypatch, momen
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_the_folder_too_is_forced_to_the_disk_after_the_renaming(tmp_path, monkeypatch):
+    calls = []
+    rename, synchronise = os.replace, os.fsync
+
+    def renamed(*names):
+        calls.append("rename")
+        rename(*names)
+
+    def synchronised(file):
+        calls.append(os.readlink(f"/proc/self/fd/{file}"))
+        synchronise(file)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    monkeypatch.setattr(os, "fsync", synchronised)
+    write_whole(tmp_path / "x", b"new", durable=True)
+    assert calls[1:] == ["rename", str(tmp_path)] and Path(calls[0]).parent == tmp_path
+
+
+def test_temporary_files_have_names_of_their_own_and_follow_no_link(tmp_path, monkeypatch):
+    names = []
+    rename = os.replace
+
+    def renamed(old, new):
+        names.append(Path(old).name)
+        rename(old, new)
+
+    monkeypatch.setattr(os, "replace", renamed)
+    for _ in range(2):
+        write_whole(tmp_path / "x", b"new")
+    assert len(set(names)) == 2 and all(name.startswith(".x.") for name in names)
+    (tmp_path / "mine").write_text("text")
+    monkeypatch.setattr("secrets.token_hex", lambda count: "known")
+    write_whole(tmp_path / "x", b"new")
+    (tmp_path / names[-1]).symlink_to("mine")
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "x", b"newer")
+    assert (tmp_path / "mine").read_text() == "text" and (tmp_path / "x").read_bytes() == b"new"
+    assert (tmp_path / names[-1]).is_symlink()
+
+
+def test_what_is_read_is_a_plain_file_of_bounded_size(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("x")
+    assert read_bounded(path, 5) == read_bounded(str(tmp_path / "link"), 5) == b"12345"
+    with pytest.raises(Mistake, match="x has more than 4 bytes"):
+        read_bounded(path, 4)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(OSError, match="no plain file") as caught:
+            read_bounded(place, 5)
+        assert caught.value.filename == str(place)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "absent", 5)
+
+
 def test_a_link_is_followed_where_a_person_named_it(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far/x")
@@ -59,6 +120,35 @@ def test_a_link_is_followed_where_a_person_named_it(tmp_path):
         check_writable(tmp_path / "link")
         write_whole(destination(tmp_path / "link"), b"new")
         assert (tmp_path / "far" / "x").read_bytes() == b"new" and (tmp_path / "link").is_symlink()
+
+
+def test_an_output_takes_no_input_and_nothing_that_is_there_without_the_mark(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    filler = bytes(MARK_BYTES)
+    contents = {"ours": b"a " + MARK, "end": filler + MARK + filler[:-40], "empty": b"", "foreign": b"PNG, cifar10"}
+    contents |= {"middle": filler + MARK + filler, "holiday/a.png": MARK}
+    os.mkdir("holiday")
+    for name, content in contents.items():
+        Path(name).write_bytes(content)
+    os.symlink("foreign", "link")
+    os.symlink("holiday", "shortcut")
+    for name in ("ours", "end", "empty", "new", "holiday.html"):
+        check_output(name, inputs=["", "other", "holiday"])
+    check_output("foreign", mark=b"PNG")
+    for name, inputs, reason in (
+        ("foreign", [], "would be overwritten, and is not of this program: move it, or name another --out"),
+        ("middle", [], "is not of this program"),
+        ("link", [], "link would be overwritten, and is not of this program"),
+        ("ours", ["new", "ours"], "ours is what this command reads, and would be overwritten: name another --out"),
+        ("link", [Path("foreign")], "is what this command reads"),
+        ("holiday/new.png", ["holiday"], "holiday/new.png lies in holiday, among what this command reads"),
+        ("shortcut/new.png", ["./holiday/"], "lies in ./holiday/, among"),
+    ):
+        with pytest.raises(Mistake, match=reason):
+            check_output(name, inputs=inputs)
+    with pytest.raises(OSError, match="its folder cannot be written"):
+        check_output("missing/x")
+    assert {name: Path(name).read_bytes() for name in contents} == contents
 
 
 def test_what_is_no_plain_file_is_refused_and_left(tmp_path, monkeypatch):
@@ -106,12 +196,84 @@ def test_another_users_file_is_refused_before_the_work():
         assert path.read_bytes() == b"old"
 
 
-def test_a_lock_that_is_a_link_empties_nothing(tmp_path):
-    (tmp_path / "mine").write_text("text")
-    (tmp_path / "run.lock").symlink_to("mine")
-    with pytest.raises(OSError):
-        lock(tmp_path / "run.lock", print)
-    assert (tmp_path / "mine").read_text() == "text"
+@pytest.mark.parametrize("kind", ["link", "pipe", "device", "folder"])
+def test_a_lock_that_is_no_file_is_refused_and_nothing_is_emptied(tmp_path, kind):
+    path, mine = tmp_path / "run.lock", tmp_path / "mine"
+    mine.write_text("text")
+    make = {"link": lambda: path.symlink_to("mine"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
+    make.get(kind, lambda: path.symlink_to("/dev/null"))()
+    with pytest.raises(FileExistsError, match="remove it") as caught:
+        lock(path, print)
+    assert caught.value.filename == str(path) and mine.read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (Mistake("--x is 1:\n  it must be\x1b[2J 2"), "train.py: --x is 1: it must be\\x1b[2J 2"),
+        (OSError(errno.ENOSPC, "No space left on device", "a\nb.pt"), "train.py: a b.pt: No space left on device"),
+        (OSError(errno.EPIPE, "Broken pipe"), "train.py: stdout: Broken pipe"),
+        (MemoryError(), "train.py: out of memory: a narrower network or smaller batches need less; or "),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "train.py: out of memory: a narrower network or "),
+        (Stopped(15, "stopped and saved"), "train.py: stopped and saved"),
+        (KeyboardInterrupt(), "train.py: interrupted"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line_and_no_traceback(capsys, monkeypatch, error, line):
+    monkeypatch.setattr(os, "dup2", lambda *files: None)
+    code = {Stopped: 143, KeyboardInterrupt: 130}.get(type(error), 2)
+    with pytest.raises(SystemExit) as end:
+        execute(lambda words: exec("raise error", {"error": error}), "train.py")
+    said = capsys.readouterr().err
+    assert end.value.code == code and said.startswith(line) and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("zip() argument 2 is shorter"), OSError(errno.EINVAL, "Invalid argument"), RuntimeError("x")]
+)
+def test_a_defect_of_ours_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        execute(lambda words: exec("raise error", {"error": error}), "train.py")
+
+
+@pytest.mark.parametrize("command", ["train.py", "-m bench"])
+def test_a_full_stdout_is_told_in_one_line(command):
+    """Also by an entry that has only its help to print."""
+    done = subprocess.run(
+        f"{sys.executable} {command} --help >/dev/full", shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    assert "Traceback" not in done.stderr and done.returncode != 0, done.stderr
+
+
+def test_ctrl_c_during_the_imports_ends_without_a_traceback():
+    for moment in range(1, 5):
+        command = [sys.executable, "train.py", "smoke"]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as one:
+            time.sleep(0.15 * moment)
+            one.send_signal(signal.SIGINT)
+            said = one.communicate(timeout=60)[1]
+        assert "Traceback" not in said and one.returncode == -signal.SIGINT
+
+
+def test_two_signals_at_once_are_one_wish_and_a_later_one_ends_the_process():
+    code = """
+import os, signal, sys, time
+from ground.interrupt import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(signals.received, flush=True)
+    if len(sys.argv) > 1:
+        time.sleep(1.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+time.sleep(1.2)
+"""
+    for words, ended in (([], 0), (["later"], -signal.SIGTERM)):
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (ended, "2\n", 2)
 
 
 def test_control_characters_of_a_name_reach_no_terminal():

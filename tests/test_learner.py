@@ -17,7 +17,7 @@ from engine.device import configure, pick_device, pick_precision
 from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.machine import Machine
 from engine.model import ResNet, create
-from engine.schedule import one_cycle
+from engine.optimizer import one_cycle
 from engine.warm_up import warm_up
 from ground.cpu import cpu_info
 from pipeline.dali import DaliLoader, evaluation_loader

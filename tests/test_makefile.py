@@ -202,6 +202,6 @@ def test_the_default_lists_every_target(project):
     code, out, _, calls = project.make()
     assert code == 0 and not calls
     listed = [line.split()[0] for line in out.splitlines()[1:]]
-    known = "audit bench check clean crash-test export fuzz gallery gpu-check help profile test test-all train"
+    known = "audit bench check clean crash-test export fuzz gallery gpu-check help planted profile test test-all train"
     assert sorted(listed) == known.split()
     assert all(len(line.split()) >= 3 for line in out.splitlines()[1:])

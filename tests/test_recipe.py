@@ -1,19 +1,19 @@
 """bench accuracy and bench ablate: trainings like train.py's, statistics against NumPy's, and every file in place."""
 
 import json
-import statistics
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from bench.core import options, record
+from bench.core import record
 from bench.recipe import ablate, accuracy, curve, trial
 from engine.config import PRESETS, parse
 from engine.learner import Evaluation
 from run import budget
 from tests.commands import call
+from tests.measured import last_line
 
 TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
 TINY += ["--device", "cpu", "--data", "generated:256/128"]
@@ -50,34 +50,27 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
 def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
     monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
     config = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
-    assert trial.Trainer(config).fit(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
+    assert trial.Trainer(config).decide(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
 
 
-def test_epochs_and_minutes_are_either_or():
-    config = options.parse(trial.TrialOptions, ["pictures", "--epochs", "3"], "accuracy", "", "cpu")
-    assert (config.epochs, config.minutes) == (3, 0)
-    with pytest.raises(ValueError, match="--epochs and --minutes: give one of them"):
-        options.parse(trial.TrialOptions, ["--epochs", "3", "--minutes", "3"], "accuracy", "", "cpu")
-
-
-def test_accuracy_reports_the_mean_and_keeps_what_is_done(capsys, monkeypatch, tmp_path):
+def test_accuracy_reports_the_mean_and_its_deviation(capsys, tmp_path):
     accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report, _ = last_line(capsys)
     (path,) = (tmp_path / "results").glob("accuracy-smoke_*.json")
     assert record.load(str(path)).rows == [record.Row(**row) for row in report["rows"]]
     assert report["settings"]["preset"] == "smoke" and report["settings"]["epochs"] == 1
     assert "Values: means and quartiles over seeds." in path.with_suffix(".md").read_text()
 
     percents = [95.0, 94.7, 95.6]
-    rows = accuracy.rows_of(
-        [made_up(percent, seconds) for percent, seconds in zip(percents, (10, 30, 20), strict=True)]
-    )
-    assert rows[0].value == pytest.approx(statistics.fmean(percents))
+    rows = accuracy.rows_of([made_up(*pair) for pair in zip(percents, (10, 30, 20), strict=True)])
+    assert rows[0].value == pytest.approx(95.1)
     assert f"+- {np.std(percents, ddof=1):.2f} between seeds, n=3: 95.00, 94.70, 95.60" in rows[0].note
     assert rows[2].value == 20 and "30.0 s the longest" in rows[2].note
     assert rows[3].value == 2500
     assert "no deviation" in accuracy.rows_of([made_up(90.0)])[0].note
 
+
+def test_what_is_done_is_kept_when_the_next_training_is_stopped(monkeypatch, tmp_path):
     def stops(self, config, say):
         if config.seed == 1:
             raise KeyboardInterrupt
@@ -103,15 +96,13 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
 
     monkeypatch.setattr(trial.Trainer, "run", known)
     ablate.main([*TINY, "--seeds", "3", "--only", "lookahead,whitened-stem", "--out", "results"])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report, _ = last_line(capsys)
     assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
     assert all(config.validate for config in trained)
     stem, lookahead, recipe = [record.Row(**row) for row in report["rows"]]
-    differences = [2.3, 1.7, 2.0]
-    assert stem.name == "whitened-stem" and stem.value == pytest.approx(2.0)
-    error = np.std(differences, ddof=1) / 3**0.5
-    assert stem.low == pytest.approx(2.0 - error)
-    assert stem.high == pytest.approx(2.0 + error)
+    error = np.std([2.3, 1.7, 2.0], ddof=1) / 3**0.5
+    assert stem.name == "whitened-stem"
+    assert (stem.value, stem.low, stem.high) == pytest.approx((2.0, 2.0 - error, 2.0 + error))
     assert "whiten True against False" in stem.note and "n=3: +2.30, +1.70, +2.00; time x2.00" in stem.note
     assert lookahead.name == "lookahead" and lookahead.value == pytest.approx(-1.0)
     assert recipe.value == pytest.approx(81.0) and "+- 0.50 between seeds, n=3" in recipe.note
@@ -130,7 +121,7 @@ def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monke
     monkeypatch.setattr(trial.Trainer, "run", known)
     monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
     curve.main([TINY[0], *TINY[3:], "--budgets", "0.16", "0.12", "--out", "results"])
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    report, _ = last_line(capsys)
     assert [(one.epochs, one.validate, one.minutes) for one in trained] == [(3, True, 0.12), (4, True, 0.16)]
     first, second = [record.Row(**row) for row in report["rows"]]
     assert (first.name, second.name) == ("minutes 0.12", "minutes 0.16")
@@ -153,6 +144,7 @@ def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_
     ("main", "arguments", "message"),
     [
         (accuracy.main, ["--max-lr", "1e30"], "try a smaller --max-lr"),
+        (accuracy.main, ["--minutes", "3"], "--epochs and --minutes: give one of them"),
         (ablate.main, ["--only", "luck"], "ingredient 'luck' is unknown"),
         (ablate.main, ["--only", "progressive-resolution"], "the same with and without"),
     ],

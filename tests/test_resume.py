@@ -1,5 +1,6 @@
 """Stopping and going on: states that check themselves, stop signals, one writer, and what is refused."""
 
+import errno
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ from engine.model import ResNet
 from ground.entry import describe
 from ground.interrupt import SIGNALS, Stopped, StopSignals
 from ground.memory import memory_advice
+from ground.mistake import Mistake
 from pipeline.dali import DaliLoader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
@@ -30,7 +32,8 @@ from run import resume
 from run import schema as state_schema
 from run.folder import RunFolder
 from run.stopwatch import Stopwatch
-from tests.commands import call, rewritten, weights
+from tests.commands import call, weights
+from tests.forged import archive, members, rewritten
 from tests.learning import train_epoch
 
 CPU = torch.device("cpu")
@@ -38,7 +41,7 @@ HOW = ["--device", "cpu", "--threads", "1"]
 QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", *HOW]
 STEPS = 4
 QUICK += ["--precision", "fp32", "--data", f"generated:{32 * STEPS}/64"]
-CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run")
+CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run", muon_lr=0.1)
 HERE = Machine(CPU).card() | Machine(CPU).choices()
 
 
@@ -93,15 +96,23 @@ def keeper(own, folder="run", state=None, rows=()):
 # States
 
 
-def test_a_state_of_version_1_is_read():
-    keeper(learner()).save()
+def test_rows_from_before_their_columns_were_renamed_are_read():
+    own = learner()
+    step(own, STEPS)
+    rows = [row(1)]
+    keeper(own, rows=rows).save()
     (path,) = resume.states(Path("run"))
-    content = torch.load(path, weights_only=True)
-    del content["format"], content["version"], content["sha256"]
-    content["config"]["generated"] = content["config"].pop("data") == "generated"
-    digest = checkpoint.digest(content)
-    torch.save({"format": checkpoint.RESUME, "version": 1, "sha256": digest} | content, path)
-    assert resume.find("run", "").config == CONFIG
+    old = {key.replace("reported_", "test_"): value for key, value in rows[0].items()}
+    rewritten(path, lambda content: content.update(rows=[old]))
+    assert "test_loss" in torch.load(path, weights_only=True)["rows"][0]
+    state = resume.find("run", "")
+    assert state.rows == rows
+    resume.restore(learner(), state, CONFIG, "data")
+    new = {key: old[key] for key in old if key != "loss"} | {"test_loss_of_training": 1.0}
+    for wrong in (old | {"test_loss": -1.0}, old | {"reported_loss": 1.0}, old | {"reported_lr": 1.0}, new):
+        rewritten(path, lambda content, wrong=wrong: content.update(rows=[wrong]))
+        with pytest.raises(ValueError, match=path.name):
+            resume.find("run", "")
 
 
 def test_the_last_two_states_are_kept_and_hold_everything():
@@ -167,6 +178,66 @@ def test_auto_takes_the_run_written_last_or_none():
         resume.find("runs/z", "")
 
 
+def test_only_the_programs_own_states_count_by_their_numbers():
+    own = learner()
+    kept = keeper(own)
+    for number in (99_999_998, 99_999_999, 100_000_000):
+        own.step = number
+        kept.save()
+    good = Path("run/resume-99999999.pt"), Path("run/resume-100000000.pt")
+    others = ("resume-backup.pt", "resume-00000003 (copy).pt", "resume-٣.pt", "resume-.pt", "resume-4.pt.bak")
+    for name in others:
+        Path("run", name).write_bytes(good[0].read_bytes())
+    Path("run/resume-999999999.pt").mkdir()
+    os.mkfifo("run/resume-999999998.pt")
+    Path("elsewhere").mkdir()
+    Path(good[0]).rename("elsewhere/resume-5.pt")
+    good[0].symlink_to("../elsewhere/resume-5.pt")
+    theirs = Path("elsewhere/resume-5.pt").read_bytes()
+    assert resume.states(Path("run")) == [good[1]]
+    state = resume.find("run", "")
+    assert state.path == good[1]
+    resume.claim(Path("run"), state)
+    own.step = 99_999_999
+    kept.save()
+    assert not good[0].is_symlink() and resume.states(Path("run")) == [good[1], good[0]]
+    assert Path("elsewhere/resume-5.pt").read_bytes() == theirs != good[0].read_bytes()
+    own.step = 100_000_001
+    kept.save()
+    assert {path.name for path in Path("run").iterdir()} == {
+        *others, "resume-999999999.pt", "resume-999999998.pt", "resume-100000000.pt", "resume-100000001.pt"
+    }  # fmt: skip
+    assert resume.find("run/resume-backup.pt", "").path == Path("run/resume-backup.pt"), "where it is asked for"
+
+
+def test_a_resumed_backup_in_the_folder_removes_what_is_beyond_its_step():
+    own = learner()
+    kept = keeper(own)
+    for own.step in (1, 2):
+        kept.save()
+    Path("run/resume-00000001.pt").rename("run/a.pt")
+    resume.claim(Path("run"), resume.find("run/a.pt", ""))
+    assert [path.name for path in Path("run").iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("gone", ["runs/a/resume-00000000.pt", "runs/b/resume-00000000.pt"])
+def test_auto_bears_with_a_run_that_deletes_a_state_meanwhile(monkeypatch, gone):
+    Path("runs").mkdir()
+    for name in "ab":
+        keeper(learner(), f"runs/{name}").save()
+    found = resume.states
+
+    def deleted(folder):
+        files = found(folder)
+        if str(folder) == str(Path(gone).parent):
+            Path(gone).unlink(missing_ok=True)
+        return files
+
+    monkeypatch.setattr(resume, "states", deleted)
+    kept = next(path for path in Path("runs").glob("*/resume-*.pt") if str(path) != gone)
+    assert resume.find("auto", "").path == kept
+
+
 def test_a_state_that_does_not_fit_is_refused():
     own = learner()
     step(own)
@@ -201,66 +272,21 @@ def test_a_state_that_does_not_fit_is_refused():
     resume.restore(learner(), state, free, "data")
 
 
-def first(content):
-    return content["rows"][0]
-
-
-def entries(content):
-    return content["learner"]["optimizer"]["state"]
-
-
-WRONG = {
-    "a row too few": lambda c: c["rows"].pop(0),
-    "too many rows": lambda c: c["rows"].extend([row(2), row(3)]),
-    "rows that are none": lambda c: c.update(rows={}),
-    "a number that is negative": lambda c: first(c).update(loss=-1.0),
-    "a count that is negative": lambda c: first(c).update(test_correct=-1),
-    "half a step": lambda c: first(c).update(step=2.5),
-    "a step of another type": lambda c: first(c).update(step=2.0),
-    "a step beyond": lambda c: first(c).update(step=10**300),
-    "a row of later": lambda c: first(c).update(step=STEPS + 2),
-    "a number that is none": lambda c: first(c).update(reported_loss=float("nan")),
-    "a list": lambda c: first(c).update(lr=[1]),
-    "a tensor": lambda c: first(c).update(lr=torch.zeros(1)),
-    "braces": lambda c: first(c).update(split="{x}"),
-    "a column more": lambda c: first(c).update(more=1),
-    "seconds that are none": lambda c: c["seconds"].update(train=float("nan")),
-    "seconds to come": lambda c: c["seconds"].update(train=-1.0),
-    "seconds of text": lambda c: c["seconds"].update(train="1"),
-    "numbers for names": lambda c: c["environment"].update({3: "4"}),
-    "numbers for text": lambda c: c["environment"].update(cpu=4),
-    "data of bytes": lambda c: c.update(data=3),
-    "a step that is a fraction": lambda c: c["learner"].update(step=5.0),
-    "a step that is text": lambda c: c["learner"].update(step="5"),
-    "weights that are not finite": lambda c: c["learner"]["model"]["fc.bias"].fill_(float("nan")),
-    "no classes": lambda c: c["learner"]["model"].update({"fc.bias": torch.zeros(0)}),
-    "an average less": lambda c: c["learner"]["lookahead"].pop(),
-    "an average of another form": lambda c: c["learner"]["lookahead"].__setitem__(3, torch.zeros(7)),
-    "momentum that is not finite": lambda c: entries(c)[0]["momentum_buffer"].fill_(float("inf")),
-    "momentum of another form": lambda c: entries(c)[0].update(momentum_buffer=torch.zeros(7)),
-    "a momentum less": lambda c: entries(c).pop(0),
-    "groups of text": lambda c: c["learner"]["optimizer"].update(param_groups="many"),
-    "a schedule of text": lambda c: c["learner"]["optimizer"]["param_groups"][0].update(lr="fast"),
-    "a scaler": lambda c: c["learner"].update(scaler={"scale": 1.0}),
-    "metrics of another form": lambda c: c["learner"].update(metrics=torch.zeros(7)),
-    "something else": lambda c: c["learner"].update(schedule="x"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_a_state_that_is_consistent_but_wrong_is_refused(name):
-    own = learner()
-    step(own, STEPS + 1)
-    kept = keeper(own, rows=[row(1)])
-    kept.save()
-    (path,) = resume.states(Path("run"))
-    rewritten(path, lambda content: None)
-    resume.find(str(path), "")
-    rewritten(path, WRONG[name])
-    with pytest.raises(ValueError, match=path.name) as caught:
-        state = resume.find(str(path), "")
-        resume.restore(learner(), state, CONFIG, "data")
-    assert "\n" not in str(caught.value)
+def test_the_longest_run_that_can_be_is_read_back():
+    config = replace(CONFIG, epochs=10_000, depth=34, width=1, muon_lr=0.1)
+    torch.manual_seed(0)
+    own = Learner(ResNet("abcdefghij", width=1, depth=34, resolution=16), config, STEPS, Machine(CPU))
+    step(own)
+    own.step = 10_000 * STEPS
+    numbers = {name: 1 / 3 for name, kind in state_schema.COLUMNS.items() if kind is float}
+    rows = [row(epoch) | numbers | {"epochs": 10_000, "steps": 10_000 * STEPS} for epoch in range(1, 10_001)]
+    keeper(own, rows=rows).save()
+    state = resume.find("run", "")
+    assert state.rows == rows
+    other = Learner(ResNet("abcdefghij", width=1, depth=34, resolution=16), config, STEPS, Machine(CPU))
+    resume.restore(other, state, config, "data")
+    for part in ("model", "lookahead", "metrics"):
+        assert checkpoint.digest(own.state_dict()[part]) == checkpoint.digest(other.state_dict()[part])
 
 
 def stop_after_six_steps(capsys, monkeypatch):
@@ -398,6 +424,60 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
 
 
+NOT_DEAD = {
+    "another version": lambda path: rewritten(path, lambda content: content.update(version=3)),
+    "one more column": lambda path: rewritten(path, lambda content: content["rows"][0].update(more=1.0)),
+    "one more setting": lambda path: rewritten(path, lambda content: content["config"].update(more=1)),
+    "another member": lambda path: archive(path, {**members(path), "a/more": b""}.items()),
+    "a passing read error": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("name", NOT_DEAD)
+def test_a_run_that_cannot_be_read_is_not_taken_for_dead(monkeypatch, name):
+    own = learner()
+    kept = keeper(own, rows=[row(1)])
+    for own.step in (STEPS, STEPS + 1):
+        kept.save()
+    newest, older = resume.states(Path("run"))
+    NOT_DEAD[name](newest)
+    before, real = newest.read_bytes(), checkpoint.read
+
+    def failing(path, kind):
+        if path == newest and name == "a passing read error":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return real(path, kind)
+
+    monkeypatch.setattr(checkpoint, "read", failing)
+    with pytest.raises(Mistake, match=r"run holds a run that may be whole but cannot be read \(run/resume-00000005"):
+        resume.claim(Path("run"), resume.State())
+    assert resume.states(Path("run")) == [newest, older] and newest.read_bytes() == before
+    # A run that goes on from the one before keeps it too, out of the way.
+    state = resume.find("run", "")
+    assert state.path == older
+    resume.claim(Path("run"), state)
+    assert resume.states(Path("run")) == [older] and Path(f"{newest}.unread").read_bytes() == before
+
+
+DEAD = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "zeros": lambda data: bytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("name", DEAD)
+def test_what_is_proved_to_be_damaged_is_dead(name):
+    keeper(learner()).save()
+    (path,) = resume.states(Path("run"))
+    path.write_bytes(DEAD[name](path.read_bytes()))
+    with pytest.raises(checkpoint.DamagedError):
+        resume.find(str(path), "")
+    resume.claim(Path("run"), resume.State())
+    assert not path.exists()
+
+
 def test_a_change_of_environment_is_one_line():
     kept = keeper(learner())
     kept.save()
@@ -409,15 +489,6 @@ def test_a_change_of_environment_is_one_line():
 
 
 # Signals
-
-
-def test_the_first_signal_is_noted_and_the_second_ends_the_process(capfd):
-    with StopSignals() as signals:
-        assert signals.received == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-        assert all(signal.getsignal(signum) == signal.SIG_DFL for signum in SIGNALS)
-    assert "once more to stop at once" in capfd.readouterr().err
 
 
 def test_an_ignored_signal_stays_ignored():

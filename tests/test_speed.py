@@ -2,7 +2,6 @@
 
 import gc
 import math
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,57 +11,56 @@ import torch
 from bench.core import record
 from bench.core.clock import Lap, Rate, WarmUp
 from bench.core.record import Row
+from bench.core.setup import constant_batch
+from bench.core.torch_loader import for_ever, torch_loader
 from bench.speed import ladder, roofline, suite, sweep, throughput
+from bench.speed.first_version import FirstVersion
 from bench.speed.resources import peak_memory, reset_peak_memory
-from bench.speed.seed_style import SeedStyle
 from engine.config import Config
-from pipeline.reference import reference_loader
+from ground.mistake import Mistake
+from ground.spread import Spread
 from pipeline.synthetic import generated
 from tests.measured import CPU, SMALL, TINY, last_line, tiny
 
 
-def test_roofs_are_measured_and_consistent():
+def test_the_roof_of_a_machine_whose_rate_is_known(monkeypatch):
+    """2 TFLOP/s over 4 GFLOP an image are 500 images/s, of which 100 are a fifth."""
+    monkeypatch.setattr(roofline, "training_flops", lambda *_: 4_000_000_000)
+    monkeypatch.setattr(roofline, "matrix_rate", lambda *_: Spread(2.0, 1.9, 2.1))
     one = tiny()
-    rows = {row.name: row.value or 0.0 for row in roofline.measure_roof(one, lambda what: None, 100.0)}
-    precision = one.precision
-    flops, rate = rows["FLOPs of a training image, 8 px"], rows[f"matrix rate, {precision}"]
-    roof = rows[f"arithmetic roof, {precision}"]
-    assert roof == pytest.approx(rate * 1e12 / (flops * 1e9))
-    assert rows[f"model FLOPs utilisation, {precision}"] == pytest.approx(100 * 100 / roof)
+    rows = {row.name: row.value for row in roofline.measure_roof(one, lambda what: None, 100.0)}
+    assert rows["FLOPs of a training image, 8 px"] == 4
+    assert rows[f"arithmetic roof, {one.precision}"] == pytest.approx(500)
+    assert rows[f"model FLOPs utilisation, {one.precision}"] == pytest.approx(20)
     absent = roofline.measure_roof(one, lambda what: None, None)[-1]
     assert absent.value is None and absent.note
 
 
-def test_seed_style_learns_with_every_switch():
-    split = generated(256)
-    for switches in (
-        {},
-        {"channels_last": True, "precision": "bf16"},
-        {"channels_last": True, "synchronise": False},
-    ):
-        torch.manual_seed(0)
-        loop = SeedStyle(Config(width=8, resolutions=(8,)), split.classes, CPU, **switches)
-        images = torch.from_numpy(split.images[:64, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
-        labels = torch.from_numpy(split.labels[:64])
-        losses = []
-        for _ in range(12):
-            before = loop.loss + float(loop.sums[0])
-            loop.train_step(images, labels)
-            losses.append(loop.loss + float(loop.sums[0]) - before)
-        assert losses[-1] < 0.7 * losses[0]
-        assert loop.seen == 12 * 64
+@pytest.mark.parametrize(
+    "switches", [{}, {"channels_last": True, "precision": "bf16"}, {"channels_last": True, "synchronise": False}]
+)
+def test_the_first_version_learns_with_every_switch(switches):
+    split = generated(64)
+    torch.manual_seed(0)
+    loop = FirstVersion(Config(width=8, resolutions=(8,)), split.classes, CPU, **switches)
+    images = torch.from_numpy(split.images[:, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
+    sums = [0.0]
+    for _ in range(12):
+        loop.train_step(images, torch.from_numpy(split.labels))
+        sums.append(float(loop.sums[0]))
+    assert sums[-1] - sums[-2] < 0.7 * sums[1]
 
 
 @pytest.mark.parametrize("normalise", [False, True])
-def test_the_reference_loader_augments_as_asked(normalise):
+def test_the_torch_loader_augments_as_asked(normalise):
     split = generated(64)
-    images, labels = next(iter(reference_loader(split, 16, 0, normalise, cutout=8, resolution=24)))
+    images, labels = next(iter(torch_loader(split, Config(cutout=8, resolutions=(24,)), 16, 0, normalise)))
     assert images.shape == (16, 3, 24, 24) and labels.shape == (16,) and labels.dtype == torch.int64
     assert images.dtype == (torch.float32 if normalise else torch.uint8)
     fill = torch.zeros(3, 1, 1) if normalise else torch.tensor(split.mean_colour)[:, None, None]
     squares = (images == fill).all(1).flatten(1).sum(1)
     assert ((squares >= 36) & (squares < 60)).all()  # a quarter of the side: 6 x 6, and chance
-    plain, _ = next(iter(reference_loader(split, 16, 0, normalise)))
+    plain, _ = next(iter(torch_loader(split, Config(cutout=0), 16, 0, normalise)))
     assert ((plain == fill).all(1).flatten(1).sum(1) < 20).all()
 
 
@@ -75,7 +73,7 @@ def test_a_worker_does_not_collect_what_its_parent_dropped():
             collected.append(1)
 
     collected: list[int] = []
-    leave_alone = reference_loader(generated(64), 16, 1).worker_init_fn
+    leave_alone = torch_loader(generated(64), Config(), 16, 1).worker_init_fn
     assert leave_alone is not None
     Dropped()
     leave_alone(0)
@@ -84,6 +82,29 @@ def test_a_worker_does_not_collect_what_its_parent_dropped():
     gc.unfreeze()
     gc.collect()
     assert collected
+
+
+def test_shared_memory_that_is_too_small_is_a_line():
+    """As torch says it where /dev/shm has 1 MB."""
+    said = "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)"
+
+    def batches(error):
+        yield torch.zeros(1), torch.zeros(1)
+        raise RuntimeError(error)
+
+    endless = for_ever(batches(f"Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: {said}"))
+    next(endless)
+    with pytest.raises(Mistake, match="/dev/shm is too small"):
+        next(endless)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(for_ever(batches("shapes do not match")))
+
+
+def test_the_constant_batch_keeps_the_loaders_promises():
+    images, labels = constant_batch(8, 16, CPU, classes=10)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.shape == (8, 3, 16, 16) and images.dtype == torch.uint8
+    assert labels.shape == (8,) and labels.dtype == torch.int64
 
 
 def test_the_verdict_in_words():
@@ -96,27 +117,19 @@ def rate_of(median):
     return Rate(median, median, median, 0.0, WarmUp(0.01, True))
 
 
-def swept(sizes, measure_one, available=None):
-    every = tiny()
-    setups = [replace(every, config=replace(every.config, batch_size=size)) for size in sizes]
+def rows_of_sweep(sizes, measure_one, available=None):
+    setups = [tiny().changed(batch_size=size) for size in sizes]
     return list(sweep.sweep("sweep", setups, measure_one, available, lambda what: None))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-)
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_a_sweep_ends_cleanly_when_memory_runs_out(error):
     def measure_one(setup):
         if setup.batch_size > 64:
             raise error
         return rate_of(100.0 * min(setup.batch_size, 32)), setup.batch_size * 2**20, 0.0
 
-    rows = swept([16, 32, 64, 128], measure_one)
+    rows = rows_of_sweep([16, 32, 64, 128], measure_one)
     assert [row.name for row in rows if row.unit == "images/s"] == ["batch 16", "batch 32", "batch 64"]
     assert rows[-1].value == 32 and "128" in rows[-1].note and "memory" in rows[-1].note
 
@@ -128,7 +141,7 @@ def test_a_sweep_does_not_try_what_cannot_fit_on_a_cpu():
         tried.append(setup.batch_size)
         return rate_of(1.0), 1000 + 10 * setup.batch_size, 0.0
 
-    rows = swept([16, 32, 64, 128], measure_one, 1700)
+    rows = rows_of_sweep([16, 32, 64, 128], measure_one, 1700)
     assert tried == [16, 32, 64] and "128" in rows[-1].note
 
 
@@ -137,7 +150,7 @@ def test_a_sweep_hides_no_other_error():
         raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        swept([16], measure_one)
+        rows_of_sweep([16], measure_one)
 
 
 def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
@@ -158,11 +171,6 @@ def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
     rates = [(row.part, row.name, row.value) for row in rows]
     assert rates == [("default", "batch 8", 800), ("default", "batch 16", 1600), ("max-autotune", "batch 8", 800)]
     assert all(row.note == "12.0 s to compile" for row in rows)
-
-
-def test_available_memory_is_sane():
-    available = sweep.available_memory(CPU)
-    assert available is None or 2**28 < available < 2**46
 
 
 def test_peak_memory_forgets_what_was_before():
@@ -189,9 +197,9 @@ def test_all_parts_in_one_process(tmp_path, capsys):
     expected = ["resources", "data", "compute", "end to end", "ladder", "evaluation", "roof"]
     assert [part for part in by_part if part != "in all"] == expected
     assert all(sum(row.value is not None for row in by_part[part]) >= 3 for part in expected)
-    # On a CPU, without --compile and without NVIDIA's energy counter.
+    # Without --compile.
     absent = {row.name for rows in by_part.values() for row in rows if row.value is None}
-    assert absent == {"+ torch.compile", "compiling", "images per joule"}
+    assert absent == {"+ torch.compile", "compiling"}
     assert all(row.note for rows in by_part.values() for row in rows if row.value is None)
     assert {"cpu", "cores", "torch", "dali", "precision", "commit", "date", "command", "python"} <= set(report["card"])
 
@@ -215,14 +223,15 @@ def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
     assert any("0.80x" in row.note for row in rows)  # the loss is said
 
 
-def test_only_what_is_asked_for_is_measured(tmp_path, capsys):
-    suite.main(["--only", "roof", *TINY, "--out", str(tmp_path)])
-    report, _ = last_line(capsys)
-    assert {row["part"] for row in report["rows"]} == {"roof", "in all"}
-
-
-def test_sweep_draws_and_recommends(tmp_path, capsys):
+def test_sweep_measures_each_size_and_draws(tmp_path, capsys):
     sweep.main(["--batch-sizes", "8", "16", *SMALL, "--out", str(tmp_path)])
-    report, _ = last_line(capsys)
-    assert report["rows"][-1]["value"] in (8, 16)
-    assert len(list(tmp_path.glob("sweep_*.png"))) == 1
+    *rows, _ = [Row(**row) for row in last_line(capsys)[0]["rows"]]
+    names = ["batch 8", "peak memory at batch 8", "batch 16", "peak memory at batch 16"]
+    assert [row.name for row in rows] == names and all(row.value for row in rows)
+    assert next(tmp_path.glob("sweep_*.png")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_smallest_size_within_three_percent_of_the_best_rate_is_recommended():
+    assert sweep.recommendation({16: 50.0, 32: 98.0, 64: 100.0, 128: 99.0}) == 32
+    assert sweep.recommendation({16: 96.9, 32: 100.0}) == 32
+    assert sweep.recommendation({}) is None

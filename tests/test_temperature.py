@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine import checkpoint, schema
+from engine import checkpoint
 from engine.checkpoint import Checkpoint
 from engine.config import HOTTEST, Config
 from engine.learner import Batch
@@ -19,7 +19,7 @@ from engine.temperature import FEWEST, fit_temperature
 from explain import study
 from explain.explainer import Explainer
 from explain.study import calibration
-from pipeline.dataset import DataSet
+from pipeline.dataset import DataSet, open_dataset
 from pipeline.synthetic import generated
 from tests.commands import call
 
@@ -80,6 +80,7 @@ def test_a_model_that_makes_no_error_is_not_made_as_sure_as_can_be(count: int):
     assert wrong.numpy() == pytest.approx(1 / (count + 2), rel=1e-6)
 
 
+DATA = open_dataset("generated:2048/128")
 RUN = "smoke --data generated:2048/128 --epochs 1 --resolutions 16 --precision fp32 --threads 1 --run-dir run".split()
 
 
@@ -90,11 +91,11 @@ def test_a_run_with_images_held_out_is_as_sure_as_it_is_right(capsys, monkeypatc
     loaded = checkpoint.load("model.pt")
     temperature = loaded.metrics["temperature"]
     assert code == 0 and json.loads(out.splitlines()[-1])["temperature"] == temperature != 1
-    found = study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).plain()
+    found = study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded, DATA).plain()
     assert found["calibration_error"] < found["calibration_error_without"]
     assert found["temperature"] == temperature and found["temperature_fitted_here"]
 
-    content = checkpoint.read("model.pt", checkpoint.MODEL, schema.model)
+    content = checkpoint.read("model.pt", checkpoint.MODEL)
     content["config"] = checkpoint.config_dict(content["config"])
     content["metrics"].pop("temperature")  # as older checkpoints
     checkpoint.write("older.pt", checkpoint.MODEL, content)
@@ -110,10 +111,10 @@ def test_test_images_are_not_fitted_to_and_the_config_has_another(capsys, monkey
     assert call(capsys, *RUN, "--run-dir", "other", "--temperature", "0.5")[0] == 0
     loaded = checkpoint.load("model.pt")
     assert loaded.metrics["temperature"] == 0.5
-    assert not study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded).fitted
+    assert not study.of_split(Explainer.of(loaded, "cpu", threads=1), loaded, DATA).fitted
 
 
 @pytest.mark.parametrize(("fold", "own", "fitted"), [("", True, True), ("1/2", True, False), ("1/2", False, True)])
 def test_a_fold_s_temperature_comes_from_the_validation_part_if_there_is_one(fold: str, own: bool, fitted: bool):
-    trained = Checkpoint(ResNet(["a", "b"], width=1), Config(fold=fold), {"temperature": 0.7})
+    trained = Checkpoint(ResNet(["a", "b"], width=1), Config(fold=fold), {"temperature": 0.7}, torch.zeros(0))
     assert study.fitted_to_it(trained, DataSet(lambda part: generated(8), lambda: own)) == fitted

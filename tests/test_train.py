@@ -186,7 +186,7 @@ def test_a_foreign_or_damaged_resume_state_is_refused(capsys):
     code, _, err = call(capsys, "--resume", "text.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "text.pt is not a resume checkpoint" in err
-    checkpoint.write("model.pt", checkpoint.MODEL, {"config": {}})
+    torch.save({"format": "cifar10-resnet model"}, "model.pt")
     code, _, err = call(capsys, "--resume=model.pt")
     assert (code, err.count("\n")) == (2, 1)
     assert "model.pt is not a resume checkpoint" in err
@@ -221,6 +221,7 @@ def test_help_names_every_setting_and_prints_no_traceback(tmp_path):
     assert result.returncode == 0
     for flag in ("--epochs", "--max-lr", "--resolutions", "--validate", "--resume", "|".join(PRESETS)):
         assert flag in result.stdout
+    assert "all biases, those of norms and of the last layer" in " ".join(result.stdout.replace("│", " ").split())
     assert result.stderr == ""
 
 

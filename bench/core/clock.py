@@ -1,7 +1,7 @@
 """The clock of every measurement: warm-up apart, start before the fetch, stop when the device is done, median of laps.
 
     rate = measure(loader, learner.train_step, device, Budget(seconds=5))
-    print(rate.median, rate.waited, rate.warm_up.steady)
+    print(rate.median, rate.wait, rate.warm_up.steady)
 
 On CUDA the times are those of events on the stream, so that nothing waits inside a lap and the share of data wait is
 what the GPU itself waited; on a CPU they are the host's. No scalar is read from the device inside a lap.
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from engine.device import synchronise
-from ground.mistake import Mistake
 from ground.spread import Spread, quartiles
 
 Batch = tuple[Tensor, Tensor]
@@ -24,12 +23,12 @@ STEADY = 0.1  # warm-up ends when two laps in a row differ by less
 WARM_UP_LAP_SECONDS = 0.02
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Budget:
     """How long a measurement may take."""
 
     seconds: float = 5.0
-    """Of timed laps together; a lap is one step at least, so slow steps take longer."""
+    """All timed laps together; a lap is one step at least, so slow steps take longer."""
     laps: int = 7
     warm_up_seconds: float = 5.0
     """After its first step, which may compile, warm-up gives up becoming steady after this long."""
@@ -42,9 +41,9 @@ class Budget:
 @dataclass(frozen=True)
 class WarmUp:
     step_seconds: float
-    """Of one step at its end."""
+    """The time of a step at its end."""
     steady: bool
-    """False: the time of a step still changed by more than a tenth when the budget ended."""
+    """False: that still changed by more than a tenth when the budget ended."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Lap:
 
     images: int
     seconds: float
-    waited: float
+    wait: float
     """Seconds from the end of a step to the arrival of the next batch, in sum."""
 
     @property
@@ -66,17 +65,13 @@ class Lap:
 class Rate(Spread):
     """Images per second over the laps."""
 
-    waited: float
+    wait: float
     """Share of the time, 0..1, spent waiting for data."""
     warm_up: WarmUp
 
 
 class Marks:
-    """Instants in the order of the device's work: `mark` costs a few microseconds and waits for nothing.
-
-    Args:
-        count: how many there will be; CUDA events are made ahead.
-    """
+    """Up to `count` instants in the device's order of work: `mark` costs microseconds and waits for nothing."""
 
     def __init__(self, device: torch.device, count: int) -> None:
         self._device = device
@@ -125,10 +120,10 @@ class Lane:
         images = 0
         marks = Marks(self._device, 2 * steps + 1)
         marks.mark()
-        for taken in range(steps):
+        for step in range(steps):
             batch = next(self._source, None)
             if batch is None:
-                raise Mistake(f"the data ended after {taken} of {steps} batches: use a smaller --batch-size")
+                raise ValueError(f"the batches ended after {step} of {steps}")
             marks.mark()
             self._step(*batch)
             marks.mark()
@@ -138,15 +133,15 @@ class Lane:
 
     def warm_up(self, budget: Budget) -> WarmUp:
         """Run until two laps in a row agree, or the budget is spent."""
-        per_step, taken, steady = self.lap(1).seconds, 1, False
+        per_step, count, steady = self.lap(1).seconds, 1, False
         end = perf_counter() + budget.warm_up_seconds
-        while taken < budget.warm_up_steps or not (steady or perf_counter() > end):
-            steps = min(max(1, int(WARM_UP_LAP_SECONDS / max(per_step, 1e-9))), max(taken, budget.warm_up_steps))
+        while count < budget.warm_up_steps or not (steady or perf_counter() > end):
+            steps = min(max(1, int(WARM_UP_LAP_SECONDS / max(per_step, 1e-9))), max(count, budget.warm_up_steps))
             steps = -(-steps // budget.lap_steps) * budget.lap_steps
             last = self.lap(steps)
             steady = abs(last.seconds / steps / per_step - 1) < STEADY
             per_step = last.seconds / steps
-            taken += steps
+            count += steps
         return WarmUp(per_step, steady)
 
 
@@ -163,17 +158,17 @@ def race(lanes: Sequence[Lane], budget: Budget) -> tuple[list[Rate], list[list[L
     `budget` is for each lane. Returns the lanes' rates and their laps; laps of the same number ran next to each other.
     """
     warm_ups = [lane.warm_up(budget) for lane in lanes]
-    bunches = [budget.seconds / budget.laps / max(w.step_seconds, 1e-9) / budget.lap_steps for w in warm_ups]
-    steps = [budget.lap_steps * max(1, round(bunch)) for bunch in bunches]
+    bunch_seconds = budget.seconds / budget.laps / budget.lap_steps
+    steps = [budget.lap_steps * max(1, round(bunch_seconds / max(w.step_seconds, 1e-9))) for w in warm_ups]
     laps: list[list[Lap]] = [[] for _ in lanes]
     for _ in range(budget.laps):
-        for lane, count, done in zip(lanes, steps, laps, strict=True):
-            done.append(lane.lap(count))
+        for lane, count, of_lane in zip(lanes, steps, laps, strict=True):
+            of_lane.append(lane.lap(count))
     rates = []
-    for warm_up, done in zip(warm_ups, laps, strict=True):
-        spread = quartiles([lap.rate for lap in done])
-        waited = sum(lap.waited for lap in done) / sum(lap.seconds for lap in done)
-        rates.append(Rate(spread.median, spread.q1, spread.q3, waited, warm_up))
+    for warm_up, of_lane in zip(warm_ups, laps, strict=True):
+        spread = quartiles([lap.rate for lap in of_lane])
+        wait = sum(lap.wait for lap in of_lane) / sum(lap.seconds for lap in of_lane)
+        rates.append(Rate(spread.median, spread.q1, spread.q3, wait, warm_up))
     return rates, laps
 
 

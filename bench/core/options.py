@@ -8,15 +8,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
-import tyro
 from tyro.conf import Suppress
 
-from engine.config import PRESETS, Config, typed, with_one_length
-from ground.mistake import Mistake
+from engine.config import PRESETS, Config, parse_flags, preset_and_flags
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Config):
+class BenchOptions(Config):
     """A recipe, and where its measurement goes. Nothing here is kept to go on from."""
 
     preset: Suppress[str] = ""
@@ -33,52 +31,32 @@ class Options(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedOptions(Options):
+class SpeedOptions(BenchOptions):
     """Flags of the commands that measure speed; their recipe is the `full` preset's at 32 px unless they name one."""
 
     quick: bool = False
     """Fewer and shorter measurements: a first look."""
 
 
-T = TypeVar("T", bound=Options)
+T = TypeVar("T", bound=BenchOptions)
 
 
-def parse(
-    kind: type[T],
-    arguments: Sequence[str],
-    command: str,
-    about: str | None,
-    default: str,
-    **changes: Any,
-) -> T:
-    """`[PRESET] [flags]` -> options.
+def parse(kind: type[T], words: Sequence[str], command: str, about: str | None, default: str, **changes: Any) -> T:
+    """`[PRESET] [flags]` -> options; raises as `engine.config.parse_flags` and `preset_and_flags`.
 
     Args:
         about: a module's docstring, of which --help shows the first paragraph.
-        default: the preset without a name, with `changes`.
-
-    Raises:
-        ValueError: the preset is unknown, a value is out of range, or both --epochs and --minutes are given.
-        SystemExit: after --help, or one message on stderr about a flag.
+        default: the preset where none is named, with `changes`.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    preset = arguments[0] if named else default
-    if preset not in PRESETS:
-        raise Mistake(f"preset {preset!r} is unknown: it must be one of {', '.join(PRESETS)}")
-    values = PRESETS[preset].values("weights", "network", "batches", "machine")
-    summary = (about or "").split("\n\n")[0]
-    options = tyro.cli(
-        kind,
-        default=kind(preset=preset, **values | ({} if named else changes)),
-        args=list(arguments[named:]),
-        prog=f"python -m bench {command}".rstrip(),
-        description=f"{summary} Before the flags may stand a preset: {', '.join(PRESETS)}.",
-    )
-    return with_one_length(options, typed(arguments))
+    preset, flags = preset_and_flags(words)
+    values = PRESETS[preset or default].values("weights", "network", "batches", "machine")
+    base = kind(preset=preset or default, **values | ({} if preset else changes))
+    summary = (about or "").split("\n\n")[0] + f" Before the flags may stand a preset: {', '.join(PRESETS)}."
+    return parse_flags(base, flags, f"python -m bench {command}".rstrip(), summary)
 
 
-def parse_speed(kind: type[T], arguments: Sequence[str], command: str, about: str | None) -> T:
+def parse_speed(kind: type[T], words: Sequence[str], command: str, about: str | None) -> T:
     """`parse` for the commands that measure speed."""
-    # CIFAR-10's own pixels, which the preset enlarges. Without a GPU a smaller batch: 512 would take 2.5 s on 2 cores.
+    # CIFAR-10's own pixels, which the preset enlarges. Without a GPU a smaller batch: a step of 512 takes seconds.
     smaller = {} if torch.cuda.is_available() else {"batch_size": 128}
-    return parse(kind, arguments, command, about, "full", resolutions=(32,), **smaller)
+    return parse(kind, words, command, about, "full", resolutions=(32,), **smaller)

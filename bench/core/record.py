@@ -8,9 +8,10 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,9 @@ from rich import box
 from rich.table import Table
 
 from bench.core.clock import Rate
+from engine import schema
 from engine.machine import Machine
-from ground.files import check_writable, write_whole
+from ground.files import check_writable, read_bounded, write_whole
 from ground.mistake import Mistake
 from ground.spread import Spread
 
@@ -31,10 +33,33 @@ ABSENT = "not measured"
 MEANING = {
     "accuracy": "means and quartiles over seeds",
     "curve": "accuracies of one training each, and one standard error of so many images either side",
+    "profile": "means over steps",
     "ablation": "mean gains over pairs, and one standard error either side",
 }
 GAIN = "gain of "  # begins the name of a row that another row's note repeats
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def _line(value: Any) -> bool:
+    return schema.text(10_000)(value) and value.isprintable()  # so it moves no cursor
+
+
+def _plain(value: Any) -> bool:
+    return _line(value) or type(value) is bool or schema.NUMBER(value)
+
+
+# What may stand in a result's file: anybody could have made it.
+MOST_BYTES = 10_000_000
+FORM: dict[str, schema.Check] = {
+    "format": (FORMAT,).__contains__,
+    "version": lambda value: value in (1, VERSION),
+    "theme": _line,
+    "card": schema.named(_line, 100),
+    "settings": schema.named(lambda value: _plain(value) or schema.many(_plain, 1000)(value), 1000),
+    "rows": schema.many(lambda value: type(value) is dict, 100_000),
+}
+ROW_FORM: dict[str, schema.Check] = dict.fromkeys(("part", "name", "unit", "note"), _line)
+ROW_FORM |= dict.fromkeys(("value", "low", "high"), lambda value: value is None or schema.NUMBER(value))
 
 
 @dataclass(frozen=True)
@@ -44,7 +69,6 @@ class Row:
     part: str
     name: str
     unit: str
-    """images/s, maps/s, s, ms, GiB, x, %, ... ; more is better for rates and x."""
     value: float | None = None
     """None is not measured."""
     low: float | None = None
@@ -98,8 +122,7 @@ def commit(folder: Path = ROOT) -> str:
     """The checkout's commit, "and changes" where files differ from it (results apart); unknown without git."""
 
     def git(*command: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        return subprocess.check_output(["git", "-C", folder, *command], stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         changes = git("status", "--porcelain", "--", ".", ":(exclude)docs/results")
@@ -124,64 +147,51 @@ def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
 
 def save(result: Result, stem: Path) -> list[str]:
     """Write the JSON and the Markdown; returns their paths."""
-    content = {"format": FORMAT, "version": VERSION} | asdict(result)
-    files = {".json": json.dumps(content, indent=1) + "\n", ".md": markdown(result)}
-    for suffix, text in files.items():
-        write_whole(stem.with_suffix(suffix), text.encode())
-    return [str(stem.with_suffix(suffix)) for suffix in files]
+    content = json.dumps({"format": FORMAT, "version": VERSION} | asdict(result), indent=1) + "\n"
+    files = {stem.with_suffix(".json"): content, stem.with_suffix(".md"): markdown(result)}
+    for path, text in files.items():
+        write_whole(path, text.encode())
+    return [str(path) for path in files]
 
 
 def load(path: str) -> Result:
     """Read a result back.
 
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        ValueError: it is no result of this program.
+        OSError: there is no such file, it cannot be read, or is no plain file.
+        Mistake: it is no result of this program.
     """
+    content = read_bounded(path, MOST_BYTES)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT or content.pop("version") not in (1, VERSION):
-            raise Mistake("of another format")
-        rows = [Row(**{OLD_NAMES.get(name, name): v for name, v in row.items()}) for row in content.pop("rows")]
-        for row in rows:
-            numbers = [v for v in (row.value, row.low, row.high) if v is not None]
-            if not all(isinstance(v, int | float) and abs(v) < 1e100 for v in numbers):
-                raise Mistake(f"the value of {row.name}")
-        result = Result(**content, rows=rows)
-        texts = [result.theme, *result.card, *result.card.values(), *result.settings.keys()]
-        texts += [text for row in rows for text in (row.part, row.name, row.unit, row.note)]
-        if not all(isinstance(text, str) and text.isprintable() for text in texts):
-            raise Mistake("a text that is none")
-        return result
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        values = json.loads(content)
+        schema.fit(values, FORM, "the result")
+        rows = [{OLD_NAMES.get(key, key): value for key, value in row.items()} for row in values["rows"]]
+        for place, row in enumerate(rows, 1):
+            schema.fit(row, ROW_FORM, f"row {place}")
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not a result of `python -m bench`: {error}") from None
+    return Result(values["theme"], values["card"], values["settings"], [Row(**row) for row in rows])
 
 
-def named(only: str, known: Iterable[str], what: str) -> list[str]:
+def selection(only: str, known: Collection[str], what: str) -> list[str]:
     """The names in `--only`, separated by commas, or all where it is empty.
 
     Raises:
-        ValueError: one is unknown; `what` says of what kind it should be.
+        Mistake: one is unknown; `what` says of what kind it should be.
     """
-    every = list(known)
-    wanted = [name.strip() for name in only.split(",")] if only else every
-    for name in wanted:
-        if name not in every:
-            raise Mistake(f"--only: {what} {name!r} is unknown: it must be of {', '.join(every)}")
-    return wanted
+    names = [name.strip() for name in only.split(",")] if only else list(known)
+    for name in names:
+        if name not in known:
+            raise Mistake(f"--only: {what} {name!r} is unknown: it must be of {', '.join(known)}")
+    return names
 
 
 def number(value: float | None, unit: str) -> str:
     """A value as people read it, without its unit."""
     if value is None:
         return ABSENT
-    if unit == "%":
-        return f"{value:.4g}"
-    if unit == "points":
-        return f"{value:+.2f}"
-    if value and abs(value) < 100:
-        return f"{value:.3g}"
-    return f"{value:,.0f}"
+    small = ".3g" if value and abs(value) < 100 else ",.0f"
+    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, small))
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
@@ -191,22 +201,16 @@ def cells(row: Row) -> tuple[str, str, str, str]:
     return row.name, value, spread, row.note
 
 
-def table(rows: Iterable[Row], title: str) -> Table:
+def table(result: Result) -> Table:
     """For the terminal, one section a part."""
-    grid = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    grid.add_column("measured")
-    grid.add_column("value", justify="right")
-    grid.add_column("spread", justify="right")
-    grid.add_column("note")
-    part = ""
-    for row in shown(rows):
-        if row.part != part:
-            if part:
-                grid.add_section()
-            grid.add_row(row.part, style="bold")
-            part = row.part
-        name, *rest = cells(row)
-        grid.add_row(f"  {name}", *rest)
+    grid = Table(box=box.SIMPLE_HEAD, title=f"{result.theme}: {result.meaning}", title_justify="left")
+    for header in ("measured", "value", "spread", "note"):
+        grid.add_column(header, justify="right" if header in ("value", "spread") else "left")
+    for part, rows in groupby(readable(result.rows), lambda row: row.part):
+        grid.add_row(part, style="bold")
+        for name, *rest in map(cells, rows):
+            grid.add_row(f"  {name}", *rest)
+        grid.add_section()
     return grid
 
 
@@ -214,24 +218,14 @@ def markdown(result: Result) -> str:
     """The table and the card."""
     lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
     lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
-    lines += [f"Values: {result.meaning}.", "", *row_lines(result)]
-    lines += ["", *pair_lines("environment", result.card), "", *pair_lines("setting", result.settings)]
+    lines += [f"Values: {result.meaning}.", "", "| part | measured | value | spread | note |", "|---|---|---|---|---|"]
+    for row in readable(result.rows):
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
+    for title, pairs in (("environment", result.card), ("setting", result.settings)):
+        lines += ["", f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in pairs.items())]
     return "\n".join(lines) + "\n"
 
 
-def pair_lines(title: str, pairs: Mapping[str, Any]) -> list[str]:
-    """Names and values as a Markdown table."""
-    return [f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in pairs.items())]
-
-
-def row_lines(result: Result) -> list[str]:
-    """The rows as a Markdown table."""
-    lines = ["| part | measured | value | spread | note |", "|---|---|---|---|---|"]
-    for row in shown(result.rows):
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
-    return lines
-
-
-def shown(rows: Iterable[Row]) -> list[Row]:
+def readable(rows: Iterable[Row]) -> list[Row]:
     """What people read: the gains of a ladder's rungs are in the notes of the rungs too."""
     return [row for row in rows if not row.name.startswith(GAIN)]

@@ -1,28 +1,24 @@
 """One measuring command: its bar, its record, saved after every step, and its last line.
 
-    with session("sweep", ["sweep", *arguments], options, machine, data.name, chart.draw_sweep) as shown:
-        for size in shown.steps([64, 128]):
-            shown.say(f"batch {size}")
-            shown.rows += measure(size)
+    with session("sweep", ["sweep", *arguments], options, machine, data.name) as display:
+        for size in display.steps([64, 128]):
+            display.say(f"batch {size}")
+            display.rows += measure(size)
 
 What goes wrong inside, or stops it, leaves the record of the steps that are done.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeVar
 
-from rich.progress import TextColumn
-
 from bench.core import record
-from bench.core.options import Options
+from bench.core.options import BenchOptions
 from bench.core.record import Result, Row
 from engine.machine import Machine
-from ground.terminal import bar, stdout_console
+from ground.terminal import Tracker, clock, json_line, stdout_console
 
 T = TypeVar("T")
 Say = Callable[[str], None]  # what is measured now
@@ -31,48 +27,44 @@ Say = Callable[[str], None]  # what is measured now
 class Session:
     """What a command writes to and says; made by `session`."""
 
-    rows: list[Row]
-    """What was measured so far: the command's to fill."""
-    more: dict[str, Any]
-    """What the last line says besides the result."""
-
-    def __init__(self, theme: str, card: dict[str, str], settings: dict[str, Any], stem: Path) -> None:
-        self.rows, self.more, self.console = [], {}, stdout_console()
-        self._theme, self._card, self._settings, self._stem = theme, card, settings, stem
-        self.bar = bar(self.console, TextColumn("ETA {task.fields[eta]}"))
-        self._task = self.bar.add_task("", total=None, eta="--:--")
-        self._start = perf_counter()
+    def __init__(self, result: Result, stem: Path) -> None:
+        self.rows: list[Row] = []
+        """What was measured so far: the command's to fill."""
+        self.more: dict[str, Any] = {}
+        """What the last line says besides the result."""
+        self.console = stdout_console()
+        self.tracker = Tracker(result.theme, 0, console=self.console, parts=self._parts)
+        self._result, self._stem, self._now = result, stem, ""
 
     @property
     def result(self) -> Result:
-        return Result(self._theme, self._card, self._settings, self.rows)
+        return replace(self._result, rows=self.rows)
 
-    @property
-    def seconds(self) -> float:
-        """Since the session began."""
-        return perf_counter() - self._start
+    def print(self, text: str) -> None:
+        """A line that a terminal does not break."""
+        self.console.print(text, soft_wrap=True, markup=False)
 
     def say(self, what: str) -> None:
         """Show what is measured now: beside the bar on a terminal, else in a line."""
-        if self.console.is_terminal:
-            self.bar.update(self._task, description=what, refresh=True)
-        else:
-            self.console.print(f"{self.seconds:5.0f} s  {what}", soft_wrap=True, markup=False)
+        self._now = what
+        self.tracker.draw()
 
     def saying(self, part: str) -> Say:
         """`say` with the part's name in front."""
         return lambda what: self.say(f"{part}: {what}")
 
-    def steps(self, items: Sequence[T], shares: Sequence[float] | None = None) -> Iterator[T]:
+    def _parts(self, done: int) -> list[str]:
+        spent = self.tracker.seconds
+        eta = [f"ETA {clock(spent / done * (self.tracker.total - done))}"] if done else []
+        return [self._now, clock(spent), *eta]
+
+    def steps(self, items: Sequence[T], shares: Sequence[int] = ()) -> Iterator[T]:
         """Each item in turn. When it is done, the bar moves on, by its share of the time, and the record is saved."""
-        shares = shares or [1.0] * len(items)
-        done = 0.0
+        shares = shares or [1] * len(items)
+        self.tracker.total = sum(shares)
         for item, share in zip(items, shares, strict=True):
             yield item
-            done += share
-            left = round(self.seconds / done * (sum(shares) - done))
-            eta = f"{left // 60}:{left % 60:02d}"
-            self.bar.update(self._task, completed=done, total=sum(shares), eta=eta)
+            self.tracker.done += share
             record.save(self.result, self._stem)
 
 
@@ -80,7 +72,7 @@ class Session:
 def session(
     theme: str,
     command: Sequence[str],
-    options: Options,
+    options: BenchOptions,
     machine: Machine,
     data: str,
     draw: Callable[[Result, Path], None] | None = None,
@@ -101,17 +93,17 @@ def session(
     card = record.environment(machine, command)
     stem = record.writable_stem(options.out, f"{theme}-{label}" if label else theme, card)
     settings = options.recorded() | {"compiled": machine.compiled, "data": data}
-    one = Session(theme, card, settings, stem)
-    for name, value in card.items():
-        one.console.print(f"{name:<10} {value}", soft_wrap=True, markup=False)
-    if crowded := machine.crowded():
-        one.console.print(crowded, soft_wrap=True, markup=False)
-    with one.bar:
-        yield one
-    files = record.save(one.result, stem)
+    display = Session(Result(theme, card, settings, []), stem)
+    for line in [*(f"{name:<10} {value}" for name, value in card.items()), machine.crowded()]:
+        if line:
+            display.print(line)
+    with display.tracker:
+        yield display
+    result = display.result
+    files = record.save(result, stem)
     if draw:
-        draw(one.result, stem.with_suffix(".png"))
+        draw(result, stem.with_suffix(".png"))
         files.append(str(stem.with_suffix(".png")))
-    one.console.print(record.table(one.rows, f"{theme}: {one.result.meaning}"))
-    one.console.print("wrote " + ", ".join(files), soft_wrap=True, markup=False)
-    print(json.dumps(asdict(one.result) | {"files": files} | one.more), flush=True)
+    display.console.print(record.table(result))
+    display.print("wrote " + ", ".join(files))
+    print(json_line(asdict(result) | {"files": files} | display.more), flush=True)

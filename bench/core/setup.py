@@ -3,13 +3,16 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, count, repeat
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from bench.core.clock import Batch, Budget
 from bench.core.options import SpeedOptions
+from bench.core.torch_loader import for_ever, torch_loader
 from engine.device import autocast
 from engine.distributed import ALONE, World
 from engine.learner import Learner
@@ -19,63 +22,39 @@ from engine.warm_up import needs_warm_up, warm_up
 from pipeline.dali import DaliLoader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from pipeline.reference import reference_loader
 from pipeline.split import Split
-from pipeline.synthetic import constant_batch
 
 FOREVER = 10**9  # steps
 
 
-@dataclass(frozen=True)
 class Setup:
     """One machine, one data set, one network: what all parts of a measurement share."""
 
-    config: SpeedOptions
-    split: Split
-    machine: Machine
+    def __init__(self, config: SpeedOptions, split: Split, machine: Machine) -> None:
+        self.config, self.split, self.machine = config, split, machine
+        self.batch_size, self.side = config.batch_size, config.resolutions[-1]
+        self.device, self.precision = machine.device, machine.precision
+        self.cuda = self.device.type == "cuda"
 
-    @property
-    def batch_size(self) -> int:
-        return self.config.batch_size
-
-    @property
-    def side(self) -> int:
-        return self.config.resolutions[-1]
-
-    @property
-    def device(self) -> torch.device:
-        return self.machine.device
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
-
-    @property
-    def precision(self) -> str:
-        return self.machine.precision
+    def changed(self, **settings: Any) -> Self:
+        """The same with other settings."""
+        return type(self)(replace(self.config, **settings), self.split, self.machine)
 
     def budget(self, seconds: float = 5.0, warm_up_steps: int = 2, lap_steps: int = 1) -> Budget:
         """A budget of about `seconds` timed seconds; a fraction of it with --quick."""
-        seconds, laps, warming = (seconds / 10, 3, 1.0) if self.config.quick else (seconds, 7, 10.0)
-        return Budget(
-            seconds=seconds, laps=laps, warm_up_seconds=warming, warm_up_steps=warm_up_steps, lap_steps=lap_steps
-        )
+        if self.config.quick:
+            return Budget(seconds / 10, 3, 1.0, warm_up_steps, lap_steps)
+        return Budget(seconds, 7, 10.0, warm_up_steps, lap_steps)
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
         """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
-        world, drawn = self.machine.world, self.config.drawn() | {"batch_size": batch_size}
-        plan = Plan(count=len(self.split), side=self.split.side, rank=world.rank, world=world.size, **drawn)
+        plan = plan_of(replace(self.config, batch_size=batch_size), self.split, self.machine.world)
         loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
 
-    def torch_batches(self, batch_size: int, workers: int, normalised: bool = False) -> Iterator[Batch]:
-        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 `normalised`."""
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
-        config = self.config
-        loader = reference_loader(
-            self.split, batch_size, workers, normalised, config.translate, config.cutout, self.side
-        )
-        return chain.from_iterable(repeat(loader))
+    def torch_batches(self, batch_size: int, workers: int, normalise: bool = False) -> Iterator[Batch]:
+        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 of deviation 1."""
+        return for_ever(torch_loader(self.split, self.config, batch_size, workers, normalise))
 
     def synthetic(self, batch_size: int) -> Iterator[Batch]:
         """One constant batch, for ever."""
@@ -112,14 +91,30 @@ class Setup:
         return learner
 
 
+def plan_of(config: SpeedOptions, split: Split, world: World) -> Plan:
+    """What the batches hold; raises Mistake where a batch is larger than the data set."""
+    return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **config.drawn())
+
+
 def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """Set torch up and load the images, all for one rank of `world`.
 
     Raises:
-        ValueError: the device is not here, or the batch is larger than the data set.
+        Mistake: the device is not here, or the batch is larger than the data set.
         OSError: the data set is not here and cannot be had.
     """
     machine = Machine.of(config, world)
     split, _ = open_dataset(config.data, config.size, config.fit, config.layout).splits(validate=True)
-    Plan(count=len(split), side=split.side, **config.drawn())  # refuses a batch that is too large, before any work
+    plan_of(config, split, ALONE)  # before any work
     return Setup(config, split, machine)
+
+
+def constant_batch(batch_size: int, resolution: int, device: torch.device, classes: int) -> tuple[Tensor, Tensor]:
+    """A batch that is always the same, on the device: given again and again, what the model could eat for free.
+
+    Images (batch_size, 3, resolution, resolution) uint8 channels_last; labels (batch_size,) int64 of so many classes.
+    """
+    generator = torch.Generator().manual_seed(0)
+    nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, classes, (batch_size,), generator=generator)
+    return nhwc.to(device).permute(0, 3, 1, 2), labels.to(device)

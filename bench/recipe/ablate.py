@@ -28,7 +28,7 @@ PART = "ablation"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TrialOptions):
+class AblationOptions(TrialOptions):
     seeds: int = setting(3, ge=1, le=1000)
     """Pairs of trainings for each ingredient."""
     only: str = ""
@@ -50,66 +50,69 @@ def ingredients(config: Config) -> list[Pair]:
     def switch(name: str, field: str, on: Any, off: Any) -> Pair:
         return Pair(name, replace(config, **{field: on}), replace(config, **{field: off}))
 
-    def own(field: str, otherwise: Any, nothing: Any) -> tuple[Any, Any]:
-        """The recipe's value, or one to try where it has none."""
+    def amount(name: str, field: str, otherwise: Any, nothing: Any) -> Pair:
+        """With the recipe's value, or one to try where it has none."""
         value = getattr(config, field)
-        return (otherwise if value == nothing else value), nothing
+        return switch(name, field, otherwise if value == nothing else value, nothing)
 
     return [
-        switch("muon", "muon_lr", *own("muon_lr", 0.2, 0.0)),
+        amount("muon", "muon_lr", 0.2, 0.0),
         switch("whitened-stem", "whiten", True, False),
         switch("dirac-start", "dirac", True, False),
-        switch("bias-lr", "bias_lr_scale", *own("bias_lr_scale", 16.0, 1.0)),
+        amount("bias-lr", "bias_lr_scale", 16.0, 1.0),
         switch("lookahead", "lookahead", True, False),
-        switch("label-smoothing", "label_smoothing", *own("label_smoothing", 0.1, 0.0)),
-        switch("translate", "translate", *own("translate", 2, 0)),
-        switch("cutout", "cutout", *own("cutout", 8, 0)),
-        switch("flip", "flip", *own("flip", "alternating", "none")),
+        amount("label-smoothing", "label_smoothing", 0.1, 0.0),
+        amount("translate", "translate", 2, 0),
+        amount("cutout", "cutout", 8, 0),
+        amount("flip", "flip", "alternating", "none"),
         switch("alternating-flip", "flip", "alternating", "random"),
-        switch("weight-decay", "weight_decay", *own("weight_decay", 5e-4, 0.0)),
+        amount("weight-decay", "weight_decay", 5e-4, 0.0),
         switch("progressive-resolution", "resolutions", config.resolutions, config.resolutions[-1:]),
     ]
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse(Options, arguments, "ablate", __doc__, "cpu")
+    options = parse(AblationOptions, arguments, "ablate", __doc__, "cpu")
     options = replace(options, validate=True)
-    chosen_ingredients(options, options.only)  # refuses a wrong name before the data is opened
+    pairs_of(options, options.only)  # refuses a wrong name before the data is opened
     trainer = Trainer(options)
-    options = trainer.fit(options, arguments)
+    options = trainer.decide(options, arguments)
     bases = options.each()
-    pairs = [pair for one in bases for pair in chosen_ingredients(one, options.only)]
+    pairs = [pair for one in bases for pair in pairs_of(one, options.only)]
     recipes = list(dict.fromkeys([*bases[:1], *(one for pair in pairs for one in (pair.with_it, pair.without))]))
     trials: dict[Config, Trial] = {}
-    command, data = ["ablate", *arguments], trainer.held_out.name
-    with session("ablation", command, options, trainer.machine, data, chart.draw_ablation, options.preset) as shown:
-        for one in shown.steps(recipes):
-            trials[one] = trainer.run(one, shown.saying(f"training {len(trials) + 1} of {len(recipes)}"))
-            shown.rows = rows_of(bases, pairs, trials)
+    subject = options, trainer.machine, trainer.held_out.name
+    with session("ablation", ["ablate", *arguments], *subject, chart.draw_ablation, options.preset) as display:
+        for one in display.steps(recipes):
+            trials[one] = trainer.run(one, display.saying(f"training {len(trials) + 1} of {len(recipes)}"))
+            display.rows = rows_of(bases, pairs, trials)
 
 
-def chosen_ingredients(config: Config, only: str) -> list[Pair]:
+def pairs_of(config: Config, only: str) -> list[Pair]:
     """Those named, or all.
 
     Raises:
-        ValueError: a name is unknown, or the recipe is the same with and without it.
+        Mistake: a name is unknown, or the recipe is the same with and without it.
     """
-    known = {ingredient.name: ingredient for ingredient in ingredients(config)}
-    wanted = record.named(only, known, "ingredient")
-    for name in wanted:
-        if known[name].with_it == known[name].without and only:
-            raise Mistake(f"--only: this recipe is the same with and without {name}: change it by a flag")
-    return [known[name] for name in wanted if known[name].with_it != known[name].without]
+    by_name = {pair.name: pair for pair in ingredients(config)}
+    pairs = [by_name[name] for name in record.selection(only, by_name, "ingredient")]
+    differ = [pair for pair in pairs if pair.with_it != pair.without]
+    for pair in pairs if only else []:
+        if pair not in differ:
+            raise Mistake(f"--only: this recipe is the same with and without {pair.name}: change it by a flag")
+    return differ
 
 
 def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
     """Each ingredient's gain over the pairs whose trainings are both done, the largest first; then the accuracy of
     the recipe itself, `bases`, one for each seed."""
-    done = [pair for pair in pairs if pair.with_it in trials and pair.without in trials]
+    by_name: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.with_it in trials and pair.without in trials:
+            by_name.setdefault(pair.name, []).append(pair)
     gains = []
-    for name in dict.fromkeys(pair.name for pair in done):
-        sides = [(trials[pair.with_it], trials[pair.without]) for pair in done if pair.name == name]
-        changed = next(pair for pair in done if pair.name == name)
+    for name, alike in by_name.items():
+        sides = [(trials[pair.with_it], trials[pair.without]) for pair in alike]
         points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
         mean = statistics.fmean(points)
         low, high, certainty = None, None, "one pair: no error"
@@ -118,7 +121,7 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
             low, high, certainty = mean - error, mean + error, f"+- {error:.2f}"
         time = statistics.median(a.train_seconds / b.train_seconds for a, b in sides)
         each = ", ".join(f"{point:+.2f}" for point in points)
-        what = difference(changed.with_it, changed.without)
+        what = difference(alike[0].with_it, alike[0].without)
         note = f"{what}; {certainty}, n={len(points)}: {each}; time x{time:.2f}"
         gains.append(Row(PART, name, "points", mean, low, high, note))
     gains.sort(key=lambda row: -(row.value or 0.0))
@@ -128,10 +131,9 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
 
 
 def difference(one: Config, other: Config) -> str:
-    """What differs, as "field: VALUE against VALUE"."""
-    a, b = asdict(one), asdict(other)
-    return "; ".join(f"{name} {_short(a[name])} against {_short(b[name])}" for name in a if a[name] != b[name])
-
-
-def _short(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    """What differs, as "field VALUE against VALUE"."""
+    a, b = (
+        {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in asdict(c).items()}
+        for c in (one, other)
+    )
+    return "; ".join(f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name])

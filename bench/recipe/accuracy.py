@@ -22,42 +22,33 @@ PART = "accuracy"
 
 
 def main(arguments: Sequence[str]) -> None:
-    default = default_preset(torch.cuda.is_available())
-    options = parse(TrialOptions, arguments, "accuracy", __doc__, default)
+    options = parse(TrialOptions, arguments, "accuracy", __doc__, default_preset(torch.cuda.is_available()))
     trainer = Trainer(options)
-    options = trainer.fit(options, arguments)
+    options = trainer.decide(options, arguments)
     trials: list[Trial] = []
-    command, data = ["accuracy", *arguments], trainer.held_out.name
-    with session("accuracy", command, options, trainer.machine, data, label=options.preset) as shown:
-        for one in shown.steps(options.each()):
-            trials.append(trainer.run(one, shown.saying(f"seed {one.seed}")))
-            shown.rows = rows_of(trials)
+    subject = options, trainer.machine, trainer.held_out.name
+    with session("accuracy", ["accuracy", *arguments], *subject, label=options.preset) as display:
+        for one in display.steps(options.each()):
+            trials.append(trainer.run(one, display.saying(f"seed {one.seed}")))
+            display.rows = rows_of(trials)
 
 
 def rows_of(trials: Sequence[Trial]) -> list[Row]:
     """Mean accuracy with its deviation between seeds, and the medians of time and rate."""
-    rows = [
-        _accuracy_row("plain", [trial.plain.accuracy for trial in trials]),
-        _accuracy_row("flip-TTA", [trial.flipped.accuracy for trial in trials]),
-    ]
-    seconds = quartiles([trial.train_seconds for trial in trials])
+    rows = []
+    for name, results in (("plain", [t.plain for t in trials]), ("flip-TTA", [t.flipped for t in trials])):
+        percents = [100 * result.accuracy for result in results]
+        spread = quartiles(percents)
+        note = f"{deviation(percents)}, n={len(percents)}: " + ", ".join(f"{percent:.2f}" for percent in percents)
+        rows.append(Row(PART, f"{name}, mean", "%", statistics.fmean(percents), spread.q1, spread.q3, note))
+    seconds = [trial.train_seconds for trial in trials]
+    longest = f"{max(seconds):.1f} s the longest; without compiling and evaluation"
     rates = quartiles([trial.images / trial.train_seconds for trial in trials])
-    longest = f"{max(trial.train_seconds for trial in trials):.1f} s the longest; without compiling and evaluation"
     return [
         *rows,
-        Row.of(PART, "training, median", "s", seconds, longest),
+        Row.of(PART, "training, median", "s", quartiles(seconds), longest),
         Row.of(PART, "training, median rate", "images/s", rates),
     ]
-
-
-def _accuracy_row(name: str, accuracies: Sequence[float]) -> Row:
-    percents = [100 * accuracy for accuracy in accuracies]
-    each = ", ".join(f"{percent:.2f}" for percent in percents)
-    spread = quartiles(percents)
-    return Row(
-        PART, f"{name}, mean", "%", statistics.fmean(percents), spread.q1, spread.q3,
-        f"{deviation(percents)}, n={len(percents)}: {each}",
-    )  # fmt: skip
 
 
 def deviation(values: Sequence[float]) -> str:

@@ -13,17 +13,15 @@ from dataclasses import dataclass, replace
 from tyro.conf import Suppress
 
 from bench.core import chart
-from bench.core.options import Options, parse
+from bench.core.options import BenchOptions, parse
 from bench.core.record import Row
 from bench.core.session import session
 from bench.recipe.trial import Trainer, Trial
 from engine.config import Config, setting
 
-PART = "curve"
-
 
 @dataclass(frozen=True, kw_only=True)
-class CurveOptions(Options):
+class CurveOptions(BenchOptions):
     budgets: tuple[float, ...] = setting((1.0, 2.0, 5.0, 10.0), gt=0, le=100_000)
     """Minutes of training, each a training of its own."""
     epochs: Suppress[int] = 20
@@ -33,19 +31,18 @@ class CurveOptions(Options):
 def main(arguments: Sequence[str]) -> None:
     options = replace(parse(CurveOptions, arguments, "curve", __doc__, "cpu"), validate=True)
     trainer = Trainer(options)
-    command, data, budgets = ["curve", *arguments], trainer.held_out.name, sorted(options.budgets)
-    with session("curve", command, options, trainer.machine, data, chart.draw_accuracy_curve, options.preset) as shown:
-        for minutes in shown.steps(budgets, budgets):
-            config = trainer.fit(replace(options, minutes=minutes), arguments)
-            trial = trainer.run(config, shown.saying(f"{minutes:g} minutes"))
-            shown.rows.append(row_of(minutes, config, trial))
+    budgets = sorted(options.budgets)
+    subject = options, trainer.machine, trainer.held_out.name
+    with session("curve", ["curve", *arguments], *subject, chart.draw_accuracy_curve, options.preset) as display:
+        for minutes in display.steps(budgets, [round(60 * minutes) for minutes in budgets]):
+            config = trainer.decide(replace(options, minutes=minutes), arguments)
+            trial = trainer.run(config, display.saying(f"{minutes:g} minutes"))
+            display.rows.append(row_of(minutes, config, trial))
 
 
 def row_of(minutes: float, config: Config, trial: Trial) -> Row:
     """Accuracy with its standard error, and what was trained how long."""
-    accuracy, images = trial.plain.accuracy, trial.plain.total
-    error = (accuracy * (1 - accuracy) / images) ** 0.5
+    accuracy, images = 100 * trial.plain.accuracy, trial.plain.total
+    error = (accuracy * (100 - accuracy) / images) ** 0.5
     note = f"{config.epochs} epochs, width {config.width}, {trial.train_seconds:.0f} s of training"
-    return Row(
-        PART, f"minutes {minutes:g}", "%", 100 * accuracy, 100 * (accuracy - error), 100 * (accuracy + error), note
-    )
+    return Row("curve", f"minutes {minutes:g}", "%", accuracy, accuracy - error, accuracy + error, note)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.models import resnet18
 from torchvision.transforms import v2
 
@@ -39,48 +40,46 @@ def main(arguments: Sequence[str]) -> None:
         raise Mistake(f"--minutes is {options.minutes}: it must be above 0")
     machine = Machine.of(Config(threads=options.threads))
     data = open_dataset(options.data, STORED)
-    train, *reported = (data.load(part) for part in ("train", "validation", "test"))
-    held_out = {split.name: split for split in reported}  # one, where the validation pictures stand for those to test
+    train, *others = (data.load(part) for part in ("train", "validation", "test"))
+    held_out = {split.name: split for split in others}  # one, where the validation pictures stand for those to test
     torch.manual_seed(options.seed)
     model = resnet18(num_classes=len(train.classes)).to(machine.device).to(memory_format=torch.channels_last)
+    normalise = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(*train.statistics)])
+
+    def logits_of(images: Tensor) -> Tensor:
+        images = normalise(images.to(machine.device)).contiguous(memory_format=torch.channels_last)
+        with autocast(machine.device, machine.precision):
+            return model(images)
+
     rate = 0.1 * BATCH / 256
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=1e-4)
-    augmented = v2.Compose([v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()])
+    augment = v2.Compose([v2.RandomResizedCrop(SIDE, antialias=True), v2.RandomHorizontalFlip()])
     images, labels = nchw(train), torch.from_numpy(train.labels)
     start, steps = time.perf_counter(), 0
     while (share := (time.perf_counter() - start) / (60 * options.minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * 0.1 ** int(3 * share)
-        chosen = torch.randint(len(images), (BATCH,))
-        batch = torch.stack([augmented(image) for image in images[chosen]])
-        with autocast(machine.device, machine.precision):
-            loss = F.cross_entropy(model(normalised(batch, train, machine)), labels[chosen].to(machine.device))
+        batch = torch.randint(len(images), (BATCH,))
+        logits = logits_of(torch.stack([augment(image) for image in images[batch]]))
         optimizer.zero_grad()
-        loss.backward()
+        F.cross_entropy(logits.float(), labels[batch].to(machine.device)).backward()
         optimizer.step()
         steps += 1
     model.eval()
     middle = v2.Compose([v2.Resize(round(SIDE * 256 / 224), antialias=True), v2.CenterCrop(SIDE)])
     right = 0
     for split in held_out.values():
-        with torch.no_grad(), autocast(machine.device, machine.precision):
-            logits = [model(normalised(middle(some), train, machine)) for some in nchw(split).split(200)]
-        right += int((torch.cat(logits).argmax(1).cpu() == torch.from_numpy(split.labels)).sum())
-    total = sum(map(len, held_out.values()))
+        with torch.no_grad():
+            predicted = torch.cat([logits_of(middle(some)).argmax(1) for some in nchw(split).split(200)])
+        right += int((predicted.cpu() == torch.from_numpy(split.labels)).sum())
+    total, names = sum(map(len, held_out.values())), " and ".join(held_out)
     epochs = steps * BATCH / len(train)
-    print(
-        f"{right} of {total} {' and '.join(held_out)} pictures right ({right / total:.1%}), after {epochs:.1f} epochs"
-    )
+    print(f"{right} of {total} {names} pictures right ({right / total:.1%}), after {epochs:.1f} epochs")
 
 
-def nchw(split: Split) -> torch.Tensor:
+def nchw(split: Split) -> Tensor:
+    """All images (N, 3, H, W) uint8."""
     return torch.from_numpy(split.images.copy()).permute(0, 3, 1, 2)
-
-
-def normalised(images: torch.Tensor, train: Split, machine: Machine) -> torch.Tensor:
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1).to(machine.device) for values in train.statistics)
-    scaled = images.to(machine.device).float() / 255
-    return ((scaled - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 if __name__ == "__main__":

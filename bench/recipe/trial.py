@@ -8,8 +8,8 @@ from typing import Self
 
 import torch
 
-from bench.core.options import Options
-from engine.config import C, Config, setting, typed
+from bench.core.options import BenchOptions
+from engine.config import C, Config, given_flags, setting
 from engine.learner import Evaluation, Learner, NonFiniteLoss
 from engine.machine import Machine
 from engine.model import ResNet, create
@@ -19,12 +19,12 @@ from ground.mistake import Mistake
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.plan import Plan
-from run.budget import fit
+from run.budget import decide
 from run.resume import State
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialOptions(Options):
+class TrialOptions(BenchOptions):
     seeds: int = setting(5, ge=1, le=1000)
     """Trainings, with the seeds --seed, --seed + 1, ..."""
 
@@ -40,7 +40,7 @@ class Trial:
     plain: Evaluation
     flipped: Evaluation
     train_seconds: float
-    """Of training alone: no compiling, no evaluation."""
+    """Those of training alone: no compiling, no evaluation."""
     images: int
 
 
@@ -57,9 +57,9 @@ class Trainer:
         self.train, self.held_out = data.splits(config.validate, config.fold)
         self._models: dict[tuple[int, ...], ResNet] = {}
 
-    def fit(self, config: C, arguments: Sequence[str]) -> C:
+    def decide(self, config: C, arguments: Sequence[str]) -> C:
         """The recipe with what these images and `--minutes` decide, but for what the command line gives."""
-        return fit(config, typed(arguments), State(), self.train, len(self.held_out), self.machine)
+        return decide(config, given_flags(arguments), State(), self.train, len(self.held_out), self.machine)
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
@@ -72,17 +72,17 @@ class Trainer:
             for note in warm_up(learner, plan.batch_size):
                 say(note)
         seconds, images = 0.0, 0
-        with memory_advice(config.batch_size, machine.device):
-            for epoch in range(config.epochs):
-                say(f"epoch {epoch + 1}/{config.epochs}")
-                start = perf_counter()
-                try:
+        try:
+            with memory_advice(config.batch_size, machine.device):
+                for epoch in range(config.epochs):
+                    say(f"epoch {epoch + 1}/{config.epochs}")
+                    start = perf_counter()
                     for batch in loader.epoch(epoch):
                         learner.train_step(*batch)
                     images += learner.end_epoch().images  # which waits for the device
-                except NonFiniteLoss as error:
-                    raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
-                seconds += perf_counter() - start
+                    seconds += perf_counter() - start
+        except NonFiniteLoss as error:
+            raise Mistake(f"seed {config.seed}: {error}: try a smaller --max-lr") from None
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images
         say("evaluating")
@@ -92,11 +92,7 @@ class Trainer:
 
     def _model(self, config: Config) -> ResNet:
         """The recipe's starting weights, in the same module as before where that fits: graphs belong to modules."""
-        fresh = create(config, self.train)
-        network = tuple(config.values("network").values())
-        model = self._models.get(network)
-        if model is None:
-            model = fresh.to(self.machine.device).to(memory_format=torch.channels_last)
-            self._models[network] = model
+        fresh = create(config, self.train).to(self.machine.device).to(memory_format=torch.channels_last)
+        model = self._models.setdefault(tuple(config.values("network").values()), fresh)
         model.load_state_dict(fresh.state_dict())
         return model

@@ -5,7 +5,6 @@ quotient of laps that ran next to each other.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,38 +15,37 @@ from bench.core.clock import Lane, race, ratio
 from bench.core.record import GAIN, Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.seed_style import SeedStyle, take_normalised
+from bench.speed.first_version import FirstVersion, take_normalised
 
 PART = "ladder"
-SEED_BATCH = 64
+FIRST_BATCH = 64
 WORKERS = 2
+BOTTOM = "float32, NCHW, Adam, DataLoader, scalars read every step"
 
 
 def measure_ladder(setup: Setup, say: Say) -> list[Row]:
     """Images/s of each rung, its gain over the one below, and the top's gain over the bottom."""
-    rungs = _rungs(setup)
-    lanes = []
-    for name, start in rungs.items():
+    lanes = {}
+    for name, start in _rungs(setup).items():
         say(f"preparing {name}")
-        lanes.append(start())
+        lanes[name] = start()
     say("all rungs in turns")
-    rates, laps = race(lanes, setup.budget(4))
-    names = list(rungs)
-    rows = [Row.of_rate(PART, names[0], rates[0], "float32, NCHW, Adam, DataLoader, scalars read every step")]
-    gains = []
-    for i in range(1, len(lanes)):
-        gain, in_all = ratio(laps[i], laps[i - 1]), ratio(laps[i], laps[0])
-        rows.append(Row.of_rate(PART, names[i], rates[i], f"{gain.median:.2f}x, {in_all.median:.2f}x in all"))
-        gains.append(Row.of(PART, f"{GAIN}{names[i]}", "x", gain))
+    rates, laps = race(list(lanes.values()), setup.budget(4))
+    rows, gains = [], []
+    for i, (name, rate) in enumerate(zip(lanes, rates, strict=True)):
+        gain, in_all = ratio(laps[i], laps[max(0, i - 1)]), ratio(laps[i], laps[0])
+        note = f"{gain.median:.2f}x, {in_all.median:.2f}x in all"
+        rows.append(Row.of_rate(PART, name, rate, note if i else BOTTOM))
+        gains.append(Row.of(PART, f"{GAIN}{name}", "x", gain))
     if not setup.machine.compiled:
         rows.append(Row(PART, "+ torch.compile", "images/s", note="with --compile on"))
-    return [*rows, *gains, Row.of(PART, "top over bottom", "x", ratio(laps[-1], laps[0]))]
+    return [*rows, *gains[1:], Row.of(PART, "top over bottom", "x", ratio(laps[-1], laps[0]))]
 
 
 def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
     """Each rung by its name, from the bottom up: a function that starts it."""
-    small, large, precision = min(SEED_BATCH, setup.batch_size // 2), setup.batch_size, setup.precision
-    sgd = replace(setup, config=replace(setup.config, muon_lr=0.0))
+    small, large, precision = min(FIRST_BATCH, setup.batch_size // 2), setup.batch_size, setup.precision
+    sgd = setup.changed(muon_lr=0.0)
     first, fed_by_torch = partial(_first_lane, setup, small), partial(_lane_fed_by_torch, sgd)
     rungs: dict[str, Callable[[], Lane]] = {
         f"first version's style, batch {small}": first,
@@ -67,8 +65,8 @@ def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
 
 
 def _first_lane(setup: Setup, batch_size: int, **switches: Any) -> Lane:
-    loop = SeedStyle(setup.config, setup.split.classes, setup.device, **switches)
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), loop.train_step, setup.device)
+    loop = FirstVersion(setup.config, setup.split.classes, setup.device, **switches)
+    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), loop.train_step, setup.device)
 
 
 def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
@@ -80,7 +78,7 @@ def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
         there = images.to(setup.device, memory_format=torch.channels_last, non_blocking=True)
         learner.train_step(there, labels.to(setup.device, non_blocking=True))
 
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalised=True), step, setup.device)
+    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), step, setup.device)
 
 
 def _our_lane(setup: Setup, **without: bool) -> Lane:

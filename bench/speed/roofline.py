@@ -15,8 +15,8 @@ from ground.spread import Spread
 PART = "roof"
 
 
-def measure_roof(setup: Setup, say: Say, trained: float | None) -> list[Row]:
-    """The roof, and the share of it that `trained` images/s reached (None: not measured)."""
+def measure_roof(setup: Setup, say: Say, best: float | None) -> list[Row]:
+    """The roof, and the share of it that training reached at best, in images/s (None: not measured)."""
     flops = training_flops(setup.model(), setup.side)
     rows = [Row(PART, f"FLOPs of a training image, {setup.side} px", "GFLOP", flops / 1e9, note="a multiply-add is 2")]
     names = ["fp32", "bf16", "fp16"] if setup.cuda else sorted({"fp32", setup.precision})
@@ -28,11 +28,11 @@ def measure_roof(setup: Setup, say: Say, trained: float | None) -> list[Row]:
         rows.append(Row.of(PART, f"matrix rate, {name}", "TFLOP/s", rates[name], note))
     arithmetic = 1e12 * rates[setup.precision].median / flops
     rows.append(Row(PART, f"arithmetic roof, {setup.precision}", "images/s", arithmetic))
-    used = f"model FLOPs utilisation, {setup.precision}"
-    if trained is None:
-        return [*rows, Row(PART, used, "%", note="needs the part e2e or compute")]
-    note = f"{trained:,.0f} images/s of {arithmetic:,.0f}"
-    return [*rows, Row(PART, used, "%", 100 * trained / arithmetic, note=note)]
+    name = f"model FLOPs utilisation, {setup.precision}"
+    if best is None:
+        return [*rows, Row(PART, name, "%", note="needs the part e2e or compute")]
+    note = f"{best:,.0f} images/s of {arithmetic:,.0f}"
+    return [*rows, Row(PART, name, "%", 100 * best / arithmetic, note=note)]
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, budget: Budget) -> Spread:

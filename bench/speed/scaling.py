@@ -9,8 +9,13 @@ efficiency is over the smallest number of processes, image for image; the cores 
 
 import json
 import os
+import shlex
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +23,15 @@ import torch
 from bench.core import chart
 from bench.core.clock import Lane
 from bench.core.options import SpeedOptions, parse_speed
-from bench.core.process import reported
-from bench.core.record import Row
+from bench.core.record import ROOT, Row
 from bench.core.session import session
 from bench.core.setup import prepare
 from engine import distributed
 from engine.config import setting
 from engine.distributed import World
+from ground.mistake import Mistake
 from ground.spread import quartiles
+from ground.terminal import json_line
 
 PART = "scaling"
 LIMIT = 900.0  # seconds for one number of processes
@@ -33,29 +39,31 @@ WARM_UP_STEPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SpeedOptions):
+class ScalingOptions(SpeedOptions):
     processes: tuple[int, ...] = setting((), ge=1)
     """Numbers of processes (default: doubling, up to one for each GPU, or for each core without one)."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse_speed(Options, arguments, "scaling", __doc__)
+    options = parse_speed(ScalingOptions, arguments, "scaling", __doc__)
     setup = prepare(options)
     most = torch.cuda.device_count() if setup.cuda else len(os.sched_getaffinity(0))
     counts = sorted(set(options.processes)) or doubling(most)
-    command = ["scaling", *arguments]
-    with session("scaling", command, options, setup.machine, setup.split.name, chart.draw_scaling) as shown:
-        each = None
-        for count in shown.steps(counts):
-            shown.say(f"processes: {count}")
-            found = measured(count, arguments)
-            spread = quartiles(found["rates"])
-            each = each or spread.median / count
-            each_has = f"{setup.batch_size / count:.4g} images each"
-            note = f"{each_has}; the slowest waits for data {found['waited']:.1%} of the time"
-            shown.rows += [
+    subject = options, setup.machine, setup.split.name
+    draw = partial(chart.draw_curves, over="processes", other_unit="%", other_title="efficiency, %")
+    with session("scaling", ["scaling", *arguments], *subject, draw) as display:
+        first = None
+        for count in display.steps(counts):
+            display.say(f"processes: {count}")
+            launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
+            report = report_of(["-m", *launcher, "bench.speed.scaling", *arguments], LIMIT)
+            spread = quartiles(report["rates"])
+            first = first or spread.median / count
+            share = f"{setup.batch_size / count:.4g} images each"
+            note = f"{share}; the slowest waits for data {report['wait']:.1%} of the time"
+            display.rows += [
                 Row.of(PART, f"processes: {count}", "images/s", spread, note),
-                Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / each),
+                Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / first),
             ]
 
 
@@ -64,14 +72,33 @@ def doubling(limit: int) -> list[int]:
     return sorted({limit, *(1 << i for i in range(limit.bit_length()))})
 
 
-def measured(count: int, flags: Sequence[str]) -> dict[str, Any]:
-    """What `count` processes of `measure_rank` report.
+def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
+    """The last line, JSON, of what `python *words` prints; what stops the wait ends it with all that it started.
 
     Raises:
-        ValueError: they failed.
+        Mistake: it failed by one, whose line is repeated, or did not end within `limit` seconds.
+        RuntimeError: it failed otherwise.
     """
-    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"] if count > 1 else []
-    return reported(["-m", *launcher, "bench.speed.scaling", *flags], LIMIT)
+    pipe, command = subprocess.PIPE, f"python {shlex.join(words)}"
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, text=True, start_new_session=True, stdout=pipe, stderr=pipe
+    )
+    try:
+        out, errors = process.communicate(timeout=limit)
+    except BaseException as stop:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(stop, subprocess.TimeoutExpired):
+            raise
+        raise Mistake(f"{command} did not end within {limit:.0f} s") from None
+    if process.returncode:
+        failure = f"{command} ended with exit code {process.returncode}: "
+        for line in errors.splitlines():
+            if line.startswith(("bench: ", "bench, rank")):
+                raise Mistake(failure + line)
+        raise RuntimeError(failure + errors)
+    report: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return report
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:
@@ -79,7 +106,7 @@ def measure_rank(arguments: Sequence[str], world: World) -> None:
 
     A lap has as many steps on each rank, or they would wait for each other for ever.
     """
-    setup = prepare(parse_speed(Options, arguments, "scaling", __doc__), world)
+    setup = prepare(parse_speed(ScalingOptions, arguments, "scaling", __doc__), world)
     learner = setup.learner()
     lane = Lane(setup.dali(setup.batch_size, setup.side), learner.train_step, setup.device)
     lane.lap(WARM_UP_STEPS)
@@ -88,9 +115,9 @@ def measure_rank(arguments: Sequence[str], world: World) -> None:
     steps = max(1, round(budget.seconds / budget.laps / step))
     laps = [lane.lap(steps) for _ in range(budget.laps)]
     seconds = [world.largest(lap.seconds) for lap in laps]
-    waited = world.largest(sum(lap.waited for lap in laps) / sum(lap.seconds for lap in laps))
+    wait = world.largest(sum(lap.wait for lap in laps) / sum(lap.seconds for lap in laps))
     if world.first:
-        print(json.dumps({"rates": [steps * setup.batch_size / s for s in seconds], "waited": waited}))
+        print(json_line({"rates": [steps * setup.batch_size / s for s in seconds], "wait": wait}))
 
 
 if __name__ == "__main__":

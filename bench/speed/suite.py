@@ -18,42 +18,37 @@ from bench.speed.throughput import measure_compute, measure_data, measure_end_to
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SpeedOptions):
+class SuiteOptions(SpeedOptions):
     only: str = ""
     """Parts to measure, separated by commas: resources, data, compute, e2e, ladder, evaluation, roof (default: all)."""
 
 
-@dataclass(frozen=True)
-class Part:
-    measure: Callable[[Setup, Say, list[Row]], list[Row]]
-    share: float
-    """Of the whole time on a CPU, for the ETA until the first parts tell better."""
-
-
-PARTS: dict[str, Part] = {
+# What measures a part, and its share of the whole time on a CPU, for the ETA until the first parts tell better.
+PARTS: dict[str, tuple[Callable[[Setup, Say, list[Row]], list[Row]], int]] = {
     # First, so that nothing is compiled and no memory is taken yet.
-    "resources": Part(lambda setup, say, _: measure_resources(setup, say), 10),
-    "data": Part(lambda setup, say, _: measure_data(setup, say), 50),
-    "compute": Part(lambda setup, say, _: measure_compute(setup, say), 25),
-    "e2e": Part(lambda setup, say, _: measure_end_to_end(setup, say), 25),
-    "ladder": Part(lambda setup, say, _: measure_ladder(setup, say), 90),
-    "evaluation": Part(lambda setup, say, _: measure_evaluation(setup, say), 25),
-    "roof": Part(lambda setup, say, rows: measure_roof(setup, say, _trained(rows)), 10),
+    "resources": (lambda setup, say, _: measure_resources(setup, say), 10),
+    "data": (lambda setup, say, _: measure_data(setup, say), 50),
+    "compute": (lambda setup, say, _: measure_compute(setup, say), 25),
+    "e2e": (lambda setup, say, _: measure_end_to_end(setup, say), 25),
+    "ladder": (lambda setup, say, _: measure_ladder(setup, say), 90),
+    "evaluation": (lambda setup, say, _: measure_evaluation(setup, say), 25),
+    "roof": (lambda setup, say, rows: measure_roof(setup, say, _best_rate(rows)), 10),
 }
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse_speed(Options, arguments, "", __doc__)
-    wanted = record.named(options.only, PARTS, "part")
+    options = parse_speed(SuiteOptions, arguments, "", __doc__)
+    wanted = record.selection(options.only, PARTS, "part")
     names = [name for name in PARTS if name in wanted]
     setup = prepare(options)
-    with session("bench", arguments, options, setup.machine, setup.split.name, chart.draw_bench) as shown:
-        for name in shown.steps(names, [PARTS[name].share for name in names]):
-            shown.rows += PARTS[name].measure(setup, shown.saying(name), shown.rows)
-        shown.rows.append(Row("in all", "this command after imports", "s", shown.seconds))
+    with session("bench", arguments, options, setup.machine, setup.split.name, chart.draw_bench) as display:
+        for name in display.steps(names, [PARTS[name][1] for name in names]):
+            measure, _ = PARTS[name]
+            display.rows += measure(setup, display.saying(name), display.rows)
+        display.rows.append(Row("in all", "this command after imports", "s", display.tracker.seconds))
 
 
-def _trained(rows: list[Row]) -> float | None:
+def _best_rate(rows: list[Row]) -> float | None:
     """The best images/s of the real train_step measured before."""
     training = (row for row in rows if row.part in ("end to end", "compute") and row.unit == "images/s")
     return max((row.value for row in training if row.value), default=None)

@@ -9,8 +9,10 @@ memory runs out; what was measured until then is kept. Modes pay where the host 
 GPU runs them.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,12 +31,11 @@ from engine.config import setting
 from ground.memory import out_of_memory
 from ground.mistake import Mistake
 
-PART = "sweep"
 GOOD_ENOUGH = 0.97  # of the best rate: below that a smaller batch trains slower
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SpeedOptions):
+class SweepOptions(SpeedOptions):
     batch_size: Suppress[int] = 512
     batch_sizes: tuple[int, ...] = setting((), ge=2)
     """Sizes to try (default: doubling, 16 to 512 on a CPU, 64 to 16384 on CUDA)."""
@@ -43,29 +44,27 @@ class Options(SpeedOptions):
 
 
 def main(arguments: Sequence[str]) -> None:
-    options = parse_speed(Options, arguments, "sweep", __doc__)
+    options = parse_speed(SweepOptions, arguments, "sweep", __doc__)
     setup = prepare(replace(options, batch_size=2))  # the sizes themselves are checked below
     if options.compile_modes and not setup.machine.compiled:
         raise Mistake("--compile-modes is for what is compiled: add --compile on")
-    sizes = sorted(set(options.batch_sizes))
-    if not sizes:
-        low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
-        sizes = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
-    if sizes[-1] > len(setup.split):
-        raise Mistake(f"--batch-sizes is {sizes[-1]}: it must be 2 to {len(setup.split)}, the images to train on")
-    tried: Sequence[Any] = options.compile_modes or (options.compile_mode,)
-    setups = {
-        mode: [replace(setup, config=replace(options, batch_size=size, compile_mode=mode)) for size in sizes]
-        for mode in tried
-    }
+    low, high = (64, 16384) if setup.cuda else (16, 64 if options.quick else 512)
+    doubling = [low << i for i in range((high // low).bit_length()) if low << i <= len(setup.split)]
+    sizes = sorted(set(options.batch_sizes)) or doubling
+    largest = max(sizes, default=0)
+    if not 0 < largest <= len(setup.split):
+        raise Mistake(f"--batch-sizes is {largest}: it must be 2 to {len(setup.split)}, the images to train on")
+    modes: Sequence[Any] = options.compile_modes or (options.compile_mode,)
+    # All made before any is measured: a mode that is none is refused at once.
+    setups = {m: [setup.changed(batch_size=size, compile_mode=m) for size in sizes] for m in modes}
     memory = available_memory(setup.device)
-    command = ["sweep", *arguments]
-    with session("sweep", command, options, setup.machine, setup.split.name, chart.draw_sweep) as shown:
+    subject = options, setup.machine, setup.split.name
+    draw = partial(chart.draw_curves, over="batch size", other_unit="GiB", other_title="peak memory, GiB")
+    with session("sweep", ["sweep", *arguments], *subject, draw) as display:
         for mode, every in setups.items():
-            part = mode if options.compile_modes else PART
-            trials = shown.steps(every, [float(size) for size in sizes])
-            for row in sweep(part, trials, measure_step, memory, shown.saying(part)):
-                shown.rows.append(row)
+            part = mode if options.compile_modes else "sweep"
+            for row in sweep(part, display.steps(every, sizes), measure_step, memory, display.saying(part)):
+                display.rows.append(row)
 
 
 def sweep(
@@ -102,7 +101,7 @@ def sweep(
         rates[size] = rate.median
         yield Row.of_rate(part, f"batch {size}", rate, f"{compiling:.1f} s to compile" if compiling else "")
         yield Row(part, f"peak memory at batch {size}", "GiB", peaks[size] / 2**30)
-    yield Row(part, "recommended batch size", "images", recommended(rates), note=end)
+    yield Row(part, "recommended batch size", "images", recommendation(rates), note=end)
 
 
 def measure_step(setup: Setup) -> tuple[Rate, int, float]:
@@ -116,7 +115,7 @@ def measure_step(setup: Setup) -> tuple[Rate, int, float]:
     return rate, peak_memory(setup.device), compiling
 
 
-def recommended(rates: dict[int, float]) -> int | None:
+def recommendation(rates: dict[int, float]) -> int | None:
     """The smallest size within 3% of the best rate; None without any."""
     best = max(rates.values(), default=0.0)
     return next((size for size, rate in sorted(rates.items()) if rate >= GOOD_ENOUGH * best), None)
@@ -132,12 +131,13 @@ def expected_peak(peaks: dict[int, int], size: int) -> float:
 
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process could come to hold: its own and what the system has left; None for a GPU."""
-    information = Path("/proc/meminfo")
-    if device.type == "cuda" or not information.exists():
+    system = Path("/proc/meminfo")
+    if device.type == "cuda" or not system.exists():
         return None
-    lines = (line.split() for line in information.read_text().splitlines())
-    free = {words[0].rstrip(":"): 1024 * int(words[1]) for words in lines}.get("MemAvailable")
-    own = 1024 * int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
-    limit = Path("/sys/fs/cgroup/memory.max")
-    limits = [int(text) for text in [limit.read_text().strip() if limit.exists() else "max"] if text.isdigit()]
-    return min([free + own, *limits]) if free is not None else None
+    kilobytes = [
+        int(re.findall(rf"^{name}:\s*(\d+) kB", path.read_text(), re.M)[0])
+        for name, path in (("MemAvailable", system), ("VmRSS", Path("/proc/self/status")))
+    ]
+    group = Path("/sys/fs/cgroup/memory.max")
+    limit = group.read_text().strip() if group.exists() else "max"
+    return min(1024 * sum(kilobytes), int(limit) if limit.isdigit() else 1 << 62)

@@ -11,36 +11,34 @@ from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.trace.phases import PHASES, Phases
+from bench.speed.phases import PHASES, Phases
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
 from ground.spread import quartiles
 from pipeline.dali import evaluation_loader
 
 COMPUTE_BOUND = 0.9  # of the synthetic batch's rate
-REFERENCE_BATCH = 512
-REFERENCE_WORKERS = 2
+BATCH = 512  # of the loaders by themselves
+WORKERS = 2
 
 
 def measure_data(setup: Setup, say: Say) -> list[Row]:
     """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
-    limit = len(setup.split)
-    batch = min(REFERENCE_BATCH, limit)
-    sizes = sorted({batch} if setup.config.quick else {min(size, limit) for size in (256, batch, 1024)})
-    sides = sorted({setup.side} if setup.config.quick else {16, 24, setup.side})
-    where = "GPU" if setup.cuda else "CPU"
+    limit, where, quick = len(setup.split), "GPU" if setup.cuda else "CPU", setup.config.quick
+    batch, side = min(BATCH, limit), setup.side
+    sizes = {batch} if quick else {min(size, limit) for size in (256, batch, 1024)}
+    sides = set() if quick else {16, 24} - {side}
     rows = []
     ours: dict[tuple[int, int], Rate] = {}
-    for size, side in chain(((size, setup.side) for size in sizes), ((batch, s) for s in sides if s != setup.side)):
-        name = f"DALI on the {where}, batch {size}, {side} px"
+    for shape in [*((size, side) for size in sorted(sizes)), *((batch, other) for other in sorted(sides))]:
+        name = "DALI on the {}, batch {}, {} px".format(where, *shape)
         say(name)
-        ours[size, side] = measure(setup.dali(size, side), _drop, setup.device, setup.budget(2, warm_up_steps=20))
-        rows.append(Row.of_rate("data", name, ours[size, side]))
-    cores = len(sched_getaffinity(0))
+        ours[shape] = measure(setup.dali(*shape), _drop, setup.device, setup.budget(2, warm_up_steps=20))
+        rows.append(Row.of_rate("data", name, ours[shape]))
     theirs: dict[int, Rate] = {}
     cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
-    for workers in [REFERENCE_WORKERS] if setup.config.quick else sorted({0, REFERENCE_WORKERS, 4, max(cores, 4)}):
-        name = f"torch DataLoader, {workers} workers, batch {batch}, {setup.side} px"
+    for workers in [WORKERS] if quick else sorted({0, WORKERS, 4, max(len(sched_getaffinity(0)), 4)}):
+        name = f"torch DataLoader, {workers} workers, batch {batch}, {side} px"
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
         budget = setup.budget(2, warm_up_steps=1 + 2 * workers, lap_steps=2 * max(1, workers))
@@ -48,10 +46,9 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
         rows.append(Row.of_rate("data", name, theirs[workers], "on the CPU"))
     say("synthetic batch")
     rate = measure(setup.synthetic(batch), _drop, setup.device, setup.budget(0.5))
-    rows.append(Row.of_rate("data", f"synthetic batch of {batch}, {setup.side} px", rate, "one batch again and again"))
-    name = f"DALI over torch DataLoader, {REFERENCE_WORKERS} workers, batch {batch}, {setup.side} px"
-    rows.append(Row("data", name, "x", ours[batch, setup.side].median / theirs[REFERENCE_WORKERS].median))
-    return rows
+    rows.append(Row.of_rate("data", f"synthetic batch of {batch}, {side} px", rate, "one batch again and again"))
+    name = f"DALI over torch DataLoader, {WORKERS} workers, batch {batch}, {side} px"
+    return [*rows, Row("data", name, "x", ours[batch, side].median / theirs[WORKERS].median)]
 
 
 def measure_compute(setup: Setup, say: Say) -> list[Row]:
@@ -67,12 +64,13 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
     images, labels = next(iter(setup.synthetic(size)))
     steps = 3 if setup.config.quick else 7
     # Three phases and the end of the step; what lies between the end and the next step is not counted.
-    marks = Marks(setup.device, (len(PHASES) + 1) * (steps + 2))
+    count = len(PHASES) + 1
+    marks = Marks(setup.device, count * (steps + 2))
     phases = Phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
     for _ in range(steps + 2):  # of which two to warm up
         phases.train_step(images, labels)
-    gaps = marks.gaps()[2 * (len(PHASES) + 1) :]
-    spreads = [quartiles([1000 * gap for gap in gaps[i :: len(PHASES) + 1]]) for i in range(len(PHASES))]
+    milliseconds = [1000 * gap for gap in marks.gaps()[2 * count :]]
+    spreads = [quartiles(milliseconds[i::count]) for i in range(len(PHASES))]
     whole = sum(spread.median for spread in spreads)
     return [Row.of_rate("compute", name, rate)] + [
         Row.of("compute", f"{phase} of a step", "ms", spread, f"{spread.median / whole:.0%} of a step")
@@ -98,22 +96,21 @@ def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
     rows = [Row.of_rate("end to end", f"synthetic batch and train_step, {name}", synthetic)]
     for source, rate, laps in zip(sources, rates, fed, strict=True):
         share = ratio(laps, bare)
-        said = verdict(share.median, rate.waited)
         rows += [
-            Row.of_rate("end to end", f"{source} and train_step, {name}", rate, said),
+            Row.of_rate("end to end", f"{source} and train_step, {name}", rate, verdict(share.median, rate.wait)),
             Row.of("end to end", f"{source} over synthetic", "x", share),
-            Row("end to end", f"{source}: time spent waiting for data", "%", 100 * rate.waited),
+            Row("end to end", f"{source}: time spent waiting for data", "%", 100 * rate.wait),
         ]
     return rows
 
 
-def verdict(of_synthetic: float, waited: float) -> str:
-    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `waited` 0..1."""
+def verdict(of_synthetic: float, wait: float) -> str:
+    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
     share = f"{of_synthetic:.0%} of synthetic"
     if of_synthetic >= COMPUTE_BOUND:
         return f"compute-bound: {share}"
-    if waited >= (1 - of_synthetic) / 2:
-        return f"data-bound: {share}, waits for data {waited:.0%} of the time"
+    if wait >= (1 - of_synthetic) / 2:
+        return f"data-bound: {share}, waits for data {wait:.0%} of the time"
     return f"compute-bound, but loading takes the cores that training needs: {share}"
 
 

@@ -6,29 +6,29 @@ const $ = (id) => document.getElementById(id);
 const SHOWN = 320; // pixels of the heatmap's side
 const ONE = 2 ** 22; // Pillow's fixed point
 
-// The facts that export.py put into the file: ONNX is a protobuf, whose field 14 holds pairs of texts.
-function factsOf(bytes) {
-  const facts = {}, text = new TextDecoder();
-  function* fields(from, to) {
-    const varint = () => {
-      for (let value = 0, scale = 1; ; scale *= 128) {
-        const byte = bytes[from++];
-        value += (byte & 127) * scale;
-        if (byte < 128) return value;
-      }
-    };
-    while (from < to) {
-      const tag = varint(), kind = tag & 7;
-      const length = kind === 2 ? varint() : kind === 1 ? 8 : kind === 5 ? 4 : (varint(), 0);
-      yield [tag >>> 3, from, (from += length)];
+// A protobuf is a row of fields, each with its number and bytes; those of ONNX's field 14 are pairs of texts, the facts
+// that export.py put into the file.
+function* fields(bytes) {
+  let at = 0;
+  const varint = () => {
+    let value = 0;
+    for (let scale = 1; ; scale *= 128) {
+      const byte = bytes[at++];
+      value += (byte & 127) * scale;
+      if (byte < 128) return value;
     }
+  };
+  while (at < bytes.length) {
+    const tag = varint();
+    const length = { 0: () => varint() && 0, 1: () => 8, 2: varint, 5: () => 4 }[tag & 7]();
+    yield [tag >>> 3, bytes.subarray(at, (at += length))];
   }
-  for (const [field, from, to] of fields(0, bytes.length)) {
-    if (field !== 14) continue;
-    const [key, value] = [...fields(from, to)].map(([, a, b]) => text.decode(bytes.subarray(a, b)));
-    facts[key] = value;
-  }
-  return facts;
+}
+
+function factsOf(bytes) {
+  const pairs = [...fields(bytes)].filter(([number]) => number === 14);
+  const text = (bytes) => new TextDecoder().decode(bytes);
+  return Object.fromEntries(pairs.map(([, pair]) => [...fields(pair)].map(([, bytes]) => text(bytes))));
 }
 
 // One axis of Pillow's bilinear resizing with antialiasing: rows of `count` RGB pixels become `size` columns. The result
@@ -39,8 +39,8 @@ function resized(pixels, count, rows, from, to, size) {
   for (let x = 0; x < size; x++) {
     const centre = from + (x + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - reach + 0.5)), end = Math.min(count, Math.trunc(centre + reach + 0.5));
-    const shares = [];
-    for (let i = first; i < end; i++) shares.push(Math.max(0, 1 - Math.abs((i - centre + 0.5) / reach)));
+    const distances = Array.from({ length: end - first }, (_, i) => Math.abs(first + i + 0.5 - centre) / reach);
+    const shares = distances.map((distance) => Math.max(0, 1 - distance));
     const total = shares.reduce((a, b) => a + b, 0), weights = shares.map((share) => Math.round((share / total) * ONE));
     for (let y = 0; y < rows; y++)
       for (let c = 0; c < 3; c++) {
@@ -133,7 +133,8 @@ async function start() {
   const bytes = new Uint8Array(await reply.arrayBuffer()), facts = factsOf(bytes);
   const session = await ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
   const size = Number(facts.size), classes = JSON.parse(facts.classes), ready = "Drop a picture here, or choose one";
-  async function classify(file) {
+  $("file").onchange = async ({ target }) => {
+    const [file] = target.files;
     if (!file) return;
     try {
       const pixels = squared(await pixelsOf(file), size, facts.fit);
@@ -144,15 +145,7 @@ async function start() {
     } catch (error) {
       $("state").textContent = `${file.name} cannot be read as a picture: ${error.message}`;
     }
-  }
-  $("file").onchange = (event) => classify(event.target.files[0]);
-  const drop = $("drop");
-  for (const [name, over] of [["dragover", true], ["dragleave", false], ["drop", false]])
-    drop.addEventListener(name, (event) => {
-      event.preventDefault();
-      drop.classList.toggle("over", over);
-      if (name === "drop") classify(event.dataTransfer.files[0]);
-    });
+  };
   $("state").textContent = ready;
   $("file").disabled = false;
 }

@@ -4,6 +4,8 @@ Float32, NCHW, Adam at 1e-3, batch 64, OneCycle, torchvision transforms in torch
 from the device at every step. Its wrong loss (nll_loss on raw logits) is put right here: only its speed is compared.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from engine.device import autocast
 from engine.model import ResNet
 
 
-class SeedStyle:
+class FirstVersion:
     """One training step at a time on images (B, 3, R, R) float32, normalised, and labels (B,), from the CPU.
 
     Args:
@@ -26,7 +28,7 @@ class SeedStyle:
     def __init__(
         self,
         config: Config,
-        classes: tuple[str, ...],
+        classes: Sequence[str],
         device: torch.device,
         channels_last: bool = False,
         precision: str = "fp32",
@@ -40,13 +42,11 @@ class SeedStyle:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=1e-2, total_steps=10**9)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self.seen, self.loss, self.correct = 0, 0.0, 0
-        self.sums = torch.zeros(2, device=device)
+        self.sums = torch.zeros(2, device="cpu" if synchronise else device)  # of the loss and of right answers
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        waits = self.synchronise
-        images = images.to(self.device, memory_format=self.layout, non_blocking=not waits)
-        labels = labels.to(self.device, non_blocking=not waits)
+        images = images.to(self.device, memory_format=self.layout, non_blocking=not self.synchronise)
+        labels = labels.to(self.device, non_blocking=not self.synchronise)
         self.optimizer.zero_grad()
         with autocast(self.device, self.precision):
             logits = self.model(images)
@@ -56,10 +56,8 @@ class SeedStyle:
         self.scaler.update()
         self.schedule.step()
         correct = (logits.argmax(1) == labels).sum()
-        self.seen += len(labels)
-        if waits:
-            self.loss += loss.item()
-            self.correct += int(correct.item())
+        if self.synchronise:
+            self.sums += torch.tensor([loss.item(), correct.item()])
         else:
             self.sums += torch.stack([loss.detach(), correct])
 

@@ -1,6 +1,8 @@
 """The loader that most people write, for comparison: torch's DataLoader over torchvision transforms, image by image."""
 
 import gc
+import warnings
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -9,7 +11,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from bench.core.clock import Batch
+from engine.config import Config
+from ground.mistake import Mistake
 from pipeline.split import Split
+
+Loader = DataLoader[tuple[Tensor, int]]
 
 
 class _Pictures(Dataset[tuple[Tensor, int]]):
@@ -23,36 +30,26 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(np.asarray(self.images[index]))), int(self.labels[index])
 
 
-def reference_loader(
-    split: Split,
-    batch_size: int,
-    workers: int,
-    normalise: bool = False,
-    translate: int = 4,
-    cutout: int = 0,
-    resolution: int | None = None,
-) -> DataLoader[tuple[Tensor, int]]:
+def torch_loader(split: Split, config: Config, batch_size: int, workers: int, normalise: bool = False) -> Loader:
     """Shuffled batches with a reflect-padded random crop, a random flip and cutout, drawn anew for each image.
 
     Args:
+        config: its `translate` and `cutout`, and the last of its resolutions R.
         workers: processes that load; 0 for the caller's own.
         normalise: float32 of mean 0 and deviation 1 by the split's statistics; else uint8.
-        translate: largest shift in pixels.
-        cutout: side of a square inside the image filled with the mean colour (0: none); torchvision's RandomErasing.
-        resolution: side R in pixels, by torchvision's Resize; that of the split's images if None.
 
     Yields images (B, 3, R, R) NCHW and labels (B,) int64, on the CPU. The last, smaller batch is left out.
     """
     steps: list[object] = [
-        transforms.RandomCrop(split.side, padding=translate, padding_mode="reflect"),
+        transforms.RandomCrop(split.side, padding=config.translate, padding_mode="reflect"),
         transforms.RandomHorizontalFlip(),
     ]
-    if resolution not in (None, split.side):
-        steps.append(transforms.Resize(resolution))
-    normalised = [transforms.ToTensor(), transforms.Normalize(*split.statistics)]
-    steps += normalised if normalise else [transforms.PILToTensor()]
-    if cutout:
-        share, fill = (cutout / split.side) ** 2, 0 if normalise else split.mean_colour
+    if config.resolutions[-1] != split.side:
+        steps.append(transforms.Resize(config.resolutions[-1]))
+    floats = [transforms.ToTensor(), transforms.Normalize(*split.statistics)]
+    steps += floats if normalise else [transforms.PILToTensor()]
+    if config.cutout:
+        share, fill = (config.cutout / split.side) ** 2, 0 if normalise else split.mean_colour
         steps.append(transforms.RandomErasing(p=1, scale=(share, share), ratio=(1, 1), value=fill))
     return DataLoader(
         _Pictures(split, transforms.Compose(steps)),
@@ -64,6 +61,19 @@ def reference_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_inherited_alone,
     )
+
+
+def for_ever(loader: Loader) -> Iterator[Batch]:
+    """The loader's batches, epoch after epoch; raises Mistake where its workers find no room in shared memory."""
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: on purpose
+    try:
+        while True:
+            yield from loader
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        advice = "make it larger (docker run --shm-size 1g), or leave out the parts data and ladder (--only)"
+        raise Mistake(f"/dev/shm is too small for the workers of torch's DataLoader: {advice}") from None
 
 
 def _leave_inherited_alone(worker: int) -> None:
