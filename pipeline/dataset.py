@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ import numpy as np
 from ground.data import GENERATED, kind_of
 from ground.mistake import Mistake
 from pipeline import folder, store, synthetic
-from pipeline.cifar10 import cache
+from pipeline.cifar10 import cache as cifar10
 from pipeline.layout import Layout
+from pipeline.listing import identity
 from pipeline.pictures import Fit
 from pipeline.split import Int64, Split
 from pipeline.store import say
@@ -29,14 +30,10 @@ VALIDATION = "10/10"  # the fold that is held out to choose settings by
 class DataSet:
     """Two parts, of which each is read only when it is asked for."""
 
-    load: Callable[[str], Split]
-    """The "train" or the "test" part. Raises OSError or Mistake where it cannot be had."""
-    has_validation: Callable[[], bool] = lambda: False
-    """Whether there is a "validation" part too."""
-    identity: Callable[[], str] = lambda: ""
-    """The same for the same pictures with the same classes and parts, whatever their names and place."""
-    root: Path | None = None
-    """The folder of pictures, or the table."""
+    load: Callable[[str], Split]  # "train" or "test"; raises OSError or Mistake where it cannot be had
+    has_validation: Callable[[], bool] = lambda: False  # whether there is a "validation" part too
+    identity: Callable[[], str] = lambda: ""  # the same for the same pictures, whatever their names and place
+    root: Path | None = None  # the folder of pictures, or the table
 
     def splits(self, validate: bool, fold: str = "") -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
@@ -63,14 +60,9 @@ class DataSet:
 def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "auto") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
-    Args:
-        name: "cifar10"; "generated" for 2,048 and 512 generated images, or "generated:TRAIN/TEST" for other numbers; or
-            a folder of pictures, or a table that names some: see pipeline.folder.
-        size, fit: how such pictures become squares: see pipeline.folder.prepare and pipeline.pictures.
-        layout: how a folder is meant: see pipeline.layout.
-
-    Raises:
-        Mistake: there is no data set of that name.
+    That is "cifar10"; "generated", 2,048 and 512 generated images, or "generated:TRAIN/TEST"; or a folder of pictures,
+    or a table that names some: `size`, `fit` and `layout` are as for pipeline.folder.prepare. Raises Mistake where
+    there is none of that name.
     """
     root = Path(os.path.expanduser(name))
     if kind_of(name) != "pictures":
@@ -78,11 +70,17 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "
             say(f"--data {name} is not the folder of that name: call that ./{name}")
         counts = GENERATED.fullmatch(name)
         if not counts:
-            return DataSet(cache.load, identity=lambda: name)
+            return DataSet(cifar10.load, identity=lambda: name)
         train, test = (int(count or usual) for count, usual in zip(counts.groups(), (2048, 512), strict=True))
         return DataSet(partial(synthetic.load, train=train, test=test), identity=lambda: name)
     if name and (root.is_dir() or (root.is_file() and root.suffix.lower() in SUFFIXES)):
-        return DataSet(*folder.loader(root, size, fit, layout), root)
+        prepared = cache(partial(folder.prepare, root, size, fit, layout))
+        return DataSet(
+            lambda part: folder.part_of(root, *prepared(), part),
+            lambda: any(picture.part == "validation" for picture in prepared()[0].pictures),
+            lambda: identity(prepared()[0]),
+            root,
+        )
     raise Mistake(
         f"--data is {name}: it must be cifar10, generated, generated:TRAIN/TEST (numbers of images), a folder of "
         "pictures, or a table of them (.csv, .tsv or .txt), and there is no such folder or file"
@@ -90,8 +88,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "
 
 
 def require_known(name: str, source: str) -> None:
-    """Raises Mistake where the file `source` names pictures that nobody has had read on this machine: a stranger's file
-    could have any folder searched."""
+    """Raises Mistake where the file `source`, perhaps a stranger's, names pictures that were never read here."""
     root = Path(os.path.expanduser(name))
     if kind_of(name) == "pictures" and not (root.exists() and store.index_path(root).exists()):
         where = "were not read on this machine before" if root.exists() else "are not there"
@@ -99,11 +96,7 @@ def require_known(name: str, source: str) -> None:
 
 
 def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
-    """The images to train on and those of a fold, such as "2/5", the second of five: "training", "validation".
-
-    Raises:
-        Mistake: no image is in that fold.
-    """
+    """The images to train on and those of a fold, such as "2/5", the second of five: "training", "validation"."""
     held = fold_indices(train, fold)
     if train.shuffled and held[-1] == len(train) - 1:  # the end of it: neither needs a copy
         return train.take(slice(held[0]), "training"), train.take(slice(held[0], None), "validation")
@@ -112,13 +105,10 @@ def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
 
 
 def fold_indices(train: Split, fold: str) -> Int64:
-    """Indices (k,) of the images of a fold, rising; together the folds hold every image once.
+    """Indices (k,) of the images of a fold, rising; together the folds hold every image once. Mistake where k is 0.
 
     Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the same images
     whatever their order, and copies of one image stay together. A class's only image is in no fold.
-
-    Raises:
-        Mistake: there are none.
     """
     number, folds = map(int, fold.split("/"))
 

@@ -5,32 +5,32 @@
     pipeline.layout, pipeline.table    which files there are, with their classes: an Inventory
     pipeline.contents                  the SHA-256 of each
     pipeline.store                     the pixels of these contents, decoded once by pipeline.pictures
-    pipeline.parts                     which are for training, validation and testing: a Listing
+    here                               which are for training, validation and testing: a Listing
 
 Nothing is ever written into the folder. A file that is not used is named with the reason, and the others go on.
+
+Without parts, 8 of 10 pictures of each class are for training, 1 for validation and 1 for testing. Which ones, the
+SHA-256 of each file decides: the same pictures always come out alike, and copies of one picture stay together.
 """
 
-import contextlib
 import errno
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from ground.files import lock
 from ground.mistake import Mistake
-from ground.terminal import tracked
 from pipeline import contents, store
+from pipeline.home import zeros
 from pipeline.labels import PARTS, one_spelling
 from pipeline.layout import Layout, folder_inventory
-from pipeline.listing import Inventory, LeftOut, Listing, Picture, Source, by_kind, identity
-from pipeline.memory import zeros
-from pipeline.parts import decide_parts
+from pipeline.listing import Inventory, LeftOut, Listing, Picture, Source, by_kind
 from pipeline.pictures import Fit, decode_bytes, dimensions, read_bytes, reason
 from pipeline.split import Split, UInt8
 from pipeline.store import Record, say
@@ -38,24 +38,7 @@ from pipeline.table import read_table
 
 USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
 SAMPLE = 200  # pictures that are looked at for their sizes
-
-
-class Loader(NamedTuple):
-    """What gives the parts of a folder. All is of one reading; each raises as `prepare` does."""
-
-    load: Callable[[str], Split]
-    has_validation: Callable[[], bool]
-    identity: Callable[[], str]
-
-
-def loader(root: Path, size: int, fit: Fit, layout: Layout) -> Loader:
-    """What loads a part of a folder (see `part_of`), and says whether it has one for validation, and what it is."""
-    prepared = cache(partial(prepare, root, size, fit, layout))
-    return Loader(
-        lambda part: part_of(root, *prepared(), part),
-        lambda: any(picture.part == "validation" for picture in prepared()[0].pictures),
-        lambda: identity(prepared()[0]),
-    )
+SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
 
 
 def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
@@ -64,8 +47,7 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
     Raises:
         Mistake: there are none, or a class has none to train on.
     """
-    counts = Counter(picture.part for picture in listing.pictures)
-    if part == "test" and not counts[part]:
+    if part == "test" and not listing.pictures[listing.part_slice(part)]:
         part = "validation"
     rows = listing.part_slice(part)
     pictures = listing.pictures[rows]
@@ -83,7 +65,7 @@ def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
         labels=np.array([picture.label for picture in pictures], np.int64),
         name=part,
         classes=listing.classes,
-        files=tuple(str(base(root) / picture.name) for picture in pictures),
+        files=tuple(str(_base(root) / picture.name) for picture in pictures),
         contents=np.array([int(picture.digest[:16], 16) for picture in pictures], np.uint64).view(np.int64),
     )
 
@@ -92,7 +74,7 @@ def _why(left_out: Sequence[LeftOut]) -> str:
     return f": {len(left_out):,} were left out, {by_kind(left_out)}" if left_out else ""
 
 
-def base(root: Path) -> Path:
+def _base(root: Path) -> Path:
     """What the names of pictures are relative to."""
     return root.parent if root.is_file() else root
 
@@ -108,11 +90,9 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
         OSError: it cannot be read, or the cache cannot be written.
     """
     inventory = table_inventory(root) if root.is_file() else folder_inventory(root, layout)
-    home = store.folder_of_caches()
     names = [file.name for file in inventory.files]
-    digests, reasons = contents.digests(base(root), names, store.index_path(root))
-    first = {digest: base(root) / file.name for file, digest in zip(inventory.files, digests, strict=True) if digest}
-    files = dict(sorted(first.items()))
+    digests, reasons = contents.digests(_base(root), names, store.index_path(root))
+    files = {digest: _base(root) / name for digest, name in sorted(zip(digests, names, strict=True)) if digest}
     size = size or usual_size(list(files.values()))
     path = store.cache_path(root, files, size, fit)
     listing = Listing((), (), ())
@@ -122,19 +102,15 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
         listing, rows = make_listing(inventory, digests, reasons, records)
         return rows
 
-    stored = store.read(path, size, arrange)
-    if stored is None:
-        descriptor = lock(home / "lock", lambda holder: say(f"waiting for process {holder}, which is decoding"))
-        try:
-            stored = store.read(path, size, arrange)
-            if stored is None:
+    read = partial(store.read, path, size, arrange)
+    if (stored := read()) is None:
+        waiting = "waiting for process {}, which is decoding"
+        with os.fdopen(lock(path.with_name("lock"), lambda holder: say(waiting.format(holder)))):
+            if (stored := read()) is None:
                 store.write(path, *decode_all(files, size, fit))
-                store.remove_old(path)
-                stored = store.read(path, size, arrange)
-                if stored is None:
-                    raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
-        finally:
-            os.close(descriptor)
+                stored = read()
+    if stored is None:
+        raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
     for line in listing.summary():
         say(line)
     return listing, stored[1]
@@ -166,26 +142,58 @@ def make_listing(
     faults = [why or by_digest[digest].fault for digest, why in zip(digests, reasons, strict=True)]
     sound = [i for i, fault in enumerate(faults) if not fault]
     parts, unfair = decide_parts([inventory.files[i] for i in sound], [digests[i] for i in sound])
-    for i, why in zip(sound, unfair, strict=True):
-        faults[i] = why
     pictures = []
-    for i, part in zip(sound, parts, strict=True):
-        if not faults[i]:
-            file, record = inventory.files[i], by_digest[digests[i]]
-            pictures.append(
-                Picture(file.name, file.label, part, record.digest, record.width, record.height, record.notes)
-            )
+    for i, part, why in zip(sound, parts, unfair, strict=True):
+        faults[i] = why
+        if not why:
+            file, one = inventory.files[i], by_digest[digests[i]]
+            pictures.append(Picture(file.name, file.label, part, one.digest, one.width, one.height, one.notes))
     pictures.sort(key=lambda picture: (PARTS.index(picture.part), picture.label, picture.digest, picture.name))
     faulty = [LeftOut(f.name, fault, f.label) for f, fault in zip(inventory.files, faults, strict=True) if fault]
     listing = Listing(inventory.classes, tuple(pictures), (*faulty, *inventory.left_out), inventory.notes)
     return listing, [stored[picture.digest] for picture in pictures]
 
 
+def decide_parts(files: Sequence[Source], digests: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The part of each file, and why it is left out ("" for most), by its SHA-256.
+
+    Left out is what would make the report dishonest: a picture that stands in two classes, and one to train on or for
+    validation that is also in a part after its own.
+    """
+    order = ["", *PARTS]
+    labels: dict[str, set[int]] = defaultdict(set)
+    last: dict[str, int] = defaultdict(int)  # of the parts that a picture is in
+    for file, digest in zip(files, digests, strict=True):
+        labels[digest].add(file.label)
+        last[digest] = max(last[digest], order.index(file.part))
+    class_digests: dict[int, set[str]] = defaultdict(set)
+    reasons = [""] * len(files)
+    for i, (file, digest) in enumerate(zip(files, digests, strict=True)):
+        if len(labels[digest]) > 1:
+            reasons[i] = "the same picture is in two classes"
+        elif order.index(file.part) < last[digest]:
+            reasons[i] = f"the same picture is among those for {order[last[digest]]}"
+        elif not file.part:
+            class_digests[file.label].add(digest)
+    part_by_digest = {digest: part for every in class_digests.values() for digest, part in _draw(sorted(every))}
+    parts = [file.part or part_by_digest.get(digest, "") for file, digest in zip(files, digests, strict=True)]
+    return parts, reasons
+
+
+def _draw(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A tenth of a class for testing and a tenth for validation, one picture each at least if there are three."""
+    count = len(digests)
+    some = max(1, round(count / SHARE))
+    test, validation = some if count > 1 else 0, some if count > 2 else 0
+    for i, digest in enumerate(digests):
+        yield digest, "test" if i < test else "validation" if i < test + validation else "train"
+
+
 def usual_size(files: Sequence[Path]) -> int:
     """Side in pixels for these pictures: 64, or 32 where half of them, of some looked at, are smaller than 48."""
     shorter = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
-        with contextlib.suppress(Exception):  # it is named when it is decoded
+        with suppress(Exception):  # it is named when it is decoded
             shorter.append(min(dimensions(file)))
     small, usual = USUAL_SIZES
     return small if shorter and np.median(shorter) < (small + usual) / 2 else usual
@@ -194,26 +202,21 @@ def usual_size(files: Sequence[Path]) -> int:
 def decode_all(files: dict[str, Path], size: int, fit: Fit) -> tuple[list[Record], UInt8]:
     """Every content decoded, on all cores: {SHA-256: a file} -> what is known of each, and images (n, size, size, 3).
 
-    Raises:
-        Mistake: a file has other bytes now.
+    Raises Mistake where a file has other bytes now.
     """
     images = zeros(len(files), size, size, 3)
     digests, paths = list(files), list(files.values())
     records = [Record(digest, "") for digest in digests]
 
-    def decode_block(rows: Sequence[int]) -> int:
-        for i in rows:
-            data = read_bytes(paths[i])
-            if hashlib.sha256(data).hexdigest() != digests[i]:
-                raise Mistake(f"{paths[i]} changed while it was read: start again when nobody writes there")
-            try:
-                images[i], width, height, notes = decode_bytes(data, size, fit)
-                records[i] = Record(digests[i], "", width, height, notes)
-            except Exception as error:  # a decoder raises nearly anything on a damaged file
-                records[i] = Record(digests[i], reason(error, paths[i]))
-        return len(rows)
+    def work(i: int) -> None:
+        data = read_bytes(paths[i])
+        if hashlib.sha256(data).hexdigest() != digests[i]:
+            raise Mistake(f"{paths[i]} changed while it was read: start again when nobody writes there")
+        try:
+            images[i], width, height, notes = decode_bytes(data, size, fit)
+            records[i] = Record(digests[i], "", width, height, notes)
+        except Exception as error:  # a decoder raises nearly anything on a damaged file
+            records[i] = Record(digests[i], reason(error, paths[i]))
 
-    counts = contents.in_threads(decode_block, range(len(files)))
-    for _ in tracked(counts, f"decoding to {size} x {size}", len(files), count=int):
-        pass
+    contents.in_threads(work, range(len(files)), f"decoding to {size} x {size}")
     return records, images

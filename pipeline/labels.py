@@ -34,10 +34,10 @@ def part_name(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def one_spelling(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """The class that each label means, and a line for every two labels that are one.
+    """{label: the class that it means}, and a line for every two labels that are one. The spelling is that of most.
 
     Labels are one where they differ by spaces, by letters' case (but for labels of one letter), by characters that are
-    not seen, or by the form in which Unicode writes a letter. The spelling is that of most.
+    not seen, or by the form in which Unicode writes a letter.
     """
     counts = Counter(names)
     groups: dict[str, list[str]] = defaultdict(list)

@@ -35,8 +35,7 @@ class Folder:
     """A folder and what lies in it, hidden things apart. Names are paths below the root."""
 
     name: str
-    files: list[str] = field(default_factory=list)
-    """Those that look like pictures."""
+    files: list[str] = field(default_factory=list)  # those that look like pictures
     tables: list[str] = field(default_factory=list)
     folders: list["Folder"] = field(default_factory=list)
 
@@ -66,19 +65,15 @@ class Folder:
 class Reading:
     """One way to understand a folder."""
 
-    folders: list[tuple[Folder, str, str]]
-    """Those of one class and part, with its label and its part."""
-    unread: list[tuple[Folder, str]]
-    """Those that are neither, each with the reason."""
+    folders: list[tuple[Folder, str, str]]  # those of one class and part, with its label and its part
+    unread: list[tuple[Folder, str]]  # those that are neither, each with the reason
     words: str
 
 
 def folder_inventory(root: Path, layout: Layout) -> Inventory:
     """Every file below a folder, with its class and part or the reason why it is not used.
 
-    Raises:
-        Mistake: it has not two classes, or can be read in two ways.
-        OSError: it cannot be read.
+    Raises Mistake where it has not two classes, or can be read in two ways.
     """
     tree, left_out = walk(root)
     top = tree
@@ -88,31 +83,30 @@ def folder_inventory(root: Path, layout: Layout) -> Inventory:
     notes = [f"the classes lie in {top.name}"] if top.name else []
     members = [(name, label, part) for folder, label, part in reading.folders for name in folder.below()]
     for folder, reason in reading.unread:
-        meant = part_name(folder.label)
-        labels, source = dict[str, str](), ""
-        if meant and meant[0] in PARTS:
+        part, labels, source = (part_name(folder.label) or ("",))[0], dict[str, str](), ""
+        if part in PARTS:
             labels, source = annotations(root, folder, {label for _, label, _ in reading.folders})
         if source:
             notes.append(f"the classes of {folder.name} are those of {source}")
             reason = f"{source} names no class of it"
         for name in folder.below():
-            if (label := labels.get(os.path.basename(name), "")) and meant:
-                members.append((name, label, meant[0]))
+            if label := labels.get(os.path.basename(name), ""):
+                members.append((name, label, part))
             else:
                 left_out.append(LeftOut(name, reason))
     classes, one_class = one_spelling(label for _, label, _ in members)
     order = sorted(set(classes.values()))
-    bare = [printable(folder.label) for folder in top.folders if folder not in top.live]
+    bare = name_list(printable(folder.label) for folder in top.folders if folder not in top.live)
     if len(order) < 2:
         raise Mistake(
             f"--data is {root}: it must have two folders or more, one for each class, or train and test with these in "
-            f"each; it has {', '.join(order) or 'none'}{f' (without pictures: {name_list(bare)})' if bare else ''}"
+            f"each; it has {', '.join(order) or 'none'}{f' (without pictures: {bare})' if bare else ''}"
         )
     accounted = {name for name, _, _ in members} | {file.name for file in left_out}
     left_out += [LeftOut(name, "not in the folder of a class") for name in tree.below() if name not in accounted]
     number = {label: order.index(name) for label, name in classes.items()}
     files = tuple(Source(name, number[label], part) for name, label, part in members)
-    notes += [*one_class, *([f"folders without a picture: {name_list(bare)}"] if bare else [])]
+    notes += one_class + [f"folders without a picture: {bare}"] * bool(bare)
     return Inventory(tuple(order), files, tuple(left_out), tuple(notes))
 
 
@@ -121,18 +115,23 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
 
     Links are followed, after all that lies there by itself, and each folder is entered once.
     """
-    left_out: list[LeftOut] = []
-    resolved = root.resolve()
-    visited = {_key(os.stat(folder)) for folder in (resolved, *resolved.parents)}
-    tree = Folder("")
+    left_out, visited, tree = list[LeftOut](), set[tuple[int, int]](), Folder("")
     folders, links = [(tree, False)], list[tuple[int, str, Folder]]()
+
+    def entered(status: os.stat_result) -> bool:
+        """Whether a folder was entered before; it is now."""
+        before = len(visited)
+        visited.add((status.st_dev, status.st_ino))
+        return len(visited) == before
+
+    for above in (root.resolve(), *root.resolve().parents):
+        entered(os.stat(above))
     while folders or links:
         if not folders:
             _, name, folder = heappop(links)  # what holds another's folder first
-            if (key := _key(os.stat(root / name))) in visited:
+            if entered(os.stat(root / name)):
                 left_out.append(LeftOut(name, "a link to a folder that is here already, or holds this one"))
                 continue
-            visited.add(key)
             folders.append((Folder(name), False))
             folder.folders.append(folders[0][0])
         folder, hidden = folders.pop()
@@ -149,10 +148,9 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
             aside = hidden or entry.name.startswith(".") or entry.name == SYSTEM_FOLDER
             if entry.is_dir(follow_symlinks=False):
                 inner = Folder(name)
-                if (key := _key(entry.stat(follow_symlinks=False))) in visited or name.count(os.sep) >= DEEPEST:
+                if name.count(os.sep) >= DEEPEST or entered(entry.stat(follow_symlinks=False)):
                     left_out.append(LeftOut(name, f"a folder that is here already, or lies below {DEEPEST} others"))
                     continue
-                visited.add(key)
                 folders.append((inner, aside))
                 if not aside:
                     folder.folders.append(inner)
@@ -167,10 +165,6 @@ def walk(root: Path) -> tuple[Folder, list[LeftOut]]:
             else:
                 folder.files.append(name)
     return tree, left_out
-
-
-def _key(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
 
 
 def unusable(entry: os.DirEntry[str]) -> str:
@@ -195,10 +189,8 @@ def choose(root: Path, top: Folder, layout: Layout) -> Reading:
     if parts and (sure or layout == "parts"):
         return parts
     if parts:
-        raise Mistake(
-            f"--data is {root}: it can be read in two ways: {classes.words}; or {parts.words}: say which by "
-            "--layout classes or --layout parts"
-        )
+        both = f"{classes.words}; or {parts.words}: say which by --layout classes or --layout parts"
+        raise Mistake(f"--data is {root}: it can be read in two ways: {both}")
     raise Mistake(
         f"--data is {root}: as parts, {name_list(names)} do not hold two folders or more, one for each class: make "
         "these, or say --layout classes if they are the classes"
@@ -266,10 +258,9 @@ def _one_family(folders: list[Folder]) -> bool:
 
 def _class_folders(folder: Folder, names: set[str]) -> list[Folder]:
     """The folders in one of a part, or in the one that it holds alone, if some have these names of classes."""
-    known = {name.casefold() for name in names}
 
     def holds_classes(folder: Folder) -> bool:
-        return any(inner.label.casefold() in known for inner in folder.live)
+        return not {name.casefold() for name in names}.isdisjoint(inner.label.casefold() for inner in folder.live)
 
     while len(folder.live) == 1 and (holds_classes(folder.live[0]) or not holds_classes(folder)):
         folder = folder.live[0]

@@ -13,11 +13,9 @@ from pipeline.labels import PARTS, name_list
 class Source:
     """A file before it is read."""
 
-    name: str
-    """Relative to the folder, or the table's; bytes that are no UTF-8 as surrogates."""
+    name: str  # relative to the folder, or the table's; bytes that are no UTF-8 as surrogates
     label: int
-    part: str
-    """Of labels.PARTS; "" where the content decides."""
+    part: str  # of labels.PARTS; "" where the content decides
 
 
 @dataclass(frozen=True)
@@ -25,10 +23,8 @@ class LeftOut:
     """A file that is not used."""
 
     name: str
-    reason: str
-    """What stands before a colon is the kind of reason."""
-    label: int = -1
-    """Of the class that it would be of."""
+    reason: str  # what stands before a colon is the kind of reason
+    label: int = -1  # of the class that it would be of
 
     @property
     def kind(self) -> str:
@@ -45,8 +41,7 @@ class Inventory:
     classes: tuple[str, ...]
     files: tuple[Source, ...]
     left_out: tuple[LeftOut, ...]
-    notes: tuple[str, ...] = ()
-    """What was understood, beside classes and parts."""
+    notes: tuple[str, ...] = ()  # what was understood, beside classes and parts
 
 
 @dataclass(frozen=True)
@@ -56,13 +51,10 @@ class Picture:
     name: str
     label: int
     part: str
-    digest: str
-    """SHA-256 of the file."""
-    width: int
-    """In pixels, as stored; and the height."""
+    digest: str  # SHA-256 of the file
+    width: int  # in pixels, as stored; and the height
     height: int
-    notes: tuple[str, ...] = ()
-    """What is unusual."""
+    notes: tuple[str, ...] = ()  # what is unusual
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,7 @@ class Listing:
     """What there is, after every file was read."""
 
     classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]
-    """By part, then class, then SHA-256: their order says nothing of their names."""
+    pictures: tuple[Picture, ...]  # by part, then class, then SHA-256: their order says nothing of their names
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...] = ()
 
@@ -115,10 +106,6 @@ def by_kind(left_out: Iterable[LeftOut]) -> str:
 
 
 def identity(listing: Listing) -> str:
-    """SHA-256 of what the pictures are: of each the bytes of its file, its class and its part.
-
-    Other names, another place, a table instead of a folder, or other times change nothing of it. One bit of a picture
-    does.
-    """
+    """SHA-256 of the pictures' bytes, classes and parts, which their names, place and times do not change."""
     rows = sorted(f"{one.part}\0{listing.classes[one.label]}\0{one.digest}\n" for one in listing.pictures)
     return hashlib.sha256("".join(rows).encode("utf-8", "surrogatepass")).hexdigest()

@@ -14,63 +14,41 @@ from ground.mistake import Mistake
 
 @dataclass(frozen=True)
 class Draws:
-    """One rank's part of a batch: what to do with each image. All arrays have the length B of that part."""
+    """One rank's part of a batch, of B images: what to do with each.
 
-    indices: np.ndarray
-    """(B,) int64: positions in the data set."""
-    crop: np.ndarray
-    """(B, 2) int32: top and left of the image's window in the padded image, 0 .. 2 * translate."""
-    flip: np.ndarray
-    """(B,) bool: mirrored left to right, after the crop's window was chosen on the mirrored padded image."""
-    cutout: np.ndarray
-    """(B, 4) int32: top, left, bottom, right of the square to fill, clipped to the image; empty where there is none."""
+    A window of the padded image is cut out, mirrored if `flip`: it was chosen on the mirrored padded image.
+    """
+
+    indices: np.ndarray  # (B,) int64: positions in the data set
+    crop: np.ndarray  # (B, 2) int32: top and left of the window in the padded image, 0 .. 2 * translate
+    flip: np.ndarray  # (B,) bool: mirrored left to right
+    cutout: np.ndarray  # (B, 4) int32: top, left, bottom, right of the square to fill, clipped; empty where none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The batches of every epoch.
+    """The batches of every epoch. Raises Mistake where a size does not fit the images or their number."""
 
-    Args:
-        count: images in the data set.
-        side: of the stored images, in pixels.
-        batch_size: images a step, over all ranks.
-        seed: changes every draw.
-        translate: largest shift in pixels, half the side at most; the padding by reflection is as wide.
-        flip: "random", "alternating" (every image in every second epoch, half of them in each) or "none".
-        cutout: side in pixels of a square to fill with the mean colour; its centre is uniform over the image.
-        shuffle: a new permutation each epoch; else the data set's order.
-        drop_last: leave out the last, smaller batch of an epoch.
-        rank, world: this process among how many; a rank takes every world-th image of each batch.
-        whole: a rank takes every world-th batch instead, as one process would see it.
-
-    Raises:
-        Mistake: the batch is larger than the data set, or smaller than the number of ranks that share it; the shift
-            or the square is too large for the images.
-    """
-
-    count: int
-    side: int
-    batch_size: int
-    seed: int = 0
-    translate: int = 0
-    flip: str = "none"
-    cutout: int = 0
-    shuffle: bool = True
-    drop_last: bool = True
-    rank: int = 0
+    count: int  # images in the data set
+    side: int  # of the stored images, in pixels
+    batch_size: int  # images a step, over all ranks
+    seed: int = 0  # changes every draw
+    translate: int = 0  # largest shift in pixels; the padding by reflection is as wide
+    flip: str = "none"  # or "random", or "alternating": each image in every second epoch, half of them in each
+    cutout: int = 0  # side in pixels of a square to fill with the mean colour, its centre uniform over the image
+    shuffle: bool = True  # a new permutation each epoch; else the data set's order
+    drop_last: bool = True  # leave out the last, smaller batch of an epoch
+    rank: int = 0  # this process, of `world` many: it takes every world-th image of each batch
     world: int = 1
-    whole: bool = False
+    whole: bool = False  # it takes every world-th batch instead, as one process would see it
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.count:
-            raise Mistake(
-                f"--batch-size is {self.batch_size}: it must be 1 to {self.count}, the number of images in the data set"
-            )
+            images = f"{self.count}, the number of images in the data set"
+            raise Mistake(f"--batch-size is {self.batch_size}: it must be 1 to {images}")
         for name, most in (("translate", self.side // 2), ("cutout", self.side)):
-            if not 0 <= getattr(self, name) <= most:
-                raise Mistake(
-                    f"--{name} is {getattr(self, name)}: it must be 0 to {most} for images of {self.side} pixels"
-                )
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise Mistake(f"--{name} is {value}: it must be 0 to {most} for images of {self.side} pixels")
         if not 0 <= self.rank < self.world:
             raise ValueError(f"rank {self.rank} of {self.world} cannot be")
         if self.batch_size < self.world and not self.whole:

@@ -10,34 +10,23 @@ import numpy.typing as npt
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 Channels = tuple[float, ...]
-LEAST_DEVIATION = 4 / 255
+LEAST_DEVIATION = 4 / 255  # by which a channel of one level all over, or nearly, is divided
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Split:
-    """n images of S x S pixels; the arrays are not to be written to.
+    """n images of S x S pixels; the arrays are not to be written to."""
 
-    Args:
-        images: (n, S, S, 3) uint8 RGB.
-        labels: (n,) int64, indices into `classes`.
-        name: what a person calls this part: "train", "test", "training" (what is left of "train") or "validation".
-        classes: name of each class.
-        files: where each image comes from, for a folder of pictures; else empty.
-        contents: (n,) what is in these files, the first 8 bytes of each one's SHA-256; else empty.
-        disputed: indices of the images about whose label annotators disagree; empty where nothing is known.
-        shuffled: the order of the images says nothing of their class, so that any run of them is a fair sample.
-        known_statistics: mean and standard deviation of each channel, where they need not be computed.
-    """
-
-    images: UInt8
-    labels: Int64
-    name: str
+    images: UInt8  # (n, S, S, 3) RGB
+    labels: Int64  # (n,) indices into `classes`
+    name: str  # "train", "test", "training" (what is left of "train") or "validation"
     classes: tuple[str, ...]
-    files: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()  # where each image comes from, for a folder of pictures; else empty
     contents: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    disputed: tuple[int, ...] = ()
-    shuffled: bool = False
-    known_statistics: tuple[Channels, Channels] | None = None
+    """(n,) the first 8 bytes of the SHA-256 of each of these files; else empty."""
+    disputed: tuple[int, ...] = ()  # the images about whose label annotators disagree, where that is known
+    shuffled: bool = False  # the order says nothing of the class, so that any run of images is a fair sample
+    known_statistics: tuple[Channels, Channels] | None = None  # as `statistics`, where they need not be computed
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,10 +43,7 @@ class Split:
 
     @cached_property
     def statistics(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images.
-
-        The deviation is LEAST_DEVIATION at least: a channel of one level all over, or nearly, is divided by no less.
-        """
+        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
         mean, deviation = self.known_statistics or channel_statistics(self.images)
         return mean, tuple(max(channel, LEAST_DEVIATION) for channel in deviation)
 
@@ -87,10 +73,7 @@ class Split:
 
 
 def channel_statistics(images: UInt8) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel over all pixels of all images, in units of 0..1.
-
-    Exact, from counts of the 256 levels; the deviation is that of all pixels, not the mean of each image's own.
-    """
+    """Mean and standard deviation of each channel over all pixels of all images, in units of 0..1, exactly."""
     counts = np.zeros((3, 256))
     for start in range(0, len(images), 5000):
         for channel in range(3):

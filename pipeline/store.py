@@ -1,16 +1,16 @@
 """The cache of decoded pictures: pixels by the content of their files, so that no name can say wrong ones.
 
-One file holds the pictures of one folder at one size and fit, FOLDER-KEY.pictures in `pictures` of pipeline.home. A
-first line of bounded length says how long the head is and its SHA-256; the head, JSON, holds what is known of each
-picture and the SHA-256 of the pixels; the pixels follow. The newest KEPT files of a folder stay.
+One file holds the pictures of one folder at one size and fit, FOLDER-KEY.pictures in `pictures` of pipeline.home:
+a first line of bounded length with the length and the SHA-256 of the head; the head, JSON, with what is known of each
+picture and the SHA-256 of the pixels; the pixels. The newest KEPT files of a folder stay.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,8 +19,7 @@ import numpy as np
 import PIL
 
 from ground.files import open_regular, write_whole
-from pipeline.home import cache_folders
-from pipeline.memory import zeros
+from pipeline.home import cache_folders, zeros
 from pipeline.pictures import Fit, formats
 from pipeline.split import UInt8
 
@@ -34,10 +33,8 @@ FIRST_LINE, MOST_HEAD = 200, 1 << 30  # bytes
 class Record:
     """What is known of a file's content."""
 
-    digest: str
-    """SHA-256."""
-    fault: str
-    """Why it cannot be decoded; then nothing follows."""
+    digest: str  # SHA-256
+    fault: str  # why it cannot be decoded; then nothing follows
     width: int = 0
     height: int = 0
     notes: tuple[str, ...] = ()
@@ -47,39 +44,27 @@ def cache_path(root: Path, digests: Iterable[str], size: int, fit: Fit) -> Path:
     """The cache of these contents, which another folder may have made; the folder's own name for it, if none has."""
     state = f"{FORM} {PIL.__version__} {' '.join(formats())} {size} {fit} {' '.join(digests)}"
     key = hashlib.sha256(state.encode()).hexdigest()[:32]
-    home = folder_of_caches()
-    path = home / f"{folder_name(root)}-{key}.pictures"
-    return path if path.exists() else next(iter(sorted(home.glob(f"*-{key}.pictures"))), path)
-
-
-def folder_of_caches() -> Path:
-    """It is made where it is missing."""
-    home = cache_folders()[-1] / "pictures"
-    home.mkdir(parents=True, exist_ok=True)
-    return home
-
-
-def folder_name(root: Path) -> str:
-    """What stands for a folder in the names of its files here."""
-    return hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16]
+    path = _path(root, f"-{key}.pictures")
+    return path if path.exists() else min(path.parent.glob(f"*-{key}.pictures"), default=path)
 
 
 def index_path(root: Path) -> Path:
     """Where the digests of a folder's files are kept: there once it has been read."""
-    return folder_of_caches() / f"{folder_name(root)}.digests"
+    return _path(root, ".digests")
 
 
-def remove_old(path: Path) -> None:
-    """Remove all but the newest KEPT caches of the folder that `path` is one of, and say so."""
-    with contextlib.suppress(FileNotFoundError):  # another process removes them too
-        siblings = path.parent.glob(f"{path.name.partition('-')[0]}-*.pictures")
-        for old in sorted(siblings, key=lambda file: file.lstat().st_mtime_ns, reverse=True)[KEPT:]:
-            old.unlink()
-            say(f"removed the oldest cache of this folder, {old}; the newest {KEPT} stay")
+def _path(root: Path, end: str) -> Path:
+    """A file that belongs to a folder, in that of the caches, which is made where it is missing."""
+    home = cache_folders()[-1] / "pictures"
+    home.mkdir(parents=True, exist_ok=True)
+    return home / (hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16] + end)
 
 
 def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
-    """Write the records and the pixels of those without a fault, of images (len(records), size, size, 3)."""
+    """Write the records and the pixels of those without a fault, of images (len(records), size, size, 3).
+
+    All but the newest KEPT caches of the same folder are removed.
+    """
     rows = [i for i, record in enumerate(records) if not record.fault]
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     digest = hashlib.sha256()
@@ -89,6 +74,11 @@ def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
     head = json.dumps({"pixels": digest.hexdigest(), "records": values}).encode()
     first = f"{FORM} {len(head)} {hashlib.sha256(head).hexdigest()}\n".encode()
     write_whole(path, first, head, (images[block] for block in blocks), durable=True)
+    with suppress(FileNotFoundError):  # another process removes them too
+        siblings = path.parent.glob(f"{path.name.partition('-')[0]}-*.pictures")
+        for old in sorted(siblings, key=lambda file: file.lstat().st_mtime_ns, reverse=True)[KEPT:]:
+            old.unlink()
+            say(f"removed the oldest cache of this folder, {old}; the newest {KEPT} stay")
 
 
 def read(
@@ -97,12 +87,10 @@ def read(
     """What `write` wrote: the records, and pixels (n, size, size, 3); None where that is missing or damaged.
 
     The pixels are read and not mapped: into memory or, where that has no room, into a file without a name, which nobody
-    can cut while they are used.
-
-    Args:
-        arrange: says of which of the pictures without a fault, in the order of the records, the n are.
+    can cut while they are used. `arrange` says which of the pictures without a fault, by their number, the n are.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError), open_regular(path) as file:
+    damage = OSError, ValueError, KeyError, TypeError, RecursionError
+    with suppress(*damage), open_regular(path) as file:
         head = _head(file)
         records = tuple(_record(*values) for values in head["records"])
         stored = sum(not record.fault for record in records)
@@ -110,8 +98,7 @@ def read(
             return None
         rows = np.array(arrange(records), np.int64)  # (n,)
         order = np.argsort(rows, kind="stable")
-        rising = rows[order]
-        images = zeros(len(rows), size, size, 3)
+        rising, images = rows[order], zeros(len(rows), size, size, 3)
         buffer, digest = np.empty((BLOCK, size, size, 3), np.uint8), hashlib.sha256()
         for start in range(0, stored, BLOCK):
             block = buffer[: min(BLOCK, stored - start)]
@@ -121,7 +108,7 @@ def read(
             first, end = np.searchsorted(rising, [start, start + len(block)])
             images[order[first:end]] = block[rising[first:end] - start]
         if digest.hexdigest() == head["pixels"]:
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 os.utime(path)  # it is the newest
             images.flags.writeable = False
             return records, images

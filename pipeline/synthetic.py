@@ -2,22 +2,19 @@
 
 import numpy as np
 
-from pipeline.cifar10.facts import CLASSES, MEAN, STD
+from pipeline.cifar10.facts import CLASSES, KNOWN
 from pipeline.split import Split
 
 BLOCK = 1024  # images that are made at a time, which takes 60 MB
 
 
 def load(part: str, train: int, test: int) -> Split:
-    """The "train" or the "test" part of a generated data set of so many images each."""
+    """A part of a generated data set of so many images each."""
     return generated(train, part) if part == "train" else generated(test, part, seed=1)
 
 
 def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
-    """`count` easy images in the form of CIFAR-10: a coloured bar each, its colour and angle the class, in noise.
-
-    Classes, side and statistics are CIFAR-10's. The same for the same arguments.
-    """
+    """`count` easy images in the form of CIFAR-10: a coloured bar each, its colour and angle the class, in noise."""
     rng = np.random.default_rng([seed, count])
     labels = rng.integers(0, len(CLASSES), count, dtype=np.uint8)
     angles = labels * np.pi / len(CLASSES)
@@ -29,11 +26,4 @@ def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
         bar = np.abs(x * np.cos(angle)[:, None, None] + y * np.sin(angle)[:, None, None]) < 4
         colour = np.stack([np.cos(2 * angle + shift) for shift in (0, 2, 4)], 1) * 60 + 128
         images[start : start + BLOCK] += np.where(bar[..., None], colour[:, None, None], 40).astype(np.uint8)
-    return Split(
-        images=images,
-        labels=labels.astype(np.int64),
-        name=name,
-        classes=CLASSES,
-        shuffled=True,
-        known_statistics=(MEAN, STD),
-    )
+    return Split(images=images, labels=labels.astype(np.int64), name=name, **KNOWN)

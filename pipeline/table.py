@@ -33,17 +33,11 @@ ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (c
 class Row(NamedTuple):
     path: str
     label: str
-    part: str
-    """Of labels.PARTS, or "" where the table has no such column."""
+    part: str  # of labels.PARTS, or "" where the table has no such column
 
 
 def read_table(table: Path) -> tuple[list[Row], str]:
-    """The rows, and how they were understood.
-
-    Raises:
-        Mistake: a column is missing, or a line lacks something; says which.
-        OSError: it cannot be read.
-    """
+    """The rows, and how they were understood. Raises Mistake that says which column or line lacks something."""
     try:
         encoding = encoding_of(table)
         with open_regular(table) as file, io.TextIOWrapper(file, encoding, newline="") as text:

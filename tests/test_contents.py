@@ -142,13 +142,8 @@ def test_pictures_that_change_places_take_their_pixels_along(tmp_path: Path, mon
 def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch):
     settled(monkeypatch)
     root, opened = own(tmp_path / "own"), []
-    real = contents.open_regular
-
-    def watched(path):
-        opened.append(str(path))
-        return real(path)
-
-    monkeypatch.setattr(contents, "open_regular", watched)
+    real = contents.open_bounded
+    monkeypatch.setattr(contents, "open_bounded", lambda path: opened.append(str(path)) or real(path))
 
     def read() -> int:
         opened.clear()
@@ -165,7 +160,7 @@ def test_unchanged_files_are_not_read_again(tmp_path: Path, monkeypatch):
 def test_a_file_of_this_very_moment_is_read_again(tmp_path: Path):
     root = own(tmp_path / "own")
     listing(root)
-    (index,) = store.folder_of_caches().glob("*.digests")
+    index = store.index_path(root)
     assert contents.read_index(index) == {}, "nothing settled yet"
 
 
@@ -196,7 +191,7 @@ def test_100_000_unchanged_pictures_take_three_seconds(tmp_path: Path, monkeypat
 def test_anything_in_the_place_of_a_cache_is_made_anew(tmp_path: Path, what: str):
     root = own(tmp_path / "own")
     expected = folder.prepare(root, 8, "crop")
-    for path in [*store.folder_of_caches().glob("*.pictures"), *store.folder_of_caches().glob("*.digests")]:
+    for path in [*store.index_path(root).parent.glob("*.pictures"), *store.index_path(root).parent.glob("*.digests")]:
         whole = path.read_bytes()
         path.unlink()
         if what == "fifo":
@@ -225,7 +220,7 @@ def test_a_cache_that_lies_is_not_believed(tmp_path: Path):
     """Records of other files, or of no form, with digests that fit."""
     root = own(tmp_path / "own")
     expected = folder.prepare(root, 8, "crop")
-    (path,) = store.folder_of_caches().glob("*.pictures")
+    (path,) = store.index_path(root).parent.glob("*.pictures")
     images = np.zeros((12, 8, 8, 3), np.uint8)
     for digest, width in (("0" * 64, 9), (5, 9), ("0" * 64, -1), ("0" * 64, "9")):
         store.write(path, [store.Record(digest, "", width, 9)] * 12, images)  # type: ignore[arg-type]

@@ -20,7 +20,8 @@ import train
 from engine import checkpoint
 from explain.options import GradcamOptions
 from ground.mistake import Mistake
-from pipeline import folder, memory, store
+from pipeline import folder, store
+from pipeline import home as caches
 from pipeline.dali import DaliLoader
 from pipeline.dataset import DataSet, open_dataset
 from pipeline.listing import Listing
@@ -211,7 +212,7 @@ def test_the_size_follows_the_pictures(tmp_path: Path, side, size):
 def test_what_memory_has_no_room_for_stays_in_files(tmp_path: Path, home: Path, monkeypatch):
     root = flat(tmp_path, cat=600, dog=5)
     usual = open_dataset(str(root), 8).load("train")
-    monkeypatch.setattr(memory, "SHARE", 10**12)
+    monkeypatch.setattr(caches, "SHARE", 10**12)
     next(home.rglob("*.pictures")).unlink()
     split = open_dataset(str(root), 8).load("train")
     assert isinstance(split.images, np.memmap) and split.digest == usual.digest
@@ -475,6 +476,6 @@ def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, m
     assert Path("mine.png").read_bytes() == mine
     Path("link.png").symlink_to("sheet.png")
     assert sheet("link.png") == first and Path("link.png").is_symlink()
-    with pytest.raises(Mistake, match="it lies in own"):
+    with pytest.raises(Mistake, match="lies in own"):
         sheet("own/sheet.png")
     assert not (root / "sheet.png").exists()

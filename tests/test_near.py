@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 import pipeline.__main__ as entry
-from pipeline import near
 
 
 def drawn(seed: int, side: int = 96) -> Image.Image:
@@ -29,28 +28,28 @@ def test_a_picture_that_was_changed_a_little_is_found_and_another_is_not():
         one.filter(ImageFilter.GaussianBlur(3)),
         ImageEnhance.Brightness(one).enhance(0.7),
     ]
-    likeness, which = near.nearest(stack(*changed, drawn(1)), stack(drawn(2), one, drawn(3)))
-    assert (likeness[:-1] >= near.ALIKE).all() and (which[:-1] == 1).all()
+    likeness, which = entry.nearest(stack(*changed, drawn(1)), stack(drawn(2), one, drawn(3)))
+    assert (likeness[:-1] >= entry.ALIKE).all() and (which[:-1] == 1).all()
     assert likeness[-1] < 0.8
 
 
 def test_a_colour_in_common_makes_nothing_alike():
     leaves = np.random.default_rng(0).normal((60, 140, 50), 10, (9, 64, 64, 3)).clip(0, 255).astype(np.uint8)
-    assert near.nearest(leaves[:3], leaves[3:])[0].max() < 0.5
+    assert entry.nearest(leaves[:3], leaves[3:])[0].max() < 0.5
 
 
 def test_pictures_of_one_colour_are_like_none():
-    assert near.nearest(np.full((2, 8, 8, 3), 255, np.uint8), np.zeros((3, 8, 8, 3), np.uint8))[0].max() == 0
+    assert entry.nearest(np.full((2, 8, 8, 3), 255, np.uint8), np.zeros((3, 8, 8, 3), np.uint8))[0].max() == 0
 
 
 def test_the_most_alike_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch):
     images, others = stack(*map(drawn, range(4))), stack(*map(drawn, range(9, 1, -1)))
-    likeness, which = near.nearest(images, others)
+    likeness, which = entry.nearest(images, others)
     own, its = (x.astype(float) - x.mean((1, 2), keepdims=True) for x in (images, others))
     direct = [[np.corrcoef(a.ravel(), b.ravel())[0, 1] for b in its] for a in own]
     assert which[2:].tolist() == [7, 6] and which.tolist() == np.argmax(direct, 1).tolist()
-    monkeypatch.setattr(near, "BLOCK", 3)
-    in_blocks = near.nearest(images, others)
+    monkeypatch.setattr(entry, "BLOCK", 3)
+    in_blocks = entry.nearest(images, others)
     assert np.allclose(in_blocks[0], likeness, atol=1e-5) and np.array_equal(in_blocks[1], which)
 
 

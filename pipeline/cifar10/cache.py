@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ LOCK_NAME = ".cifar10-lock"
 def load(part: str) -> Split:
     """The "train" or the "test" images, verified, from the cache, which is prepared first where it is not good.
 
-    Reads and verifies the arrays of this part only, so that a run on "train" never opens the test set.
+    A run on "train" never opens the test set.
 
     Raises:
         Mistake: an offline copy is damaged or foreign, or no source can be reached.
@@ -37,37 +37,34 @@ def load(part: str) -> Split:
         if split := _open(folder / CACHE_NAME, part):
             return split
     path, _ = prepare()
-    split = _open(path, part)
-    if not split:
-        raise Mistake(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
-    return split
+    if split := _open(path, part):
+        return split
+    raise Mistake(f"{path}: damaged just after it was written and verified; check the disk, or set CIFAR10_DIR")
 
 
 def prepare() -> tuple[Path, str]:
     """The path of a complete, verified cache file, built where it is missing or damaged, and the source it came from.
 
-    Processes that prepare at the same time take turns, and all but the first find the work done. The file is written
-    beside its place, synchronised and renamed. Raises as `load` does.
+    Processes that prepare at the same time take turns, and all but the first find the work done. Raises as `load` does.
     """
     searched = cache_folders()
     for folder in searched:
         path = folder / CACHE_NAME
-        fault = _fault(path)
-        if not fault:
+        if not (fault := _read(path, facts.SHAPES)[1]):
             return path, "cache"
         if path.exists():
             say(f"{path} is damaged ({fault}): building the cache anew")
     home = searched[-1]
     path, work = home / CACHE_NAME, home / WORK_NAME
     with _alone(home):
-        if not _fault(path):  # another process was first
+        if not _read(path, facts.SHAPES)[1]:  # another process was first
             return path, "cache"
         shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: whoever holds the lock is alone
         work.mkdir()
         try:
             arrays, source = sources.obtain(searched, work)
             if wrong := _wrong(arrays):
-                raise Mistake(f"{source} gave arrays that are not CIFAR-10's: {', '.join(wrong)}")
+                raise Mistake(f"{source} gave arrays that are not CIFAR-10's: {wrong}")
             write_whole(work / CACHE_NAME, *(arrays[name] for name in facts.SHAPES), durable=True)
             os.replace(work / CACHE_NAME, path)
         except OSError as error:
@@ -80,53 +77,40 @@ def prepare() -> tuple[Path, str]:
     return path, source
 
 
-def _cached(path: Path, names: tuple[str, ...]) -> Arrays:
-    """The named arrays of a cache file; nothing where the file is missing or of another size.
+def _read(path: Path, names: Iterable[str]) -> tuple[Arrays, str]:
+    """The named arrays of a cache file, and what is wrong with them; nothing where all is well.
 
     Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and a file that is
     cut short cannot end the process.
     """
     sizes = [math.prod(shape) for shape in facts.SHAPES.values()]
     if not path.is_file() or path.stat().st_size != sum(sizes):
-        return {}
+        return {}, "its size"
     offsets = dict(zip(facts.SHAPES, itertools.accumulate(sizes, initial=0), strict=False))
     arrays = {}
     for name in names:
         count = math.prod(facts.SHAPES[name])
         array = np.fromfile(path, np.uint8, count, offset=offsets[name])
         if len(array) != count:
-            return {}
+            return {}, "its size"
         array.flags.writeable = False
         arrays[name] = array.reshape(facts.SHAPES[name])
-    return arrays
+    return arrays, _wrong(arrays)
+
+
+def _wrong(arrays: Arrays) -> str:
+    """Names of the arrays whose bytes are not CIFAR-10's."""
+    return ", ".join(name for name, array in arrays.items() if sha256(array) != facts.SHA256[name])
 
 
 def _open(path: Path, part: str) -> Split | None:
     """A part of a cache file, or nothing where that is missing or damaged; the other part is not touched."""
-    arrays = _cached(path, (f"{part}_images", f"{part}_labels"))
-    if not arrays or _wrong(arrays):
+    arrays, fault = _read(path, (f"{part}_images", f"{part}_labels"))
+    if fault:
         return None
     images, labels = arrays.values()
-    return Split(
-        images=images,
-        labels=labels.astype(np.int64),
-        name=part,
-        classes=facts.CLASSES,
-        disputed=facts.DISPUTED_TEST_INDICES if part == "test" else (),
-        shuffled=True,
-        known_statistics=(facts.MEAN, facts.STD),
-    )
-
-
-def _fault(path: Path) -> str:
-    """What is wrong with a cache file, all its bytes considered; nothing where all is well."""
-    arrays = _cached(path, tuple(facts.SHAPES))
-    return ", ".join(_wrong(arrays)) if arrays else "its size"
-
-
-def _wrong(arrays: Arrays) -> list[str]:
-    """Names of the arrays whose bytes are not CIFAR-10's."""
-    return [name for name, array in arrays.items() if sha256(array) != facts.SHA256[name]]
+    disputed = facts.DISPUTED_TEST_INDICES if part == "test" else ()
+    return Split(images=images, labels=labels.astype(np.int64), name=part, disputed=disputed, **facts.KNOWN)
 
 
 @contextmanager

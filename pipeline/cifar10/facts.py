@@ -1,14 +1,13 @@
 """What is known of CIFAR-10: its classes and channels, and the digest of each file and array."""
 
-# fmt: off
-CLASSES: tuple[str, ...] = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)
-# fmt: on
+from typing import Any
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 # Per-channel mean and standard deviation of the 50,000 training images, in units of 0..1, over all their pixels.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
+KNOWN: dict[str, Any] = {"classes": CLASSES, "shuffled": True, "known_statistics": (MEAN, STD)}  # of a Split
 
 # The order is the order in the cache file: images first, so that both image arrays begin on a page border.
 SHAPES: dict[str, tuple[int, ...]] = {

