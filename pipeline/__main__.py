@@ -36,9 +36,9 @@ from pipeline.split import UInt8, channel_statistics
 SHEET_ROWS, SHEET_COLUMNS = 20, 8
 MOST_NAMED = 10_000  # files that are left out, hidden ones apart
 COMPARED, SHOWN = 2000, 3  # pictures of a part with all to train on, and near copies that are named
-ALIKE = 0.97
-"""Correlation from which on two pictures are likely one. Measured on five public sets: of 61 validation and test
-pictures of two of them that reach it all but one are copies, by eye; in the other three the highest is 0.960."""
+ALIKE = 0.97  # correlation from which on two pictures are likely one
+"""Measured on five public sets: of 61 validation and test pictures of two of them that reach it all but
+one are copies, by eye; in the other three the highest is 0.960."""
 SIDE, BLOCK = 16, 4096  # pixels that are compared, and pictures at a time
 
 
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def report_folder(root: Path, options: argparse.Namespace) -> None:
-    """Pictures of each class and part, their sizes, every file that is left out, with the reason, and a sheet."""
+    """Pictures of each class and part, their sizes, every file that is left out, and a sheet."""
     check_output(options.sheet, "--sheet", [options.data])
     listing, images = folder.prepare(root, options.size, options.fit, options.layout)
     counts = Counter((picture.label, picture.part) for picture in listing.pictures)
@@ -89,10 +89,10 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
 
 
 def report_near(listing: Listing, images: UInt8, part: str) -> None:
-    """One line where pictures of the part, COMPARED of them at most, are nearly the same as some to train on.
+    """One line where pictures of the part, of COMPARED at most, are nearly the same as some to train on.
 
-    Saved again, at another size, a little turned, or the next frame of a film: the accuracy is too good then. Copies
-    byte for byte are kept together (pipeline.folder); these are only told of.
+    Saved again, a little turned, or the next frame of a film: then the accuracy is too good. Copies byte
+    for byte are kept together (pipeline.folder); these are only told of.
     """
     every = range(len(listing.pictures))
     train, rows = every[listing.part_slice("train")], every[listing.part_slice(part)]
@@ -110,8 +110,7 @@ def report_near(listing: Listing, images: UInt8, part: str) -> None:
 def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
     """For each of the images (N, S, S, 3) the most alike of the others (M, S, S, 3).
 
-    Returns:
-        (N,) float32: correlation of the two at SIDE x SIDE pixels, from -1 to 1; (N,) int64: which of the others it is.
+    (N,) float32: correlation of the two at SIDE x SIDE pixels, -1 to 1; (N,) int64: which of the others.
     """
     rows = _standardised(images)
     likeness, which = np.full(len(images), -1, np.float32), np.zeros(len(images), np.int64)
@@ -125,9 +124,9 @@ def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _standardised(images: UInt8) -> np.ndarray:
-    """(N, 3 SIDE^2) float32, each of length 1 and of mean 0 in each channel; of one colour all over: zeros."""
-    small = [np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX)) for image in images]
-    pixels = np.stack(small).astype(np.float32)
+    """(N, 3 SIDE^2) float32, each of length 1 and of mean 0 in each channel; of one colour: zeros."""
+    small = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+    pixels = np.stack([np.asarray(image) for image in small]).astype(np.float32)
     rows = (pixels - pixels.mean((1, 2), keepdims=True)).reshape(len(images), -1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 

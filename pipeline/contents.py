@@ -1,7 +1,7 @@
-"""SHA-256 of many files, each of which is read once and not again while nothing says that it has changed.
+"""SHA-256 of many files, each of which is read once and not again while nothing says that it changed.
 
-What says so is the system's: device, inode, the times of the last change of the file and of its content, and the
-length. A name says nothing. An index in the folder of the caches holds the digests.
+What says so is the system's: device, inode, length, and the times of the last change of the file and of
+its content. A name says nothing. An index in the folder of the caches holds the digests.
 """
 
 import hashlib

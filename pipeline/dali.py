@@ -1,8 +1,8 @@
 """Arrays and a plan become batches on the device: one DALI graph for a CPU and for a GPU.
 
-The whole data set lives in the pipeline, each image padded by reflection and stored in both orientations. A batch is a
-few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, since DALI's per-sample crop and flip
-cost time quadratic in the batch. `python -m bench --only data` measures it.
+The whole data set lives in the pipeline, each image padded by reflection and in both orientations. A
+batch is a few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, since DALI's
+per-sample crop and flip cost time quadratic in the batch. `python -m bench --only data` measures it.
 
     stored, CHUNKS pictures (rows * padded, padded, 3)     a chunk of the batch, (k * side, side, 3)
     +--------+  +--------+                                 +------+
@@ -36,10 +36,10 @@ CHUNKS = 8  # of a batch, for 2 to 16 threads (two cores of an AMD EPYC: 139k im
 class DaliLoader:
     """Batches of a split, as the plan says; the squares of cutout are filled with its mean colour.
 
-    `epoch(e, start)` yields, from iteration `start`, images (B, 3, R, R) uint8 channels_last (a view, no copy) and
-    labels (B,) int64, both on `device` and ready on its current stream; R is `resolution(e)`. Iterating the loader
-    itself goes on with the epoch after the last one. Batches that were kept stay intact. With `pad_last` the last batch
-    of an epoch is filled up with images that are labelled -1, so that shapes never change.
+    `epoch(e, start)` yields, from iteration `start`, images (B, 3, R, R) uint8 channels_last (a view) and
+    labels (B,) int64, on `device` and ready on its current stream; R is `resolution(e)`. Iterating the
+    loader itself goes on with the epoch after the last one. Batches that were kept stay intact. With
+    `pad_last` images labelled -1 fill up the last batch of an epoch, so that shapes never change.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DaliLoader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         side = self.resolution(epoch)
         for iteration in range(start, len(self)):
-            # The pipeline runs ahead along the plan. Another place or another resolution needs a new one.
+            # The pipeline runs ahead along the plan. Another place or resolution needs a new one.
             if self._pipe is None or (epoch, iteration) != self._next or side != self._side:
                 self._pipe, self._side = self._build(epoch, iteration, side), side
             stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
@@ -93,7 +93,7 @@ class DaliLoader:
                 self._hold(batch)
 
     def _hold(self, batch: tuple[Tensor, Tensor]) -> None:
-        """Keep a batch until the GPU, which is some steps behind the host, has done what it was asked to do with it.
+        """Keep a batch until the GPU, some steps behind the host, has done what it was asked to do with it.
 
         When nothing holds a batch any more, DALI fills its memory anew on a stream of its own.
         """
@@ -139,7 +139,7 @@ class DaliLoader:
         window = draws.crop.copy()
         window[:, 0] += row * (side + 2 * self.plan.translate)
 
-        # Where it goes: (B, 2) top and left in its chunk, and those and the sides of cutout's square, moved with it.
+        # Where it goes: (B, 2) top and left in its chunk, and the same of cutout's square, with its sides.
         target = np.zeros_like(window)
         target[:, 0] = np.concatenate([np.arange(size) for size in sizes]) * side
         hole = (draws.cutout[:, :2] + target).astype(np.float32)
@@ -178,12 +178,12 @@ def evaluation_loader(
     rank: int = 0,
     world: int = 1,
 ) -> DaliLoader:
-    """All images of a split once an iteration, in order and unchanged but for their size: one, or one for each epoch.
+    """All images of a split in order, unchanged but for their size: one, or one for each epoch.
 
-    Yields as DaliLoader does; the last batch is filled up with images labelled -1, not to be counted. A `batch_size` of
-    0 stands for 1,000, which divides CIFAR-10's 10,000 and 5,000; for images larger than the presets make of those, for
-    as many as have EVALUATION_PIXELS. Of several ranks each takes whole batches, the very ones that one process would
-    see, or none: the logits of an image can depend, in the last bits, on the size of its batch.
+    Images labelled -1, not to be counted, fill up the last batch. A `batch_size` of 0 stands for 1,000,
+    which divides CIFAR-10's 10,000 and 5,000; for images larger than the presets make of those, for as
+    many as have EVALUATION_PIXELS. Of several ranks each takes whole batches, the very ones that one process
+    would see, or none: the logits of an image can depend, in the last bits, on the size of its batch.
     """
     side = resolution if callable(resolution) else lambda epoch: resolution
     largest = max(split.side, side(0), side(LATE))
@@ -194,7 +194,7 @@ def evaluation_loader(
 
 
 def _tall_pictures(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
-    """Padded images, then their mirror images, as tall pictures: (CHUNKS, rows * padded, padded, 3), on the device."""
+    """Padded images, then their mirror images: (CHUNKS, rows * padded, padded, 3), on the device."""
     count, side = images.shape[:2]
     padded = side + 2 * pad
     rows = -(-count * (1 + both) // CHUNKS)  # images of a tall picture; the last one may have room left

@@ -38,8 +38,8 @@ class DataSet:
     def splits(self, validate: bool, fold: str = "") -> tuple[Split, Split]:
         """The images to train on and those to report on: "train" and "test".
 
-        With `validate` the second is "validation"; where there is none, and with a `fold`, the two are what `hold_out`
-        makes of "train". The test images are not opened then.
+        With `validate` the second is "validation"; where there is none, and with a `fold`, the two are what
+        `hold_out` makes of "train". The test images are not opened then.
         """
         train = self.load("train")
         if fold:
@@ -60,9 +60,8 @@ class DataSet:
 def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "auto") -> DataSet:
     """The data set that `--data` names; nothing is read yet.
 
-    That is "cifar10"; "generated", 2,048 and 512 generated images, or "generated:TRAIN/TEST"; or a folder of pictures,
-    or a table that names some: `size`, `fit` and `layout` are as for pipeline.folder.prepare. Raises Mistake where
-    there is none of that name.
+    "cifar10"; "generated", which is 2,048 and 512 images, or "generated:TRAIN/TEST"; or a folder of
+    pictures, or a table that names some: pipeline.folder.prepare tells of `size`, `fit` and `layout`.
     """
     root = Path(os.path.expanduser(name))
     if kind_of(name) != "pictures":
@@ -88,7 +87,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "
 
 
 def require_known(name: str, source: str) -> None:
-    """Raises Mistake where the file `source`, perhaps a stranger's, names pictures that were never read here."""
+    """Raises Mistake where the file `source` of a stranger, maybe, names pictures never read here."""
     root = Path(os.path.expanduser(name))
     if kind_of(name) == "pictures" and not (root.exists() and store.index_path(root).exists()):
         where = "were not read on this machine before" if root.exists() else "are not there"
@@ -96,7 +95,7 @@ def require_known(name: str, source: str) -> None:
 
 
 def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
-    """The images to train on and those of a fold, such as "2/5", the second of five: "training", "validation"."""
+    """The images to train on and those of a fold: "2/5" is the second of five."""
     held = fold_indices(train, fold)
     if train.shuffled and held[-1] == len(train) - 1:  # the end of it: neither needs a copy
         return train.take(slice(held[0]), "training"), train.take(slice(held[0], None), "validation")
@@ -105,10 +104,10 @@ def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
 
 
 def fold_indices(train: Split, fold: str) -> Int64:
-    """Indices (k,) of the images of a fold, rising; together the folds hold every image once. Mistake where k is 0.
+    """Indices (k,) of the images of a fold, rising; all folds together hold every image once.
 
-    Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the same images
-    whatever their order, and copies of one image stay together. A class's only image is in no fold.
+    Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the
+    same images whatever their order, and copies stay together. A class's only image is in no fold.
     """
     number, folds = map(int, fold.split("/"))
 

@@ -7,10 +7,10 @@
     pipeline.store                     the pixels of these contents, decoded once by pipeline.pictures
     here                               which are for training, validation and testing: a Listing
 
-Nothing is ever written into the folder. A file that is not used is named with the reason, and the others go on.
+Nothing is ever written into the folder. A file that is not used is named, and the others go on.
 
-Without parts, 8 of 10 pictures of each class are for training, 1 for validation and 1 for testing. Which ones, the
-SHA-256 of each file decides: the same pictures always come out alike, and copies of one picture stay together.
+Without parts, of 10 pictures of a class 8 are for training, 1 for validation and 1 for testing. Which
+ones, the SHA-256 of each file decides: the same pictures always come out alike, copies together.
 """
 
 import errno
@@ -38,7 +38,7 @@ from pipeline.table import read_table
 
 USUAL_SIZES = (32, 64)  # pixels: for pictures whose shorter side is below 48, and for others
 SAMPLE = 200  # pictures that are looked at for their sizes
-SHARE = 10  # of a class without parts, one picture in so many is for validation and as many for testing
+SHARE = 10  # of a class without parts, one in so many is for validation and as many for testing
 
 
 def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
@@ -117,7 +117,7 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
 
 
 def table_inventory(table: Path) -> Inventory:
-    """The files that a table names. Raises as `read_table` does, and Mistake where it has not two labels."""
+    """The files that a table names. Raises Mistake where it has not two labels."""
     rows, understood = read_table(table)
     meant, notes = one_spelling(row.label for row in rows)
     classes = sorted(set(meant.values()))
@@ -181,7 +181,7 @@ def decide_parts(files: Sequence[Source], digests: Sequence[str]) -> tuple[list[
 
 
 def _draw(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A tenth of a class for testing and a tenth for validation, one picture each at least if there are three."""
+    """One in SHARE of a class for testing, as many for validation, one each at least if there are three."""
     count = len(digests)
     some = max(1, round(count / SHARE))
     test, validation = some if count > 1 else 0, some if count > 2 else 0
@@ -190,7 +190,7 @@ def _draw(digests: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def usual_size(files: Sequence[Path]) -> int:
-    """Side in pixels for these pictures: 64, or 32 where half of them, of some looked at, are smaller than 48."""
+    """Side in pixels for these pictures: 64, or 32 where half of SAMPLE of them are smaller than 48."""
     shorter = []
     for file in files[:: max(1, len(files) // SAMPLE)]:
         with suppress(Exception):  # it is named when it is decoded
@@ -200,7 +200,7 @@ def usual_size(files: Sequence[Path]) -> int:
 
 
 def decode_all(files: dict[str, Path], size: int, fit: Fit) -> tuple[list[Record], UInt8]:
-    """Every content decoded, on all cores: {SHA-256: a file} -> what is known of each, and images (n, size, size, 3).
+    """{SHA-256: a file} decoded on all cores: what is known of each, and images (n, size, size, 3).
 
     Raises Mistake where a file has other bytes now.
     """

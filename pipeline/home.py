@@ -1,7 +1,7 @@
-"""The folder of the caches, of CIFAR-10 and of people's own pictures, and arrays that need it instead of memory.
+"""The folder of the caches, and arrays that are there because memory has no room for them.
 
-It is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folder. A `CIFAR10_DIR` that cannot be written is read,
-and what is made goes to the XDG cache folder.
+It is `CIFAR10_DIR`, else `cifar10-resnet18` in the XDG cache folder. A `CIFAR10_DIR` that cannot be
+written is read, and what is made goes to the XDG cache folder.
 """
 
 import os
@@ -18,7 +18,7 @@ SHARE = 4  # of the machine's memory, one array may take one part of so many
 
 
 def cache_folders() -> list[Path]:
-    """Where a cache or an offline copy may be, in the order of search; the last one is written to."""
+    """Where caches and offline copies may be, in the order of search; the last is written to."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     xdg = (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / FOLDER_NAME
     named = os.environ.get("CIFAR10_DIR")
@@ -33,15 +33,12 @@ def cache_folders() -> list[Path]:
 
 
 def zeros(*shape: int) -> UInt8:
-    """Zeros in memory or, where they do not fit, in a file without a name, which is gone with the array.
-
-    Of that the system keeps in memory what it has room for. Raises OSError where the disk has none either.
-    """
+    """Zeros in memory or, where they do not fit, in a file without a name, which is gone with the array."""
     count = int(np.prod(shape, dtype=np.int64))
     if count <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE:
         return np.zeros(shape, np.uint8)
     home = cache_folders()[-1]
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=home) as file:
-        os.posix_fallocate(file.fileno(), 0, count)  # a full disk is an error here, and not a crash later
+        os.posix_fallocate(file.fileno(), 0, count)  # a full disk is an error now, no crash later
         return np.memmap(file, np.uint8, "r+", shape=shape)

@@ -19,7 +19,7 @@ PART_WORDS = {word: part for part, words in PART_NAMES.items() for word in words
 
 
 def part_name(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """What part a name means, and the words that say nothing of it: "seg_train" is ("train", ("seg",)).
+    """What part a name means, and its other words: "seg_train" is ("train", ("seg",)).
 
     None where it names no part, or two. Words such as "images" or "set", and numbers, do not count.
     """
@@ -34,10 +34,10 @@ def part_name(name: str) -> tuple[str, tuple[str, ...]] | None:
 
 
 def one_spelling(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """{label: the class that it means}, and a line for every two labels that are one. The spelling is that of most.
+    """{label: its class}, spelled as most are, and a line for every two labels that are one.
 
-    Labels are one where they differ by spaces, by letters' case (but for labels of one letter), by characters that are
-    not seen, or by the form in which Unicode writes a letter.
+    Labels are one where they differ by spaces, by letters' case (but for labels of one letter), by
+    characters that are not seen, or by the form in which Unicode writes a letter.
     """
     counts = Counter(names)
     groups: dict[str, list[str]] = defaultdict(list)

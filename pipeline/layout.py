@@ -1,11 +1,11 @@
-"""How a folder of pictures is meant: which of its folders are classes, which are parts, and what lies beside.
+"""How a folder of pictures is meant: which of its folders are classes, which are parts.
 
     holiday/beach/1.jpg                      classes
-    holiday/train/beach/1.jpg                parts, with the classes in each; or classes, with the parts in each
+    holiday/train/beach/1.jpg                parts, with the classes in each; or the other way about
     archive/seg_train/seg_train/beach/...    a level that holds one folder alone says nothing
 
-The folders that hold pictures decide, by the names of those in them and by their own. Where two readings are possible,
-a person has to say which: `--layout`.
+The folders that hold pictures decide, by the names of those in them and by their own. Where two
+readings are possible, a person has to say which: `--layout`.
 """
 
 import os
@@ -180,7 +180,7 @@ def unusable(entry: os.DirEntry[str]) -> str:
 
 
 def choose(root: Path, top: Folder, layout: Layout) -> Reading:
-    """The reading that `layout` asks for, or the only possible one. Raises Mistake where there is none, or two."""
+    """The reading that `layout` asks for, or the only possible one."""
     names = [printable(folder.label) for folder in top.live]
     classes = Reading([(folder, folder.label, "") for folder in top.live], [], _words(names) + " with all below each")
     parts, sure = parts_reading(top)
@@ -198,7 +198,7 @@ def choose(root: Path, top: Folder, layout: Layout) -> Reading:
 
 
 def parts_reading(top: Folder) -> tuple[Reading | None, bool]:
-    """Folders of parts that hold folders of classes, or the other way about; and whether it is the only reading."""
+    """Parts with classes in them, or the other way about; and whether it is the only reading."""
     family = _family(top.live)
     training = {c.label for folder, part in family.items() if part == "train" for c in folder.inner.live}
     if len(training) > 1:
@@ -244,7 +244,7 @@ def _words(names: list[str]) -> str:
 
 
 def _family(folders: list[Folder]) -> dict[Folder, str]:
-    """Those that name a part in the way that one of them, or else the first, names one; with the part."""
+    """Those that name a part in the way that "train" of them, or else the first, does; with the part."""
     meant = {folder: part for folder in folders if (part := part_name(folder.label))}
     ways = [rest for part, rest in meant.values() if part == "train"] or [rest for _, rest in meant.values()]
     return {folder: part for folder, (part, rest) in meant.items() if rest == ways[0]}
@@ -257,7 +257,7 @@ def _one_family(folders: list[Folder]) -> bool:
 
 
 def _class_folders(folder: Folder, names: set[str]) -> list[Folder]:
-    """The folders in one of a part, or in the one that it holds alone, if some have these names of classes."""
+    """The folders in one of a part, however deep, if some have these names of classes."""
 
     def holds_classes(folder: Folder) -> bool:
         return not {name.casefold() for name in names}.isdisjoint(inner.label.casefold() for inner in folder.live)
@@ -268,7 +268,7 @@ def _class_folders(folder: Folder, names: set[str]) -> list[Folder]:
 
 
 def annotations(root: Path, folder: Folder, classes: set[str]) -> tuple[dict[str, str], str]:
-    """{file name: class} by a table that lies in a folder without folders of classes, and the table's name."""
+    """{file name: class} by a table in a folder without folders of classes, and the table's name."""
     names = {os.path.basename(name) for name in folder.below()}
     inside = {*folder.tables, *folder.inner.tables}
     labels = {name: table.annotations(root / name, names, classes) for name in sorted(inside)}

@@ -1,4 +1,4 @@
-"""What a folder or a table holds: the pictures, every other file with the reason, and what all of them are as one."""
+"""What a folder or a table holds: the pictures, and every other file with the reason."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -62,7 +62,7 @@ class Listing:
     """What there is, after every file was read."""
 
     classes: tuple[str, ...]
-    pictures: tuple[Picture, ...]  # by part, then class, then SHA-256: their order says nothing of their names
+    pictures: tuple[Picture, ...]  # by part, then class, then SHA-256, whatever their names
     left_out: tuple[LeftOut, ...]
     notes: tuple[str, ...] = ()
 
@@ -106,6 +106,6 @@ def by_kind(left_out: Iterable[LeftOut]) -> str:
 
 
 def identity(listing: Listing) -> str:
-    """SHA-256 of the pictures' bytes, classes and parts, which their names, place and times do not change."""
+    """SHA-256 of the pictures' bytes, classes and parts, whatever their names and place."""
     rows = sorted(f"{one.part}\0{listing.classes[one.label]}\0{one.digest}\n" for one in listing.pictures)
     return hashlib.sha256("".join(rows).encode("utf-8", "surrogatepass")).hexdigest()

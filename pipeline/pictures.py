@@ -64,7 +64,7 @@ def formats() -> tuple[str, ...]:
 
 
 def decode(path: Path, size: int, fit: Fit) -> UInt8:
-    """The picture of a file as (size, size, 3) uint8 RGB. Raises as `read_bytes` and `decode_bytes` do."""
+    """The picture of a file as (size, size, 3) uint8 RGB. Raises as `decode_bytes` does, or OSError."""
     return decode_bytes(read_bytes(path), size, fit).pixels
 
 
@@ -86,8 +86,8 @@ def read_bytes(path: Path) -> bytes:
 def decode_bytes(data: bytes, size: int, fit: Fit) -> Decoded:
     """A picture file's first frame, turned as its Exif says, on white where it is transparent.
 
-    Raises Mistake where its format is not read here or it has more than MOST_PIXELS, and nearly anything where a
-    decoder meets a damaged file.
+    Raises Mistake where its format is not read here or it has more than MOST_PIXELS, and nearly anything
+    where a decoder meets a damaged file.
     """
     try:
         try:
@@ -119,7 +119,7 @@ def _decode_bytes(data: bytes, size: int, fit: Fit) -> Decoded:
 
 
 def dimensions(path: Path) -> tuple[int, int]:
-    """Width and height in pixels, as stored, from the file's header alone. Raises as `decode` does."""
+    """Width and height in pixels, as stored, from the file's header alone."""
     with open_regular(path) as file, _opened(file) as image:
         return image.size
 
@@ -136,9 +136,9 @@ def _opened(file: BinaryIO) -> Iterator[Image.Image]:
 
 
 def eight_bits(numbers: np.ndarray) -> tuple[UInt8, str]:
-    """Pixels (H, W) of 16 or 32 bits, whole or float, as 0..255, and what was done, "" where that is usual.
+    """Pixels (H, W) of 16 or 32 bits, whole or float, as 0..255, and what was done if it is unusual.
 
-    0..65535 is usual for whole numbers, 0..1 for others. What is outside of both is brought there by its range.
+    0..65535 is usual for whole numbers. What is neither that nor 0..1 is brought there by its range.
     """
     known = numbers[np.isfinite(numbers)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
@@ -158,8 +158,8 @@ def eight_bits(numbers: np.ndarray) -> tuple[UInt8, str]:
 def fitted(picture: Image.Image, size: int, fit: Fit) -> UInt8:
     """A picture in RGB as (size, size, 3) uint8, bilinear with antialiasing.
 
-    "crop" keeps the middle of the longer side, "squash" all of it, out of proportion, "pad" all of it in proportion, on
-    white, one pixel high or wide at least.
+    "crop" keeps the middle of the longer side, "squash" all of it, out of proportion, "pad" all of it in
+    proportion, on white, one pixel high or wide at least.
     """
     width, height = picture.size
     if fit == "crop":
@@ -204,7 +204,7 @@ def _unread(data: bytes) -> str:
 
 
 def _needed_chunks(data: bytes) -> bytes:
-    """A PNG's chunks that its pixels need; Pillow refuses large texts, profiles, and wrong checksums beside them."""
+    """A PNG without what stands beside its pixels: Pillow refuses large texts and wrong checksums there."""
     if not data.startswith(PNG_HEAD):
         return b""
     kept, start = [PNG_HEAD], len(PNG_HEAD)
@@ -226,7 +226,7 @@ def files_in(folder: Path) -> Iterator[Path]:
 
 
 def reason(error: Exception, path: str | Path) -> str:
-    """Why a file could not be used, in one line without its name; what stands before a colon is the kind of reason."""
+    """Why a file could not be used, in a line without its name; before a colon, the kind of reason."""
     if isinstance(error, Mistake):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

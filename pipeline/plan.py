@@ -1,7 +1,7 @@
 """What each training batch holds: a pure function of (seed, epoch, iteration, rank, world).
 
-The pipeline only carries a plan out. So a run can stop anywhere and go on exactly, and the union of what all ranks see
-in a step is what one process would see.
+The pipeline only carries a plan out. So a run can stop anywhere and go on exactly, and all ranks together
+see in a step what one process would see.
 """
 
 from dataclasses import dataclass
@@ -16,26 +16,26 @@ from ground.mistake import Mistake
 class Draws:
     """One rank's part of a batch, of B images: what to do with each.
 
-    A window of the padded image is cut out, mirrored if `flip`: it was chosen on the mirrored padded image.
+    The padded image is mirrored if `flip`, then the window is cut out, then the square filled.
     """
 
     indices: np.ndarray  # (B,) int64: positions in the data set
-    crop: np.ndarray  # (B, 2) int32: top and left of the window in the padded image, 0 .. 2 * translate
+    crop: np.ndarray  # (B, 2) int32: top and left of the window, 0 .. 2 * translate
     flip: np.ndarray  # (B,) bool: mirrored left to right
-    cutout: np.ndarray  # (B, 4) int32: top, left, bottom, right of the square to fill, clipped; empty where none
+    cutout: np.ndarray  # (B, 4) int32: top, left, bottom, right of the square, clipped; or empty
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The batches of every epoch. Raises Mistake where a size does not fit the images or their number."""
+    """The batches of every epoch. Raises Mistake where the images are too few or too small."""
 
     count: int  # images in the data set
     side: int  # of the stored images, in pixels
     batch_size: int  # images a step, over all ranks
     seed: int = 0  # changes every draw
     translate: int = 0  # largest shift in pixels; the padding by reflection is as wide
-    flip: str = "none"  # or "random", or "alternating": each image in every second epoch, half of them in each
-    cutout: int = 0  # side in pixels of a square to fill with the mean colour, its centre uniform over the image
+    flip: str = "none"  # or "random", or "alternating": each image in every second epoch
+    cutout: int = 0  # side in pixels of a square to fill, its centre uniform over the image
     shuffle: bool = True  # a new permutation each epoch; else the data set's order
     drop_last: bool = True  # leave out the last, smaller batch of an epoch
     rank: int = 0  # this process, of `world` many: it takes every world-th image of each batch
@@ -69,7 +69,7 @@ class Plan:
         return self.batch_size if self.whole else len(range(self.rank, self.batch_size, self.world))
 
     def draws(self, epoch: int, iteration: int) -> Draws:
-        """This rank's part of batch `iteration` (from 0) of `epoch` (from 0), or, if `whole`, its own such batch."""
+        """This rank's part of batch `iteration` of `epoch`, both from 0; if `whole`, its own such batch."""
         share = slice(self.rank, None, self.world)  # 2 of 3 ranks' images of a batch: 0 1 [2] 3 4 [5] 6 7 [8]
         if self.whole:
             iteration, share = iteration * self.world + self.rank, slice(None)

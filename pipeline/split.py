@@ -24,9 +24,9 @@ class Split:
     files: tuple[str, ...] = ()  # where each image comes from, for a folder of pictures; else empty
     contents: Int64 = field(default_factory=lambda: np.zeros(0, np.int64))
     """(n,) the first 8 bytes of the SHA-256 of each of these files; else empty."""
-    disputed: tuple[int, ...] = ()  # the images about whose label annotators disagree, where that is known
-    shuffled: bool = False  # the order says nothing of the class, so that any run of images is a fair sample
-    known_statistics: tuple[Channels, Channels] | None = None  # as `statistics`, where they need not be computed
+    disputed: tuple[int, ...] = ()  # the images about whose label annotators disagree, if known
+    shuffled: bool = False  # the order says nothing of the class: any run of images is a fair sample
+    known_statistics: tuple[Channels, Channels] | None = None  # which then need not be computed
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -38,12 +38,12 @@ class Split:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the images' bytes and then the labels', these in as few bytes each as the largest one needs."""
+        """SHA-256 of the images' bytes and then the labels', in as few bytes each as the largest needs."""
         return sha256(self.images, self.labels.astype(np.min_scalar_type(self.labels.max(initial=0))))
 
     @cached_property
     def statistics(self) -> tuple[Channels, Channels]:
-        """Mean and standard deviation of each channel, in units of 0..1: those known, else those of these images."""
+        """Mean and standard deviation of each channel, in units of 0..1: the known or the own ones."""
         mean, deviation = self.known_statistics or channel_statistics(self.images)
         return mean, tuple(max(channel, LEAST_DEVIATION) for channel in deviation)
 
@@ -53,7 +53,7 @@ class Split:
         return tuple(round(255 * channel) for channel in self.statistics[0])
 
     def sample(self, count: int) -> UInt8:
-        """At most `count` images (k, S, S, 3) that stand for all: the first ones, or evenly spaced if not shuffled."""
+        """At most `count` images that stand for all: the first ones, or evenly spaced if not shuffled."""
         if self.shuffled or len(self) <= count:
             return self.images[:count]
         return self.images[np.linspace(0, len(self) - 1, count).astype(np.int64)]
@@ -73,7 +73,7 @@ class Split:
 
 
 def channel_statistics(images: UInt8) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of each channel over all pixels of all images, in units of 0..1, exactly."""
+    """Mean and standard deviation of each channel over all pixels, in units of 0..1, exactly."""
     counts = np.zeros((3, 256))
     for start in range(0, len(images), 5000):
         for channel in range(3):

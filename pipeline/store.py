@@ -1,8 +1,8 @@
-"""The cache of decoded pictures: pixels by the content of their files, so that no name can say wrong ones.
+"""The cache of decoded pictures: pixels by the content of their files, whatever their names.
 
-One file holds the pictures of one folder at one size and fit, FOLDER-KEY.pictures in `pictures` of pipeline.home:
-a first line of bounded length with the length and the SHA-256 of the head; the head, JSON, with what is known of each
-picture and the SHA-256 of the pixels; the pixels. The newest KEPT files of a folder stay.
+One file holds the pictures of one folder at one size and fit, FOLDER-KEY.pictures in `pictures` of
+pipeline.home: a first line of bounded length with the length and the SHA-256 of the head; the head, JSON,
+with what is known of each picture and the SHA-256 of the pixels; the pixels.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ class Record:
 
 
 def cache_path(root: Path, digests: Iterable[str], size: int, fit: Fit) -> Path:
-    """The cache of these contents, which another folder may have made; the folder's own name for it, if none has."""
+    """The cache of these contents, which another folder may have made; else where it is to be."""
     state = f"{FORM} {PIL.__version__} {' '.join(formats())} {size} {fit} {' '.join(digests)}"
     key = hashlib.sha256(state.encode()).hexdigest()[:32]
     path = _path(root, f"-{key}.pictures")
@@ -61,7 +61,7 @@ def _path(root: Path, end: str) -> Path:
 
 
 def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
-    """Write the records and the pixels of those without a fault, of images (len(records), size, size, 3).
+    """Write the records and, of images (len(records), size, size, 3), the pixels of those without a fault.
 
     All but the newest KEPT caches of the same folder are removed.
     """
@@ -84,10 +84,10 @@ def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
 def read(
     path: Path, size: int, arrange: Callable[[Sequence[Record]], Sequence[int]]
 ) -> tuple[tuple[Record, ...], UInt8] | None:
-    """What `write` wrote: the records, and pixels (n, size, size, 3); None where that is missing or damaged.
+    """What `write` wrote: the records, and pixels (n, size, size, 3); None where it is missing or damaged.
 
-    The pixels are read and not mapped: into memory or, where that has no room, into a file without a name, which nobody
-    can cut while they are used. `arrange` says which of the pictures without a fault, by their number, the n are.
+    The pixels are read and not mapped, so that nobody can cut them while they are used. `arrange` says which
+    of the pictures without a fault, by their number, the n are.
     """
     damage = OSError, ValueError, KeyError, TypeError, RecursionError
     with suppress(*damage), open_regular(path) as file:
@@ -135,6 +135,6 @@ def _head(file: BinaryIO) -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """A line about a folder of pictures, on stderr; of several processes that share the work, the first one says it."""
+    """A line about a folder of pictures, on stderr; of several ranks the first one says it."""
     if os.environ.get("RANK", "0") == "0":
         print(f"pictures: {text}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ def load(part: str, train: int, test: int) -> Split:
 
 
 def generated(count: int, name: str = "generated", seed: int = 0) -> Split:
-    """`count` easy images in the form of CIFAR-10: a coloured bar each, its colour and angle the class, in noise."""
+    """Easy images in CIFAR-10's form: in noise a coloured bar each, its colour and angle the class."""
     rng = np.random.default_rng([seed, count])
     labels = rng.integers(0, len(CLASSES), count, dtype=np.uint8)
     angles = labels * np.pi / len(CLASSES)

@@ -1,7 +1,7 @@
 """A table that names pictures: what spreadsheets, pandas and R write, and what people type.
 
-The first line names the columns, of which one is the path, from where the table is, one the label and, if one likes,
-one the part; under their usual names. Any of the usual separators and encodings is understood.
+The first line names the columns, of which one is the path, from where the table is, one the label and, if
+one likes, one the part; under their usual names. The usual separators and encodings are understood.
 """
 
 import codecs
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def read_table(table: Path) -> tuple[list[Row], str]:
-    """The rows, and how they were understood. Raises Mistake that says which column or line lacks something."""
+    """The rows, and how they were understood. Raises Mistake where a column or a line lacks something."""
     try:
         encoding = encoding_of(table)
         with open_regular(table) as file, io.TextIOWrapper(file, encoding, newline="") as text:
@@ -55,7 +55,7 @@ def read_table(table: Path) -> tuple[list[Row], str]:
 
 
 def encoding_of(table: Path) -> str:
-    """By its first bytes; else UTF-8 where all of it is, else cp1252, which European spreadsheets write."""
+    """By its first bytes; else UTF-8 where all of it is; else cp1252, which spreadsheets write."""
     with open_regular(table) as file:
         head = file.read(1000)
         for mark, encoding in ENCODINGS:
@@ -85,7 +85,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 
 def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
-    """The separator, {"path": (its name, its index) ...} and the number of columns of the first line."""
+    """The separator, {"path": (its name, its index) ...} and how many columns the first line names."""
     most: list[str] = []
     for separator in SEPARATORS:
         names = next(csv.reader([head], delimiter=separator, skipinitialspace=True), [])
@@ -129,7 +129,7 @@ def _rows(
 
 
 def annotations(table: Path, names: set[str], classes: set[str]) -> dict[str, str]:
-    """{name of a file: class} of a list without a heading, or with, whose first columns are these; else {}."""
+    """{name of a file: class} of a list, with or without a heading, whose first columns are these."""
     labels: dict[str, str] = {}
     try:
         with open_regular(table) as file, io.TextIOWrapper(file, encoding_of(table)) as text:

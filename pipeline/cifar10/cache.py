@@ -1,4 +1,4 @@
-"""CIFAR-10's cache: one verified file of 184 MB that survives clones of this repository (see pipeline.home)."""
+"""CIFAR-10's cache: one verified file of 184 MB that outlives this folder (see pipeline.home)."""
 
 import itertools
 import math
@@ -23,9 +23,7 @@ LOCK_NAME = ".cifar10-lock"
 
 
 def load(part: str) -> Split:
-    """The "train" or the "test" images, verified, from the cache, which is prepared first where it is not good.
-
-    A run on "train" never opens the test set.
+    """The "train" or the "test" images, verified; a run on "train" never opens the test set.
 
     Raises:
         Mistake: an offline copy is damaged or foreign, or no source can be reached.
@@ -43,9 +41,9 @@ def load(part: str) -> Split:
 
 
 def prepare() -> tuple[Path, str]:
-    """The path of a complete, verified cache file, built where it is missing or damaged, and the source it came from.
+    """A verified cache file, built where it is missing or damaged, and the source it came from.
 
-    Processes that prepare at the same time take turns, and all but the first find the work done. Raises as `load` does.
+    Processes that prepare at the same time take turns, and all but the first find the work done.
     """
     searched = cache_folders()
     for folder in searched:
@@ -59,7 +57,7 @@ def prepare() -> tuple[Path, str]:
     with _alone(home):
         if not _read(path, facts.SHAPES)[1]:  # another process was first
             return path, "cache"
-        shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed: whoever holds the lock is alone
+        shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
         work.mkdir()
         try:
             arrays, source = sources.obtain(searched, work)
@@ -80,8 +78,8 @@ def prepare() -> tuple[Path, str]:
 def _read(path: Path, names: Iterable[str]) -> tuple[Arrays, str]:
     """The named arrays of a cache file, and what is wrong with them; nothing where all is well.
 
-    Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and a file that is
-    cut short cannot end the process.
+    Read, not mapped: what is verified is then what is used, whatever becomes of the file under way, and
+    a file that is cut short cannot end the process.
     """
     sizes = [math.prod(shape) for shape in facts.SHAPES.values()]
     if not path.is_file() or path.stat().st_size != sum(sizes):
@@ -104,13 +102,13 @@ def _wrong(arrays: Arrays) -> str:
 
 
 def _open(path: Path, part: str) -> Split | None:
-    """A part of a cache file, or nothing where that is missing or damaged; the other part is not touched."""
+    """A part of a cache file, or nothing where that is missing or damaged."""
     arrays, fault = _read(path, (f"{part}_images", f"{part}_labels"))
     if fault:
         return None
     images, labels = arrays.values()
-    disputed = facts.DISPUTED_TEST_INDICES if part == "test" else ()
-    return Split(images=images, labels=labels.astype(np.int64), name=part, disputed=disputed, **facts.KNOWN)
+    known = facts.KNOWN | {"disputed": facts.DISPUTED_TEST_INDICES if part == "test" else ()}
+    return Split(images=images, labels=labels.astype(np.int64), name=part, **known)
 
 
 @contextmanager

