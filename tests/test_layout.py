@@ -28,12 +28,16 @@ def made(root: Path, *names: str) -> Path:
     return root
 
 
+def counts_of(inventory: Inventory) -> dict[tuple[str, str], int]:
+    """{(class, part): pictures}."""
+    return dict(Counter((inventory.classes[file.label], file.part) for file in inventory.files))
+
+
 def understood(root: Path, layout="auto") -> dict[tuple[str, str], int]:
-    """{(class, part): pictures}; every file is accounted for."""
+    """The counts; and every file is accounted for."""
     inventory = folder_inventory(root, layout)
     accounted_for(root, inventory)
-    counts = Counter((inventory.classes[file.label], file.part) for file in inventory.files)
-    return dict(counts)
+    return counts_of(inventory)
 
 
 def accounted_for(root: Path, inventory: Inventory) -> None:
@@ -42,49 +46,33 @@ def accounted_for(root: Path, inventory: Inventory) -> None:
     assert sorted([one.name for one in inventory.files] + [one.name for one in inventory.left_out]) == there
 
 
-def in_parts(**counts: int) -> dict[tuple[str, str], int]:
-    return {("cat", part): n for part, n in counts.items()} | {("dog", part): n for part, n in counts.items()}
-
-
+# The places of pictures, % standing for either class, with their number; and other files.
 @pytest.mark.parametrize(
-    ("names", "expected"),
+    ("places", "expected"),
     [
-        ("cat/*.png x 3|dog/*.png x 3", {"": 3}),
-        ("cat/a/b/*.png x 3|dog/*.png x 3", {"": 3}),
-        ("archive/cat/*.png x 3|archive/dog/*.png x 3|readme/note.txt", {"": 3}),
-        ("a/b/c/cat/*.png x 3|a/b/c/dog/*.png x 3|a/cover.jpg", {"": 3}),
-        ("cat/images/*.png x 3|dog/images/*.png x 3|dog/boxes.txt", {"": 3}),
-        ("train/cat/*.png x 3|train/dog/*.png x 3|test/cat/*.png x 2|test/dog/*.png x 2", {"train": 3, "test": 2}),
-        ("Training/cat/*.png x 3|Training/dog/*.png x 3|Testing/cat/1.png|Testing/dog/1.png", {"train": 3, "test": 1}),
-        (
-            "seg_train/seg_train/cat/*.png x 3|seg_train/seg_train/dog/*.png x 3|seg_test/seg_test/cat/1.png|"
-            "seg_test/seg_test/dog/1.png|seg_pred/seg_pred/*.png x 9",
-            {"train": 3, "test": 1},
-        ),
-        (
-            "training_set/training_set/cat/*.png x 3|training_set/training_set/dog/*.png x 3|"
-            "test_set/test_set/cat/1.png|test_set/test_set/dog/1.png",
-            {"train": 3, "test": 1},
-        ),
-        (
-            "x/chest_xray/train/cat/*.png x 3|x/chest_xray/train/dog/*.png x 3|x/chest_xray/val/cat/1.png|"
-            "x/chest_xray/val/dog/1.png|x/__MACOSX/chest_xray/train/cat/._1.png",
-            {"train": 3, "validation": 1},
-        ),
-        ("trainImages/cat/*.png x 3|trainImages/dog/*.png x 3|ValImages/cat/1.png|ValImages/dog/1.png",
-         {"train": 3, "validation": 1}),
-        ("train2017/cat/*.png x 3|train2017/dog/*.png x 3|val2017/cat/1.png|val2017/dog/1.png",
-         {"train": 3, "validation": 1}),
-        ("train/cat/*.png x 3|train/dog/*.png x 3|test/*.png x 5", {"train": 3}),
-        ("train/cat/*.png x 3|train/dog/*.png x 3|test/images/*.png x 5|val/cat/1.png|val/dog/1.png",
-         {"train": 3, "validation": 1}),
-        ("train/cat/*.png x 3|train/dog/*.png x 3|test/cat/1.png|test/dog/1.png|docs/figure.png",
-         {"train": 3, "test": 1}),
-        ("cat/train/*.png x 3|dog/train/*.png x 3|cat/test/1.png|dog/test/1.png", {"train": 3, "test": 1}),
+        ("% 3", {"": 3}),
+        ("cat/a/b 3|dog 3", {"": 3}),
+        ("archive/% 3|readme/note.txt", {"": 3}),
+        ("a/b/c/% 3|a/cover.jpg", {"": 3}),
+        ("%/images 3|dog/boxes.txt", {"": 3}),
+        ("train/% 3|test/% 2", {"train": 3, "test": 2}),
+        ("Training/% 3|Testing/% 1", {"train": 3, "test": 1}),
+        ("seg_train/seg_train/% 3|seg_test/seg_test/% 1|seg_pred/seg_pred 9", {"train": 3, "test": 1}),
+        ("training_set/training_set/% 3|test_set/test_set/% 1", {"train": 3, "test": 1}),
+        ("x/ray/train/% 3|x/ray/val/% 1|x/__MACOSX/ray/train/cat/._1.png", {"train": 3, "validation": 1}),
+        ("trainImages/% 3|ValImages/% 1", {"train": 3, "validation": 1}),
+        ("train2017/% 3|val2017/% 1", {"train": 3, "validation": 1}),
+        ("train/% 3|test 5", {"train": 3}),
+        ("train/% 3|test/images 5|val/% 1", {"train": 3, "validation": 1}),
+        ("train/% 3|test/% 1|docs/figure.png", {"train": 3, "test": 1}),
+        ("%/train 3|%/test 1", {"train": 3, "test": 1}),
     ],
-)  # fmt: skip
-def test_what_the_folders_say(tmp_path: Path, names: str, expected: dict[str, int]):
-    assert understood(made(tmp_path, *names.split("|"))) == in_parts(**expected)
+)
+def test_what_the_folders_say(tmp_path: Path, places: str, expected: dict[str, int]):
+    for place in places.split("|"):
+        folder, _, count = place.partition(" ")
+        made(tmp_path, *(f"{folder.replace('%', c)}/*.png x {count}" if count else folder for c in ("cat", "dog")))
+    assert understood(tmp_path) == {(label, part): n for label in ("cat", "dog") for part, n in expected.items()}
 
 
 def test_a_part_that_lacks_a_class_shifts_none_and_keeps_its_one_folder(tmp_path: Path):
@@ -175,22 +163,19 @@ def test_links_are_followed_once_and_never_in_a_circle(tmp_path: Path):
     made(tmp_path / "elsewhere", "disc/*.jpg x 30", "disc/deep/*.jpg x 2", "ring/*.png x 5")
     (root / "disc" / "more").symlink_to(tmp_path / "elsewhere" / "disc")
     (root / "ring").symlink_to("../elsewhere/ring")
-    assert understood_links(root) == {"disc": 42, "square": 40, "ring": 5}
+    expected = {("disc", ""): 42, ("square", ""): 40, ("ring", ""): 5}
+    assert counts_of(folder_inventory(root, "auto")) == expected
     (root / "disc" / "up").symlink_to("..")
     (root / "square" / "whole").symlink_to("/")
     (root / "square" / "again").symlink_to(tmp_path / "elsewhere" / "disc" / "deep")
     (root / "square" / "self").symlink_to("self")
-    assert understood_links(root) == {"disc": 42, "square": 40, "ring": 5}
-    reasons = {file.name: file.kind for file in folder_inventory(root, "auto").left_out}
+    inventory = folder_inventory(root, "auto")
+    assert counts_of(inventory) == expected
+    reasons = {file.name: file.kind for file in inventory.left_out}
     here = "a link to a folder that is here already, or holds this one"
     assert reasons == {
         "disc/up": here, "square/whole": here, "square/again": here, "square/self": "cannot be read"
     }  # fmt: skip
-
-
-def understood_links(root: Path) -> dict[str, int]:
-    inventory = folder_inventory(root, "auto")
-    return dict(Counter(inventory.classes[file.label] for file in inventory.files))
 
 
 def test_labels_that_nobody_can_tell_apart_are_one(tmp_path: Path):
@@ -269,18 +254,11 @@ def test_any_tree_is_read_as_drawn_or_both_readings_are_named(tmp_path: Path, tr
             shutil.rmtree(root)
             continue
         read += 1
+        there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() or path.name == "circle"}
+        for link in root.rglob("link"):
+            there |= {f"{link.relative_to(root)}/{name}" for name in ("more.png", "deep/more.png")}
         every = [one.name for one in inventory.files] + [one.name for one in inventory.left_out]
-        there = []
-        for place, folders, names in os.walk(root, followlinks=False):
-            there += [os.path.relpath(os.path.join(place, name), root) for name in names]
-            for link in [name for name in folders if os.path.islink(os.path.join(place, name))]:
-                if link == "circle":
-                    there.append(os.path.relpath(os.path.join(place, link), root))
-                else:
-                    base = os.path.relpath(os.path.join(place, link), root)
-                    there += [f"{base}/more.png", f"{base}/deep/more.png"]
         assert sorted(every) == sorted(there)
-        found = Counter((inventory.classes[file.label], file.part) for file in inventory.files)
-        assert dict(found) == counts, sorted(there)
+        assert counts_of(inventory) == counts, sorted(there)
         shutil.rmtree(root)
     assert read > trials * 0.7

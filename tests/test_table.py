@@ -126,11 +126,15 @@ def test_any_table_is_read_as_it_was_meant(tmp_path: Path, trials: int):
         ('path,label\n"a.png,x\n' + "b.png,x\n" * 30_000, "field larger than field limit .*: save it .* marks closed"),
         ("path,label\n" + "x" * 200_000, "a line has 65,536 characters or more"),
         ("", "it names nothing"),
+        ("path,label\na.png,x\nb.png,x\n", "it must have two labels or more"),
+        ("path,label\n\udc81,x", "can't decode .*: save it as UTF-8"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, said: str):
-    with pytest.raises(Mistake, match=said) as caught:
-        read_table(written(tmp_path / "t.csv", text))
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(Mistake, match=f"--data is {path}: .*{said}") as caught:
+        table_inventory(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
