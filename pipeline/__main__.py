@@ -72,7 +72,8 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
     print(" " * width, *(f"{part:>10}" for part in PARTS))
     for label, name in enumerate(listing.classes):
         print(f"{name:<{width}}", *(f"{counts[label, part]:>10,}" for part in PARTS))
-    print(f"{len(listing.pictures):,} pictures, {listing.copies:,} of them copies of another one in their class")
+    copies = len(listing.pictures) - len({(picture.label, picture.digest) for picture in listing.pictures})
+    print(f"{len(listing.pictures):,} pictures, {copies:,} of them copies of another one in their class")
     if listing.pictures:
         by_size = sorted((one.width * one.height, f"{one.width} x {one.height}") for one in listing.pictures)
         least, median, most = (by_size[i][1] for i in (0, len(by_size) // 2, -1))

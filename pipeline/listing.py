@@ -71,11 +71,6 @@ class Listing:
         rows = [i for i, picture in enumerate(self.pictures) if picture.part == part]
         return slice(rows[0], rows[-1] + 1) if rows else slice(0)
 
-    @property
-    def copies(self) -> int:
-        """Pictures that are byte for byte another one of the same class."""
-        return len(self.pictures) - len({(picture.label, picture.digest) for picture in self.pictures})
-
     def summary(self) -> list[str]:
         """Lines: what was understood, how many files there are for what, and what is unusual."""
         counts = Counter(picture.part for picture in self.pictures)

@@ -250,10 +250,9 @@ class Runs:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 5])
-def test_a_hostile_pickle_is_not_loaded(tiny, protocol, tmp_path):
+def test_a_hostile_pickle_is_not_loaded(tiny, tmp_path):
     source = write_batches(tiny.data, tiny.arrays)
-    pickled = pickle.dumps({"data": Runs(tmp_path / "ran")}, protocol)
+    pickled = pickle.dumps({"data": Runs(tmp_path / "ran")})
     pickle.loads(pickled)
     (tmp_path / "ran").rmdir()  # the pickle does what it should; now through the reader
     (source / "data_batch_1").write_bytes(pickled)
@@ -288,10 +287,10 @@ def test_a_cache_changed_under_way_changes_nothing(tiny, monkeypatch):
     assert tiny.is_loaded()
     fromfile = np.fromfile
 
-    def cut(path, dtype, count, offset):
+    def cut(path, *how, **named):
         os.truncate(path, 10)
         monkeypatch.setattr(np, "fromfile", fromfile)
-        return fromfile(path, dtype, count, offset=offset)
+        return fromfile(path, *how, **named)
 
     monkeypatch.setattr(np, "fromfile", cut)
     assert tiny.is_loaded()
