@@ -87,7 +87,7 @@ def open_dataset(name: str, size: int = 0, fit: Fit = "crop", layout: Layout = "
 
 
 def require_known(name: str, source: str) -> None:
-    """Raises Mistake where the file `source` of a stranger, maybe, names pictures never read here."""
+    """Raises Mistake where `source`, maybe a stranger's file, names pictures never read here."""
     root = Path(os.path.expanduser(name))
     if kind_of(name) == "pictures" and not (root.exists() and store.index_path(root).exists()):
         where = "were not read on this machine before" if root.exists() else "are not there"
