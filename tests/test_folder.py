@@ -475,6 +475,6 @@ def test_the_sheet_replaces_no_picture_of_a_person_and_no_link(tmp_path: Path, m
     assert Path("mine.png").read_bytes() == mine
     Path("link.png").symlink_to("sheet.png")
     assert sheet("link.png") == first and Path("link.png").is_symlink()
-    with pytest.raises(Mistake, match="it lies in own"):
+    with pytest.raises(Mistake, match="lies in own"):
         sheet("own/sheet.png")
     assert not (root / "sheet.png").exists()
