@@ -86,7 +86,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 
 def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
     """The separator, {"path": (its name, its index) ...} and how many columns the first line names."""
-    most: list[str] = []
+    most, found = list[str](), dict[str, tuple[str, int]]()
     for separator in SEPARATORS:
         names = next(csv.reader([head], delimiter=separator, skipinitialspace=True), [])
         plain = [re.sub(r"[\W_]", "", name).lower() for name in names]
@@ -96,8 +96,9 @@ def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
                 columns[column] = names[i].strip(), i
         if {"path", "label"} <= columns.keys():
             return separator, columns, len(names)
-        most = max(most, names, key=len)
-    missing = "path" if not any(re.sub(r"[\W_]", "", name).lower() in COLUMNS["path"] for name in most) else "label"
+        if len(names) > len(most):
+            most, found = names, columns
+    missing = "label" if "path" in found else "path"
     raise Mistake(
         f"its first line must name the columns path and label; {missing} is missing; it names "
         + (name_list(printable(name.strip()) for name in most) or "nothing")
