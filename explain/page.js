@@ -21,12 +21,8 @@ let chosen = null; // an error, not a place in the order
 let pointed = null; // {error, which}: the pointer is on a class of that error
 let opacity = data.opacity; // of the overlay before it was switched off
 
-// Words
-
-function percent(p) {
-  if (p < 1e-4) return "<0.01%";
-  return `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
-}
+const percent = (p) =>
+  p < 1e-4 ? "<0.01%" : `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
 
 const count = (number) => number.toLocaleString("en");
 const title = (i) => (data.files ? data.files[i] : `${data.split} image ${data.index[i]}`);
@@ -34,10 +30,8 @@ const title = (i) => (data.files ? data.files[i] : `${data.split} image ${data.i
 // Pictures: the same steps as cam.display and gallery.overlay
 
 /** The class of a map; the margin is its map minus that of the true class. */
-function classOf(i, which) {
-  if (which === "true") return data.true[i];
-  return which === "pred" || which === "margin" ? data.predicted[i] : Number(which);
-}
+const classOf = (i, which) =>
+  ({ true: data.true[i], pred: data.predicted[i], margin: data.predicted[i] })[which] ?? Number(which);
 
 /** The map of error i for a class of data.shown[i], as the model made it. */
 function rawMap(i, number) {
@@ -87,8 +81,7 @@ function paint(canvas, i, which) {
   const signed = which === "margin";
   const strength = byId("opacity").valueAsNumber;
   if (signed && strength > 0) {
-    context.globalCompositeOperation = "saturation";
-    context.fillStyle = "#808080";
+    Object.assign(context, { globalCompositeOperation: "saturation", fillStyle: "#808080" });
     context.fillRect(0, 0, side, side);
     context.globalCompositeOperation = "source-over";
   }

@@ -41,41 +41,20 @@ CONFUSIONS = 60  # pairs that are listed instead of it
 
 
 def render(study: Study, maps: Maps, checks: Faithfulness | None, options: GradcamOptions, source: str) -> bytes:
-    """The whole page in UTF-8.
-
-    Args:
-        study: the cases and the figures of the whole set.
-        maps: of several classes of all cases.
-        checks: faithfulness, where it was measured.
-        options: what is shown first, and the words for the method.
-        source: words for the model.
-    """
+    """The whole page in UTF-8, of maps of several classes; `options` say what is shown first, `source` the model."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     fitting = fit(maps.values)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
-        mark=MARK.decode(),
-        cases=study.cases,
-        study=study,
-        maps=maps,
-        fitting=fitting,
-        method=METHODS[maps.method],
-        checks=checks,
-        source=source,
-        class_bars=class_bars,
+        mark=MARK.decode(), source=source, method=METHODS[maps.method],
+        study=study, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
         confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
-        table=len(study.cases.classes) <= TABLE,
-        reliability=reliability,
-        sheet=sheet,
-        side=side,
-        data=_data(maps, fitting, options) | {"side": side, "columns": columns},
+        table=len(study.cases.classes) <= TABLE, class_bars=class_bars, reliability=reliability,
+        sheet=sheet, side=side, data=_data(maps, fitting, options) | {"side": side, "columns": columns},
     )
     return text.encode("utf-8", "surrogateescape")
 
@@ -122,7 +101,7 @@ def sprites(pictures: UInt8) -> tuple[str, int, int]:
     sheet = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "WEBP", lossless=pictures.nbytes <= LOSSLESS_BYTES, quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), columns, side
+    return "data:image/webp;base64," + _base64(buffer.getvalue()), columns, side
 
 
 def reliability(calibration: Calibration) -> list[dict[str, float]]:
@@ -141,12 +120,10 @@ def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any
     cases = maps.cases
     cells, scales = quantise(fitting)
     probabilities = np.take_along_axis(cases.probabilities, maps.classes, 1)
-    start = {
-        "sort": options.order,
-        "map": options.target if options.target in WORDS["target"] else cases.classes.index(options.target),
-        "true": "" if options.true == "any" else cases.classes.index(options.true),
-        "pred": "" if options.pred == "any" else cases.classes.index(options.pred),
-    }
+    start: dict[str, str | int] = {"sort": options.order, "map": options.target, "true": "", "pred": ""}
+    for name, flag in (("map", "target"), ("true", "true"), ("pred", "pred")):
+        if getattr(options, flag) not in WORDS[flag]:
+            start[name] = cases.classes.index(getattr(options, flag))
     return {
         "classes": cases.classes,
         "split": cases.name,
@@ -172,5 +149,5 @@ def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any
     }
 
 
-def _base64(array: npt.NDArray[Any]) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+def _base64(data: bytes | npt.NDArray[Any]) -> str:
+    return base64.b64encode(data if isinstance(data, bytes) else data.tobytes()).decode()
