@@ -72,9 +72,9 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = errors.seconds if options.layer == "layer4" else clock["heatmap"]
-    result: dict[str, Any] = {name: getattr(options, name) for name in ("layer", "method", "target")}
-    result |= {"maps": len(cases), "maps_computed": maps.computed} | errors.plain()
-    result |= {
+    result: dict[str, Any] = {"layer": options.layer, "method": options.method}
+    result |= {"target": options.target, "maps": len(cases), "maps_computed": maps.computed}
+    result |= errors.plain() | {
         "drawn": len(cases) if options.page else len(drawn),
         "files": files,
         "precision": explainer.machine.precision,

@@ -31,7 +31,7 @@ class Classifier(nn.Module):
     def __init__(self, net: ResNet, side: int, maps: bool = False) -> None:
         super().__init__()
         self.net, self.side, self.maps = net, side, maps
-        self.outputs = ["probabilities", "maps"][: 1 + maps]
+        self.outputs = ["probabilities", "maps"] if maps else ["probabilities"]
         wanted = (net.resolution, side)
         rows = F.interpolate(torch.eye(side)[None, None], wanted, mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("rows", rows)

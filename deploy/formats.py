@@ -1,4 +1,4 @@
-"""The kinds of file: each is made of a Classifier as bytes, opened again as a function of images, and compared.
+"""The kinds of file: each made of a Classifier as bytes, opened again as a function, and compared.
 
 onnx, onnxruntime and safetensors are imported only where they are needed: see requirements-export.txt.
 """
@@ -98,9 +98,9 @@ def of_onnx(content: bytes, threads: int) -> Run:
 def quantised(content: bytes, images: UInt8) -> bytes:
     """An ONNX file with int8 weights, one scale a channel, and uint8 activations, whose ranges `images` decide."""
     import onnx
-    from onnxruntime import quantization
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.parts = iter(np.array_split(images, -(-len(images) // BATCH)))
 
@@ -111,10 +111,10 @@ def quantised(content: bytes, images: UInt8) -> bytes:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int8.onnx")
-            quantization.quantize_static(
+            quantize_static(
                 onnx.load_from_string(content), path, Reader(),
                 op_types_to_quantize=CALIBRATED, per_channel=True,
-                activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )
             return path.read_bytes()
     finally:
@@ -167,12 +167,13 @@ def checked(run: Run, net: ResNet, images: UInt8) -> float:
 
 
 def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest between a file's outputs and the network's own; of maps in units of their largest value."""
+    """The largest from the network's own outputs; of maps in units of their largest value."""
     inputs, outputs = torch.tensor(images), run(images)
     largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
     if len(outputs) > 1:
         with torch.no_grad():
-            own = class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc).numpy()
+            small = resize(inputs.permute(0, 3, 1, 2), net.resolution)
+            own = class_maps(net.features(small), net.fc).numpy()
         scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
         largest.append(np.abs(outputs[1] - own).max() / scale)
     return float(np.max(largest))  # not a number where an output holds one that is not

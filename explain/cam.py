@@ -5,8 +5,8 @@
 
 Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs each channel of a stage by the mean of the target logit's
 gradient; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies gradient and activation element by element.
-Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32. At the last stage
-both methods are `class_maps`: all classes without a backward pass, and each map plus its bias sums to the logit.
+Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32.
+At the last stage both are `class_maps`: no backward pass, and map plus bias sum to the logit.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ def heatmaps(
 ) -> Tensor:
     """Raw, signed heatmaps (N, h, w) float32 (float64 of a float64 model), on the model's device.
 
-    Runs in eval mode, under the autocast that is on around the call. The model is left as it was; it may be frozen,
-    compiled or wrapped (DataParallel), and an outer `no_grad` or `inference_mode` is fine.
+    Runs in eval mode, under the autocast around the call. The model is left as it was; it may be
+    frozen, compiled or wrapped (DataParallel); an outer `no_grad` or `inference_mode` is fine.
 
     Args:
         model: ResNet, or any module that makes logits (N, C) of images.
-        images: (N, 3, H, W) uint8, of any size; for another module what it takes, normalised as it was trained.
+        images: (N, 3, H, W) uint8, of any size; for another module as it was trained.
         targets: (N,) integers, the class whose logit is explained; or (N, T), which gives maps (N, T, h, w) for little
             more than the cost of one: the forward pass is shared.
         layer: one of STAGES; for another module the name of one of its modules, as `get_submodule` takes it, that runs
@@ -42,7 +42,7 @@ def heatmaps(
         method: one of METHODS; they agree at layer4.
 
     Raises:
-        Mistake: unknown layer, method or class, a layer that gives no maps, or targets of another number of images.
+        Mistake: unknown layer, method or class, a layer without maps, or targets of another number.
     """
     net = _inner(model)
     known = STAGES if isinstance(net, ResNet) else [name for name, _ in net.named_modules() if name]
@@ -70,7 +70,7 @@ def heatmaps(
 def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
     """Raw maps of all classes (N, C, h, w), float32, of the last stage's activations (N, K, h, w): W[c] . A / (h w).
 
-    The gradient of logit c by a pooled channel is W[c] / (h w) everywhere, so this is Grad-CAM and HiResCAM at once.
+    The gradient of logit c by a pooled channel is W[c] / (h w) everywhere: both methods at once.
     """
     # CUDA may round float32 products to TF32 (1e-3); a CPU does not, so there float64 would only take longer.
     exact = torch.float64 if features.is_cuda else head.weight.dtype
@@ -80,9 +80,9 @@ def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
 
 
 def check_class_maps(net: ResNet, images: Tensor) -> float:
-    """The largest difference of `class_maps` from autograd's, over the largest value; images (N, 3, R, R) uint8.
+    """`class_maps` minus autograd's, over the largest value; images (N, 3, R, R) uint8.
 
-    Raises Mistake above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
+    Raises Mistake above 0.005 (TF32 alone costs 0.001): no pool and linear layer end the network.
     """
     if not len(images):
         return 0.0
@@ -98,8 +98,9 @@ def check_class_maps(net: ResNet, images: Tensor) -> float:
 def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Maps to look at, (N, size, size) float32 in [0, 1], and (N,) bool: True where there is no positive evidence.
 
-    Raw maps (N, h, w) lose their negative part, are enlarged (bilinear) and divided by their own maximum. Min-max
-    scaling would hide evidence: on a small ResNet-18, 61% of the predicted class's layer4 maps are positive everywhere.
+    Raw maps (N, h, w) lose their negative part, are enlarged and divided by their own maximum.
+    Min-max scaling would hide evidence: of a small ResNet-18, 61% of the predicted class's layer4
+    maps are positive everywhere.
     `signed`, for margins, keeps both signs: [-1, 1] by the largest absolute value, True where the map is 0 everywhere.
     Raises Mistake where a value is not finite.
     """

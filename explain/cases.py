@@ -1,7 +1,7 @@
 """The images that are explained, and their heatmaps: the errors of a data set, or pictures of one's own.
 
-An error has a label, which the prediction missed. A picture of one's own has none: there the runner-up takes the place
-of the true class, so that the margin says why this class and not the next. `Cases.rival` is the one or the other.
+A picture of one's own has no label: there `Cases.rival` is the runner-up, not the true class, so
+that the margin says why this class and not the next.
 """
 
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Cases:
     inputs: Tensor  # (E, 3, R, R) uint8, as the model saw them
     pictures: UInt8  # (E, S, S, 3), the same to look at
     files: tuple[str, ...] = ()  # (E,) where they come from, if they are files
-    disputed: Bools  # (E,) annotators disagree about the label, or a model does that has not seen it
+    disputed: Bools  # (E,) annotators, or a model that has not seen it, doubt the label
     questioned: bool = False  # the labels are what is looked at, and may be wrong
 
     def __len__(self) -> int:
@@ -91,11 +91,8 @@ class Cases:
         return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
-        """(E, K) the `count` likeliest classes of each image, the likeliest first, those of `always` (E, T) among them.
-
-        Of fewer classes all, in their own order.
-        """
-        if len(self.classes) <= count:
+        """(E, K) the `count` likeliest classes in order, `always` (E, T) among them."""
+        if len(self.classes) <= count:  # all, in their own order
             return np.tile(np.arange(len(self.classes)), (len(self), 1))
         wanted = np.zeros(self.probabilities.shape, bool)
         np.put_along_axis(wanted, always, True, 1)
@@ -104,10 +101,7 @@ class Cases:
         return np.take_along_axis(kept, order, 1)
 
     def select(self, sort: str = "loss", true: str = "any", predicted: str = "any", seed: int = 0) -> Ints:
-        """Positions of the images between two classes (or "any"), in an order of `options.ORDERS`, ties by index.
-
-        Raises Mistake: unknown class, or no image matches.
-        """
+        """Positions of the images of these classes, sorted. Raises Mistake where there are none."""
         keys: dict[str, npt.NDArray[Any]] = {
             "loss": -self.loss,
             "confidence": -self.probability(self.predicted),
@@ -132,7 +126,7 @@ class Maps:
     cases: Cases
     layer: str
     method: str
-    target: str  # what is asked for: "pred", "true", "margin" (predicted minus rival) or the name of a class
+    target: str  # "pred", "true", "margin" (predicted minus rival) or the name of a class
     classes: Ints  # (E, T) whose maps they are, predicted, rival and target among them
     values: Tensor  # (E, T, h, w) float32
 

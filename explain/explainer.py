@@ -1,4 +1,4 @@
-"""A trained model, ready to classify images and to say what it looked at, as `python gradcam.py` does.
+"""A trained model that classifies images and says what it looked at: `python gradcam.py`.
 
 The pass over the images itself yields layer4's maps of all classes; other layers need one more forward and backward
 pass, over the cases alone.
@@ -23,7 +23,7 @@ from ground.mistake import Mistake
 from ground.terminal import tracked
 
 BATCH = 250
-SEVERAL = 10  # classes of each image whose maps a page holds: all of CIFAR-10's, and the likeliest of a larger set
+SEVERAL = 10  # classes of each image whose maps a page holds: of more the likeliest
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +33,7 @@ class Explainer:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "auto", precision: str = "checkpoint", threads: int = 0) -> Self:
-        """The checkpoint's model on a device; sets torch's threads (0: one per core) and fast paths.
-
-        Raises Mistake where the device is not here, or cannot compute in that precision.
-        """
+        """The checkpoint's model on a device; sets torch's threads (0: one a core)."""
         place = pick_device(device)
         if precision == "checkpoint":
             precision = checkpoint.metrics.get("precision", "auto")
@@ -77,10 +74,7 @@ class Explainer:
         return logits, cases, maps, inputs
 
     def explain(self, cases: Cases, layer: str, method: str, target: str, several: bool = False) -> Maps:
-        """Heatmaps of every case for its predicted class, its rival and the target; with `several`, of SEVERAL classes.
-
-        Raises Mistake: unknown layer, method or target (see Maps).
-        """
+        """Heatmaps of all cases for predicted class, rival and target, or for SEVERAL classes."""
         named = [] if target in ("pred", "true", "margin") else [cases.every(target)]
         classes = np.stack([cases.predicted, cases.rival, *named], 1)
         if several:
@@ -88,8 +82,10 @@ class Explainer:
         if layer == "layer4":  # the pass over the images has made them
             values = cases.class_maps[np.arange(len(cases))[:, None], classes]
         else:
-            pairs = zip(cases.inputs.split(BATCH), torch.from_numpy(classes).split(BATCH), strict=True)
+            wanted = torch.from_numpy(classes).split(BATCH)
+            pairs = zip(cases.inputs.split(BATCH), wanted, strict=True)
             batches = tracked(pairs, "heatmaps", len(cases), lambda pair: len(pair[0]))
             with self.autocast():
-                values = torch.cat([heatmaps(self.model, *pair, layer, method, BATCH).cpu() for pair in batches])
+                parts = [heatmaps(self.model, *pair, layer, method, BATCH).cpu() for pair in batches]
+            values = torch.cat(parts)
         return Maps(cases, layer, method, target, classes, values)

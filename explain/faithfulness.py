@@ -47,9 +47,9 @@ class Faithfulness:
     """How faithful the maps of the predicted class are, on a random sample of the errors."""
 
     images: int
-    gaps: dict[str, Score]  # insertion minus deletion of maps of the "predicted" and "true" class, and "random" ones
-    leads: dict[str, Score]  # gap of the predicted class minus that of "true" and of "random", image by image
-    likeness: dict[str, Score]  # Spearman's, with maps of a model whose "linear layer" or all "weights" are random
+    gaps: dict[str, Score]  # insertion minus deletion of "predicted", "true" and "random" maps
+    leads: dict[str, Score]  # of "predicted" over "true" and "random", image by image
+    likeness: dict[str, Score]  # Spearman's, against a random "linear layer" or all "weights"
 
     def lines(self) -> list[str]:
         """For the terminal."""
@@ -58,12 +58,12 @@ class Faithfulness:
             "the predicted class's maps lead, image by image, over": self.leads,
             "rank correlation with the maps of a model of random parts": self.likeness,
         }
-        words = {what: [f"{name} {score}" for name, score in scores.items()] for what, scores in figures.items()}
-        return [f"{what}: {', '.join(scores)}" for what, scores in words.items()]
+        words = [", ".join(f"{name} {score}" for name, score in row.items()) for row in figures.values()]
+        return [f"{what}: {scores}" for what, scores in zip(figures, words, strict=True)]
 
 
 def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
-    """Both checks on at most IMAGES errors, drawn by `seed`. Raises Mistake where there are fewer than two."""
+    """Both checks on at most IMAGES errors, drawn by `seed`. Raises Mistake below two."""
     errors = maps.cases
     if len(errors) < 2:
         raise Mistake(f"--faithfulness needs two errors or more, and there are {len(errors)}")
@@ -76,8 +76,9 @@ def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
         "random": torch.randn((len(sample), *maps.values.shape[2:]), generator=generator),
     }
     parts = tracked(torch.arange(len(sample)).split(BATCH), "faithfulness", len(sample), len)
-    rows = [[gap(explainer, images[i], classes[i], values[i]) for values in ranked.values()] for i in parts]
-    gaps = {name: torch.cat(column) for name, column in zip(ranked, zip(*rows, strict=True), strict=True)}
+    rows = [[gap(explainer, images[i], classes[i], some[i]) for some in ranked.values()] for i in parts]
+    columns = zip(*rows, strict=True)
+    gaps = {name: torch.cat(column) for name, column in zip(ranked, columns, strict=True)}
     return Faithfulness(
         images=len(sample),
         gaps={name: _score(values) for name, values in gaps.items()},
@@ -89,8 +90,8 @@ def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
 def gap(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> Tensor:
     """Area under the insertion curve minus that under the deletion curve, (N,) float64 in [-1, 1], on the CPU.
 
-    Follows the probability of classes (N,) of images (N, 3, R, R) uint8; of maps (N, h, w), raw, the largest values
-    come first.
+    Follows the probability of classes (N,) of images (N, 3, R, R) uint8; the largest values of
+    maps (N, h, w), raw, come first.
     """
     model, device, side = explainer.model, explainer.machine.device, images.shape[-1]
     images, classes = images.to(device), classes.to(device)

@@ -41,7 +41,7 @@ class Column(NamedTuple):
 
 
 def draw(maps: Maps, positions: Ints, choice: str, source: str) -> bytes:
-    """The PNG of the cases at `positions` (n,), in this order; `choice` says which these are, `source` the model."""
+    """The PNG of the cases at `positions` (n,); words for which these are, and for the model."""
     cases, columns = maps.cases, _columns(maps, positions)
     header = _header(maps, len(positions), choice, source)
     # One sheet is as wide as a page; a row of it:  TEXT_WIDTH | TILE | GAP | TILE | GAP ...
@@ -94,12 +94,9 @@ def smaller(pictures: UInt8, side: int) -> UInt8:
 
 
 def overlay(images: UInt8, shown: Tensor, signed: bool = False) -> UInt8:
-    """Heat over images (N, S, S, 3) uint8, of maps (N, S, S) as `cam.display` gives them; the stronger the more opaque.
-
-    Signed maps lie in orange (positive) and purple (negative) on the picture's grey.
-    """
+    """Heat over images (N, S, S, 3) uint8, of maps (N, S, S) as `cam.display` gives them."""
     values = shown.numpy()
-    if signed:
+    if signed:  # orange (positive) and purple (negative)
         grey = images @ np.array([0.299, 0.587, 0.114])
         base, heat = np.repeat(grey[..., None], 3, -1), matplotlib.colormaps["PuOr_r"]((values + 1) / 2)
     else:
@@ -118,10 +115,7 @@ class Pen:
         self, place: tuple[int, int], text: str, points: float = 8,
         bold: bool = False, centred: bool = False, room: float = math.inf,
     ) -> int:
-        """Write one line below `place`, its left end or its middle; returns its width in pixels.
-
-        From a line that is wider than `room` pixels the middle is left out.
-        """
+        """Write one line below `place`, its middle left out beyond `room`; returns its width."""
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
         path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
         font = ImageFont.truetype(path, round(points * DPI / 72))

@@ -1,4 +1,4 @@
-"""Pictures of one's own, read safely: a file that cannot be used is named with the reason, and the others go on.
+"""Pictures of one's own; a file that cannot be used is named with the reason, the others go on.
 
 `python gradcam.py --images FOLDER_OR_FILES` explains what the model says of them.
 """
@@ -30,10 +30,7 @@ class Pictures(NamedTuple):
 
 
 def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
-    """Every picture among the files, and in the folders and theirs, as squares of `side` pixels.
-
-    Raises OSError or Mistake as `find` does, and Mistake where none of the files can be used.
-    """
+    """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
     files = find(paths)
     names, inputs, tiles, skipped = [], [], [], []
     for path in tracked(files, "reading", len(files)):
@@ -53,7 +50,7 @@ def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
 def find(paths: Sequence[str]) -> list[Path]:
     """The files among `paths` and in its folders, each once, those of a folder in the order of their names.
 
-    Raises OSError where a path does not exist, Mistake where there are none, or more than MOST_FILES.
+    Raises OSError where a path does not exist, Mistake for none or more than MOST_FILES.
     """
     files: dict[Path, None] = {}
     for path in map(Path, paths):

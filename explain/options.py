@@ -52,7 +52,7 @@ class CheckpointOptions:
         return checkpoint.load(self.ckpt)
 
     def open_data(self, checkpoint: "Checkpoint") -> "DataSet":
-        """The data set that the checkpoint was trained on. Raises Mistake as `require_known`, or for other pictures."""
+        """The checkpoint's data. Raises Mistake for other contents, or a folder that it alone names."""
         from pipeline.dataset import open_dataset, require_known
 
         config, identity = checkpoint.config, checkpoint.metrics.get("identity", "")

@@ -8,6 +8,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def paths(out: str, labelled: bool) -> tuple[Path, ...]:
 
 
 def check(out: str, labelled: bool, inputs: Sequence[str]) -> None:
-    """Before the work: raises where one of the three could not be written, or an input or a person's file be lost."""
+    """Before the work: raises where one cannot be written without loss, see `check_output`."""
     for path in paths(out, labelled):
         check_output(path, inputs=inputs, mark=MARKS.get(path.suffix, MARK))
 
@@ -46,12 +47,11 @@ def table(cases: Cases) -> bytes:
     """
     names, files = np.array([_cell(name) for name in cases.classes]), [_cell(name) for name in cases.files]
     predicted, rival = names[cases.predicted], names[cases.rival]
-    p_predicted, p_rival, loss = (
-        [f"{value:.6f}" for value in values]
-        for values in (cases.probability(cases.predicted), cases.probability(cases.rival), cases.loss)
-    )
+    figures = cases.probability(cases.predicted), cases.probability(cases.rival), cases.loss
+    p_predicted, p_rival, loss = ([f"{value:.6f}" for value in values] for values in figures)
     if cases.labels is None:
-        columns = dict(zip(FILE_COLUMNS, (files, predicted, p_predicted, rival, p_rival), strict=True))
+        values: tuple[Any, ...] = (files, predicted, p_predicted, rival, p_rival)
+        columns = dict(zip(FILE_COLUMNS, values, strict=True))
     else:
         disputed = cases.disputed.astype(int)
         values = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, disputed)

@@ -30,8 +30,10 @@ const title = (i) => (data.files ? data.files[i] : `${data.split} image ${data.i
 // Pictures: the same steps as cam.display and gallery.overlay
 
 /** The class of a map; the margin is its map minus that of the true class. */
-const classOf = (i, which) =>
-  ({ true: data.true[i], pred: data.predicted[i], margin: data.predicted[i] })[which] ?? Number(which);
+function classOf(i, which) {
+  if (which === "true") return data.true[i];
+  return which === "pred" || which === "margin" ? data.predicted[i] : Number(which);
+}
 
 /** The map of error i for a class of data.shown[i], as the model made it. */
 function rawMap(i, number) {
@@ -81,7 +83,8 @@ function paint(canvas, i, which) {
   const signed = which === "margin";
   const strength = byId("opacity").valueAsNumber;
   if (signed && strength > 0) {
-    Object.assign(context, { globalCompositeOperation: "saturation", fillStyle: "#808080" });
+    context.globalCompositeOperation = "saturation";
+    context.fillStyle = "#808080";
     context.fillRect(0, 0, side, side);
     context.globalCompositeOperation = "source-over";
   }

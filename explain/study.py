@@ -1,5 +1,5 @@
-"""What is explained, and the figures of the whole set: the errors of a split (`of_split`), pictures of one's own
-(`of_pictures`), or the errors of all training images, each judged by a model that has not seen it (`of_folds`).
+"""What is explained, and the figures of the whole set: the errors of a split, pictures of one's own,
+or the errors of all training images, each judged by a model that has not seen it.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ from pipeline.split import Split
 class Calibration:
     """Confidence against accuracy in equal bins of confidence; empty bins hold 0."""
 
-    error: float  # expected calibration error, 0..1: the bins' |accuracy - confidence|, weighted by their images
+    error: float  # expected, 0..1: |accuracy - confidence|, weighted by the bins' images
     images: Ints
     confidence: Floats
     accuracy: Floats
@@ -37,7 +37,7 @@ class Calibration:
 class Study:
     cases: Cases
     seconds: float  # that the model's pass over all images took
-    matrix: Ints | None = None  # (C, C) counts, row the true class, column the predicted one; None without labels
+    matrix: Ints | None = None  # (C, C) counts, as `confusion_matrix`; None without labels
     calibration: Calibration | None = None
     temperature: float = 1.0  # that the model's logits are divided by
     error_without: float = 0.0  # expected calibration error at a temperature of 1
@@ -67,20 +67,14 @@ class Study:
 
 
 def of_split(explainer: Explainer, checkpoint: Checkpoint, data: DataSet) -> Study:
-    """The errors in the split of the data that the checkpoint's run reported on.
-
-    Raises Mistake where a logit is not a finite number, or the data have other classes now.
-    """
+    """The errors in the split that the checkpoint was reported on. Raises Mistake if it has changed."""
     split = data.reported(checkpoint.config.validate, checkpoint.config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
     return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
 
 
 def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
-    """The errors in the training images, each judged by the one of the folds' checkpoints that has not seen it.
-
-    Disputed as `surer` says. Raises Mistake as `of_split`, and where the data have folds of other sizes now.
-    """
+    """Errors in the training images, each judged by a model that has not seen it; see `surer`."""
     config, train = checkpoints[0].config, data.load("train")
     judges: list[tuple[Explainer, Ints | slice]] = []
     for checkpoint in checkpoints:
@@ -93,10 +87,7 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
-    """Pictures of one's own, made squares of `side` pixels, like those of training, and classified.
-
-    Raises as `images.read`, and Mistake where a logit is not a finite number.
-    """
+    """Pictures of one's own, made squares of `side` pixels as in training, and classified."""
     pictures = images.read(paths, side, fit)
     start = perf_counter()
     parts = resize(pictures.inputs, explainer.model.resolution).split(BATCH)
@@ -104,9 +95,9 @@ def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit)
     logits, _, maps, inputs = explainer.examine((part.to(explainer.machine.device), None) for part in tracker)
     seconds, count = perf_counter() - start, len(logits)
     cases = Cases(
-        name="own", total=count, classes=explainer.model.classes, index=np.arange(count), labels=None,
-        logits=logits, class_maps=maps, inputs=inputs,
-        pictures=pictures.tiles, files=pictures.names, disputed=np.zeros(count, bool),
+        name="own", total=count, classes=explainer.model.classes, index=np.arange(count),
+        labels=None, logits=logits, class_maps=maps, inputs=inputs, pictures=pictures.tiles,
+        files=pictures.names, disputed=np.zeros(count, bool),
     )
     return Study(cases, seconds, skipped=pictures.skipped)
 
@@ -133,10 +124,10 @@ def surer(logits: torch.Tensor, labels: Ints) -> Bools:
 
 
 def _errors(
-    split: Split, judges: Sequence[tuple[Explainer, Ints | slice]], checkpoints: Sequence[Checkpoint],
-    fitted: bool, questioned: bool,
+    split: Split, judges: Sequence[tuple[Explainer, Ints | slice]],
+    checkpoints: Sequence[Checkpoint], fitted: bool, questioned: bool,
 ) -> Study:
-    """The errors in a split, and the figures of all its images; `judges`: models with the indices that each judges."""
+    """The errors in a split, and the figures of all; `judges`: models, and the indices they judge."""
     start, parts = perf_counter(), []
     for explainer, part in judges:
         if split.classes != explainer.model.classes:
@@ -154,15 +145,16 @@ def _errors(
     temperature = 1.0 if questioned else checkpoints[0].metrics.get("temperature", 1.0)
     disputed = surer(logits, labels)[wrong][order] if questioned else np.isin(index, split.disputed)
     cases = Cases(
-        name=split.name, total=len(logits), classes=split.classes, index=index, labels=errors.labels,
-        logits=logits[wrong][order], class_maps=maps[order],
+        name=split.name, total=len(logits), classes=split.classes, index=index,
+        labels=errors.labels, logits=logits[wrong][order], class_maps=maps[order],
         inputs=inputs[order].contiguous(memory_format=torch.channels_last),
         pictures=errors.images, files=errors.files, disputed=disputed, questioned=questioned,
     )
     matrix = confusion_matrix(labels, logits.argmax(1).numpy(), len(split.classes))
-    without = calibration(logits * temperature, labels).error
-    reported = sum(one.metrics.get("test_total", 0) - one.metrics.get("test_correct", 0) for one in checkpoints)
-    return Study(cases, seconds, matrix, calibration(logits, labels), temperature, without, fitted, reported)
+    found, without = (calibration(logits * scale, labels) for scale in (1.0, temperature))
+    metrics = [one.metrics for one in checkpoints]
+    reported = sum(one.get("test_total", 0) - one.get("test_correct", 0) for one in metrics)
+    return Study(cases, seconds, matrix, found, temperature, without.error, fitted, reported)
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -184,6 +176,7 @@ def calibration(logits: torch.Tensor, labels: Ints, bins: int = 15) -> Calibrati
     right = logits.argmax(1).numpy() == labels
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
-    means = [np.bincount(place, values, bins) / np.maximum(images, 1) for values in (confidence, right)]
+    sums = [np.bincount(place, values, bins) for values in (confidence, right)]
+    means = [total / np.maximum(images, 1) for total in sums]
     error = float((images * np.abs(means[1] - means[0])).sum() / images.sum())
     return Calibration(error, images, *means)

@@ -31,7 +31,8 @@ class Browser:
         self._path = f"/session/{self.call('POST', '/session', {'capabilities': {'alwaysMatch': wanted}})['sessionId']}"
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data, headers = None if body is None else json.dumps(body).encode(), {"Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self._address + path, data, headers, method=method)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as reply:
             return json.load(reply)["value"]
@@ -46,8 +47,8 @@ class Browser:
         """A file, or an address."""
         for url in ("about:blank", (page if isinstance(page, str) else page.as_uri()) + fragment):
             self.post("url", url=url)
-        ready = "(!document.getElementById('sheet') || document.documentElement.dataset.ready === 'yes')"
-        self.until(f"return document.readyState === 'complete' && {ready}")
+        waits = "document.getElementById('sheet') && !document.documentElement.dataset.ready"
+        self.until(f"return document.readyState === 'complete' && !({waits})")
 
     def until(self, script: str) -> None:
         end = time.monotonic() + 60

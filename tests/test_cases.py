@@ -53,7 +53,7 @@ def test_the_pass_finds_what_the_model_says(model: Explainer):
     for size in (300, 64):
         net.train(size == 64)
         found = model.examine(batches(size))
-        assert all(module.training == (size == 64) for module in net.modules()), "it is left in the mode it was in"
+        assert all(module.training == (size == 64) for module in net.modules())
         net.eval()
         torch.testing.assert_close(found[0], logits, rtol=1e-4, atol=1e-4)
         assert torch.equal(found[1], expected)

@@ -94,7 +94,7 @@ def test_blurring_keeps_size_mean_and_plain_pictures():
     assert (blurred.float().mean((2, 3)) - picture.float().mean((2, 3))).abs().max() < 6
 
 
-def test_predicted_maps_beat_true_and_random_ones_and_those_of_random_weights_do_not_resemble(found: Faithfulness):
+def test_predicted_maps_beat_the_others_and_do_not_resemble_those_of_random_weights(found: Faithfulness):
     assert found.images > 100
     for other in ("true", "random"):
         assert found.leads[other].mean > 2 * found.leads[other].error > 0
@@ -105,7 +105,7 @@ def test_predicted_maps_beat_true_and_random_ones_and_those_of_random_weights_do
     assert all(abs(score.mean) < 0.35 for score in found.likeness.values())
 
 
-def test_the_sample_is_limited_the_same_seed_gives_the_same_and_nothing_is_changed(maps: Maps, monkeypatch):
+def test_the_same_seed_gives_the_same_limited_sample_and_nothing_is_changed(maps: Maps, monkeypatch):
     monkeypatch.setattr(faithfulness, "IMAGES", 10)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
     found, wrong = measure(net(), maps, seed=1), maps.cases

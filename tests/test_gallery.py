@@ -127,9 +127,9 @@ def test_each_row_shows_its_own_image_and_its_own_maps(target: str, order: list[
 
 @pytest.mark.parametrize(
     ("count", "side", "tile"),
-    [(1, 28, 168), (12, 32, 192), (13, 32, 192), (61, 32, 192), (2, 50, 150), (2, 96, 192), (2, 192, 192)],
+    [(1, 28, 168), (12, 32, 192), (13, 32, 192), (61, 32, 192), (2, 50, 150), (2, 192, 192)],
 )
-def test_all_of_the_chosen_are_drawn_pixel_by_pixel_and_the_picture_stays_near_a_page(count: int, side: int, tile: int):
+def test_all_are_drawn_pixel_by_pixel_and_the_picture_stays_near_a_page(count: int, side: int, tile: int):
     cases = long_names(count, side)
     canvas = picture(cases)
     for i in {0, count // 2, count - 1}:
@@ -155,7 +155,7 @@ def test_words_are_large_enough_and_stay_inside_their_column(written):
     text = " | ".join(line for line, *_ in written)
     for needed in (
         "4 errors of 400 validation images: 99.00% right | model.pt |",
-        "4 of them here, largest loss first | Grad-CAM at layer4, a grid of 4 x 4 cells of 8 pixels: coarse; --layer",
+        "4 of them here, largest loss first | Grad-CAM at layer4, a grid of 4 x 4 cells of 8 pixels: coarse",
         f"validation image {long_names(4).index[2]}",
         "label disputed",
         "true class ranked ",

@@ -397,7 +397,7 @@ def test_words_stand_out_in_light_and_dark(opened: Browser, dark: bool):
     opened.dark(False)
 
 
-def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_opens_the_panel(start, view, content: bytes):
+def test_on_a_phone_nothing_is_wider_than_the_screen_and_a_tap_opens_the_panel(start, view, content):
     phone = start(phone=True)
     phone.open(view(content))
     wide = "return [document.documentElement.scrollWidth, innerWidth]"

@@ -59,7 +59,7 @@ def glyphs(count: int, seed: int) -> Glyphs:
 
 @cache
 def trained() -> tuple[ResNet, Glyphs]:
-    """A net in eval mode, about 85% right, and 1,000 images that it was not trained on; on one thread."""
+    """A net in eval mode, about 85% right, and 1,000 images that it has not seen; on one thread."""
     training, threads = glyphs(3000, seed=1), torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.random.fork_rng():
@@ -86,7 +86,7 @@ def wrong_cases() -> Cases:
     logits, wrong, maps, inputs = explainer(model).examine([(test.inputs, test.labels)])
     index = wrong.nonzero()[:, 0].numpy()
     return Cases(
-        name="test", total=len(logits), classes=CLASSES, index=index, labels=test.labels.numpy()[index],
-        logits=logits[wrong], class_maps=maps, inputs=inputs, pictures=test.images.numpy()[index],
-        disputed=np.zeros(len(index), bool),
+        name="test", total=len(logits), classes=CLASSES, index=index,
+        labels=test.labels.numpy()[index], logits=logits[wrong], class_maps=maps,
+        inputs=inputs, pictures=test.images.numpy()[index], disputed=np.zeros(len(index), bool),
     )
