@@ -83,11 +83,9 @@ def train(recipe: Sequence[str], out: Path, fold: str) -> Path:
     decided = ["--fold", fold, "--run-dir", str(out / name), "--out", str(model), "--resume", "auto"]
     command = [str(preflight.ROOT / "train.py"), *recipe, *decided]
     process = subprocess.Popen([sys.executable, "-I", "-c", LAUNCHER, str(os.getpid()), *command])
-    handlers: dict[int, Any] = {
-        signal.SIGTERM: lambda *_: process.terminate(),
-        signal.SIGINT: signal.SIG_IGN,  # what a terminal sends, the training has too: it saves its state and ends
-        signal.SIGHUP: signal.SIG_IGN,
-    }
+    # What a terminal sends, the training has too: it saves its state and ends.
+    handlers: dict[int, Any] = dict.fromkeys((signal.SIGINT, signal.SIGHUP), signal.SIG_IGN)
+    handlers[signal.SIGTERM] = lambda *_: process.terminate()
     before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     code = process.wait()
     code = 128 - code if code < 0 else code

@@ -67,7 +67,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     import numpy as np  # --help loads nothing heavy
     import torch
 
-    from deploy import check, classifier, formats
+    from deploy import classifier, formats
     from engine.machine import Machine
     from ground.files import check_output, destination, write_whole
     from pipeline.split import Split
@@ -80,8 +80,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     train: Split | None = None
     split: Split | None = None
     if options.random:
-        shape = CHECKED, side, side, 3
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        images = np.random.default_rng(0).integers(0, 256, (CHECKED, side, side, 3), np.uint8)
     else:
         data = options.open_data(loaded)
         train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
@@ -89,16 +88,16 @@ def export(options: ExportOptions) -> dict[str, Any]:
     model = classifier.Classifier(loaded.model, side, options.maps)
     facts = classifier.facts(loaded, ckpt, side)
     content, run = formats.made(out.suffix, model, facts, threads)
-    difference = check.checked(run, loaded.model, images)
+    difference = formats.checked(run, loaded.model, images)
     measured = {}
     if train and split:
         small = formats.quantised(content, train.sample(CALIBRATED))
         runs = {"checkpoint": (ckpt.stat().st_size, formats.of_torch(model)), "float32": (len(content), run)}
         runs["int8"] = len(small), formats.of_onnx(small, threads)
-        difference = check.difference(runs["int8"][1], loaded.model, images)
-        measured = {name: {"size": size} | check.measure(one, split) for name, (size, one) in runs.items()}
-        on = classifier.accuracy_on(loaded, "this file")
-        facts |= {"accuracy": str(measured["int8"]["accuracy"]), "accuracy_on": on}
+        difference = formats.difference(runs["int8"][1], loaded.model, images)
+        measured = {name: {"size": size} | formats.measure(one, split) for name, (size, one) in runs.items()}
+        facts["accuracy"] = str(measured["int8"]["accuracy"])
+        facts["accuracy_on"] = classifier.accuracy_on(loaded, "this file")
         content = formats.with_facts(small, facts)
     write_whole(destination(out), content)
     return facts | {

@@ -72,7 +72,9 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
 
     # The evaluation itself yields layer4's maps, of all classes of all images.
     seconds = errors.seconds if options.layer == "layer4" else clock["heatmap"]
-    result = {
+    result: dict[str, Any] = {"layer": options.layer, "method": options.method}
+    result |= {"target": options.target, "maps": len(cases), "maps_computed": maps.computed}
+    result |= errors.plain() | {
         "drawn": len(cases) if options.page else len(drawn),
         "files": files,
         "precision": explainer.machine.precision,
@@ -80,17 +82,16 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
         "layer4_against_autograd": difference,
     }
     result |= {"faithfulness": asdict(checks)} if checks else {}
-    times = {f"{kind}_seconds": spent for kind, spent in clock.seconds().items()}
-    return maps.plain() | errors.plain() | result | times
+    return result | {f"{kind}_seconds": spent for kind, spent in clock.seconds().items()}
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """What a person is told at the end."""
     if "errors" in result:
-        agree = result["errors"] == result["checkpoint_errors"]
+        same = result["errors"] == result["checkpoint_errors"]
         differ = "; the checkpoint says {checkpoint_errors:,}: data, hardware, precision or versions differ"
         text = "{errors:,} errors of {total:,} {split} images: {accuracy:.2%} right"
-        yield (text + (", just as the checkpoint says" if agree else differ)).format_map(result)
+        yield (text + (", just as the checkpoint says" if same else differ)).format_map(result)
         if result["confusions"]:
             pairs = (f"{true} taken for {predicted} ({n})" for true, predicted, n in result["confusions"])
             yield "most often " + ", ".join(pairs)

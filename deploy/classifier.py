@@ -20,7 +20,7 @@ LICENCE = "The code that trained it: MIT. The weights: as who trained them decid
 class Classifier(nn.Module):
     """uint8 images (N, S, S, 3) -> probabilities (N, C) float32, as `ResNet.predict` gives them.
 
-    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed: see explain.cam.class_maps.
+    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed.
 
     Resizing to the network's R pixels is two products with constants. They give torch's own result to the last level;
     onnxruntime's antialiased Resize differs by one in 0.5% of the values (CIFAR-10's test images, 32 to 28 pixels).
@@ -31,6 +31,7 @@ class Classifier(nn.Module):
     def __init__(self, net: ResNet, side: int, maps: bool = False) -> None:
         super().__init__()
         self.net, self.side, self.maps = net, side, maps
+        self.outputs = ["probabilities", "maps"] if maps else ["probabilities"]
         wanted = (net.resolution, side)
         rows = F.interpolate(torch.eye(side)[None, None], wanted, mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("rows", rows)
@@ -42,11 +43,6 @@ class Classifier(nn.Module):
         features = self.net.features(pixels)
         probabilities = self.net.head(features).softmax(1)
         return (probabilities, class_maps(features, self.net.fc)) if self.maps else (probabilities,)
-
-    @property
-    def outputs(self) -> list[str]:
-        """Name of each output."""
-        return ["probabilities", "maps"] if self.maps else ["probabilities"]
 
 
 def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:

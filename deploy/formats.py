@@ -1,4 +1,4 @@
-"""The kinds of file: each is made of a Classifier as bytes, and opened again as a function of images.
+"""The kinds of file: each made of a Classifier as bytes, opened again as a function, and compared.
 
 onnx, onnxruntime and safetensors are imported only where they are needed: see requirements-export.txt.
 """
@@ -11,15 +11,19 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from deploy.classifier import Classifier
+from engine.model import ResNet, resize
+from explain.cam import class_maps
 from ground.mistake import Mistake
-from pipeline.split import UInt8
+from pipeline.split import Split, UInt8
 
+TOLERANCE = 1e-4
 OPSET = 20  # of ONNX: runtimes know it since 2024
 ANY = ({0: torch.export.Dim("N")},)
 BATCH = 250
@@ -42,11 +46,7 @@ def of_torch(classifier: Callable[[torch.Tensor], tuple[torch.Tensor, ...]]) -> 
 
 
 def made(suffix: str, classifier: Classifier, facts: dict[str, str], threads: int) -> tuple[bytes, Run]:
-    """The file of that kind (.onnx, .pt2 or .safetensors), and the same file opened again.
-
-    Raises:
-        ValueError: the network is too large for it.
-    """
+    """The file of that kind (.onnx, .pt2 or .safetensors), and the same file opened again."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters', about themselves
         if suffix == ".onnx":
@@ -70,13 +70,8 @@ def to_onnx(classifier: Classifier, facts: dict[str, str]) -> bytes:
         raise Mistake("an ONNX file holds 2 GB at most, and this network has more: use --out model.pt2")
     with torch.no_grad():
         program = torch.onnx.export(
-            classifier,
-            example(classifier),
-            dynamic_shapes=ANY,
-            input_names=["images"],
-            output_names=classifier.outputs,
-            opset_version=OPSET,
-            verbose=False,
+            classifier, example(classifier), dynamic_shapes=ANY, opset_version=OPSET, verbose=False,
+            input_names=["images"], output_names=classifier.outputs,
         )
     assert program is not None
     return with_facts(program.model_proto.SerializeToString(), facts)
@@ -103,9 +98,9 @@ def of_onnx(content: bytes, threads: int) -> Run:
 def quantised(content: bytes, images: UInt8) -> bytes:
     """An ONNX file with int8 weights, one scale a channel, and uint8 activations, whose ranges `images` decide."""
     import onnx
-    from onnxruntime import quantization
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 
-    class Reader(quantization.CalibrationDataReader):
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.parts = iter(np.array_split(images, -(-len(images) // BATCH)))
 
@@ -116,14 +111,10 @@ def quantised(content: bytes, images: UInt8) -> bytes:
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "int8.onnx")
-            quantization.quantize_static(
-                onnx.load_from_string(content),
-                path,
-                Reader(),
-                op_types_to_quantize=CALIBRATED,
-                per_channel=True,
-                activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8,
+            quantize_static(
+                onnx.load_from_string(content), path, Reader(),
+                op_types_to_quantize=CALIBRATED, per_channel=True,
+                activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
             )
             return path.read_bytes()
     finally:
@@ -152,19 +143,47 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
     """The weights of the file in a network of that form."""
     from safetensors.torch import load
 
-    weights, channels, twin = load(content), _channels(content), copy.deepcopy(classifier)
+    weights, twin = load(content), copy.deepcopy(classifier)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    channels = {name: torch.tensor(json.loads(header[name])).view(1, 3, 1, 1) for name in ("mean", "std")}
     named = {name: weights[_renamed(name)] for name in twin.net.state_dict() if name not in channels}
     assert len(named) == len(weights)
     twin.net.load_state_dict(named | channels)
     return of_torch(twin)
 
 
-def _channels(content: bytes) -> dict[str, torch.Tensor]:
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    return {name: torch.tensor(json.loads(header[name])).view(1, 3, 1, 1) for name in ("mean", "std")}
-
-
 def _renamed(name: str) -> str:
     for ours, theirs in TORCHVISION.items():
         name = name.replace(ours, theirs)
     return name
+
+
+def checked(run: Run, net: ResNet, images: UInt8) -> float:
+    """The `difference`, which must be no larger than TOLERANCE."""
+    largest = difference(run, net, images)
+    if not largest <= TOLERANCE:
+        raise Mistake(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
+    return largest
+
+
+def difference(run: Run, net: ResNet, images: UInt8) -> float:
+    """The largest from the network's own outputs; of maps in units of their largest value."""
+    inputs, outputs = torch.tensor(images), run(images)
+    largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
+    if len(outputs) > 1:
+        with torch.no_grad():
+            small = resize(inputs.permute(0, 3, 1, 2), net.resolution)
+            own = class_maps(net.features(small), net.fc).numpy()
+        scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
+        largest.append(np.abs(outputs[1] - own).max() / scale)
+    return float(np.max(largest))  # not a number where an output holds one that is not
+
+
+def measure(run: Run, split: Split) -> dict[str, float]:
+    """Its "accuracy" on all images of a split, and its "images_per_second" after a first batch."""
+    parts = [split.images[i : i + BATCH] for i in range(0, len(split), BATCH)]
+    run(parts[0])
+    start = perf_counter()
+    predicted = np.concatenate([run(part)[0].argmax(1) for part in parts])
+    seconds = perf_counter() - start
+    return {"accuracy": float((predicted == split.labels).mean()), "images_per_second": len(split) / seconds}

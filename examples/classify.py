@@ -28,17 +28,13 @@ def read(path: str, side: int) -> Image.Image:
 
 
 def to_bytes(numbers: np.ndarray, mode: str) -> np.ndarray:
-    """Grey of 16 or 32 bits as 0..255.
-
-    16 bits are of 0..65535. Whole numbers of 0..255 stay, and floats of 0..1 are multiplied by 255; what is outside of
-    that has its smallest number become 0 and its largest 255.
-    """
+    """Grey of 16 or 32 bits as 0..255."""
     if mode.startswith("I;16"):
         return (numbers // 257).astype(np.uint8)
     finite = numbers[np.isfinite(numbers)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     usual = 1 if mode == "F" else 255
-    if low >= 0 and high <= usual:
+    if low >= 0 and high <= usual:  # else the smallest number becomes 0 and the largest 255
         low, high = 0, usual
     levels = (np.nan_to_num(numbers.astype(np.float64), nan=low).clip(low, high) - low) / max(high - low, 1e-9)
     return (255 * levels).round().astype(np.uint8)

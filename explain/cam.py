@@ -5,9 +5,8 @@
 
 Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) weighs each channel of a stage by the mean of the target logit's
 gradient; HiResCAM (Draelos and Carin 2020, arXiv 2011.08891) multiplies gradient and activation element by element.
-Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32. The last stage is
-followed by an average pool and one linear layer, so there both methods are `class_maps`: all classes from the
-forward pass, without a backward pass, and each map plus its bias sums to the logit.
+Logits, not probabilities: at a logit gap of 30 the softmax has a gradient of exactly 0 in float32.
+At the last stage both are `class_maps`: no backward pass, and map plus bias sum to the logit.
 """
 
 from collections.abc import Iterator
@@ -25,34 +24,25 @@ METHODS = {"gradcam": "Grad-CAM", "hirescam": "HiResCAM"}
 
 
 def heatmaps(
-    model: nn.Module,
-    images: Tensor,
-    targets: Tensor,
-    layer: str = "layer4",
-    method: str = "gradcam",
-    batch_size: int = 250,
+    model: nn.Module, images: Tensor, targets: Tensor,
+    layer: str = "layer4", method: str = "gradcam", batch_size: int = 250,
 ) -> Tensor:
     """Raw, signed heatmaps (N, h, w) float32 (float64 of a float64 model), on the model's device.
 
-    Every image has its own target, and its map does not depend on its batch mates: the network runs in eval mode,
-    under the autocast that is on around the call. Flags, buffers, gradients and random state of the model are left as
-    they are; frozen, compiled or wrapped models and an outer `no_grad` or `inference_mode` are fine.
+    Runs in eval mode, under the autocast around the call. The model is left as it was; it may be
+    frozen, compiled or wrapped (DataParallel); an outer `no_grad` or `inference_mode` is fine.
 
     Args:
-        model: ResNet, or any module that makes logits (N, C) of images; or torch.compile's or
-            DistributedDataParallel's wrapper of one.
-        images: (N, 3, H, W) uint8, which are resized as `ResNet.predict` does; for another module what it takes,
-            normalised as it was trained.
+        model: ResNet, or any module that makes logits (N, C) of images.
+        images: (N, 3, H, W) uint8, of any size; for another module as it was trained.
         targets: (N,) integers, the class whose logit is explained; or (N, T), which gives maps (N, T, h, w) for little
             more than the cost of one: the forward pass is shared.
         layer: one of STAGES; for another module the name of one of its modules, as `get_submodule` takes it, that runs
             once and gives (N, K, h, w): "layer4" or "layer4.1.conv2" of torchvision's ResNets.
         method: one of METHODS; they agree at layer4.
-        batch_size: images at a time.
 
     Raises:
-        Mistake: unknown layer or method, a layer that gives no maps, a target for too few or too many images, or a
-            class out of range.
+        Mistake: unknown layer, method or class, a layer without maps, or targets of another number.
     """
     net = _inner(model)
     known = STAGES if isinstance(net, ResNet) else [name for name, _ in net.named_modules() if name]
@@ -61,8 +51,7 @@ def heatmaps(
         raise Mistake(f"layer {layer!r} is unknown: it must be one of {', '.join(near)}")
     if method not in METHODS:
         raise Mistake(f"method {method!r} is unknown: it must be one of {', '.join(METHODS)}")
-    device = next(net.parameters()).device
-    parts = []
+    device, parts = next(net.parameters()).device, []
     with evaluating(net), torch.inference_mode(False):
         classes = _checked(targets, len(images))
         low, high = (int(classes.min()), int(classes.max())) if classes.numel() else (0, 0)
@@ -81,8 +70,7 @@ def heatmaps(
 def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
     """Raw maps of all classes (N, C, h, w), float32, of the last stage's activations (N, K, h, w): W[c] . A / (h w).
 
-    The gradient of logit c by a pooled channel is W[c] / (h w) everywhere, so this is Grad-CAM and HiResCAM at once;
-    `map.sum((2, 3)) + head.bias` is the logits. Costs nothing beside the forward pass that made the activations.
+    The gradient of logit c by a pooled channel is W[c] / (h w) everywhere: both methods at once.
     """
     # CUDA may round float32 products to TF32 (1e-3); a CPU does not, so there float64 would only take longer.
     exact = torch.float64 if features.is_cuda else head.weight.dtype
@@ -92,10 +80,9 @@ def class_maps(features: Tensor, head: nn.Linear) -> Tensor:
 
 
 def check_class_maps(net: ResNet, images: Tensor) -> float:
-    """Compare `class_maps` with autograd on images (N, 3, R, R) uint8; the largest difference over the largest value.
+    """`class_maps` minus autograd's, over the largest value; images (N, 3, R, R) uint8.
 
-    Raises:
-        Mistake: it is above 0.005 (TF32 alone costs 0.001): the last stage has no pool and linear layer behind it.
+    Raises Mistake above 0.005 (TF32 alone costs 0.001): no pool and linear layer end the network.
     """
     if not len(images):
         return 0.0
@@ -111,14 +98,11 @@ def check_class_maps(net: ResNet, images: Tensor) -> float:
 def display(maps: Tensor, size: int, signed: bool = False) -> tuple[Tensor, Tensor]:
     """Maps to look at, (N, size, size) float32 in [0, 1], and (N,) bool: True where there is no positive evidence.
 
-    Raw maps (N, h, w) lose their negative part, are enlarged (bilinear) and divided by their own maximum, so scale
-    does not matter. Min-max scaling would hide evidence instead: on a small ResNet-18, 61% of the layer4 maps of the
-    predicted class are positive everywhere. A map without a positive value stays 0.
-
+    Raw maps (N, h, w) lose their negative part, are enlarged and divided by their own maximum.
+    Min-max scaling would hide evidence: of a small ResNet-18, 61% of the predicted class's layer4
+    maps are positive everywhere.
     `signed`, for margins, keeps both signs: [-1, 1] by the largest absolute value, True where the map is 0 everywhere.
-
-    Raises:
-        Mistake: a value is not finite.
+    Raises Mistake where a value is not finite.
     """
     if not maps.isfinite().all():
         raise Mistake("a heatmap has values that are not finite")
@@ -189,9 +173,8 @@ def _maps(activations: Tensor, logits: Tensor, classes: Tensor, method: str) -> 
 def _checked(targets: Tensor, count: int) -> Tensor:
     """Targets as a new tensor (N, T) int64: one that was made under inference_mode could not take part in autograd."""
     if targets.ndim not in (1, 2) or len(targets) != count:
-        raise Mistake(
-            f"targets have the shape {tuple(targets.shape)}: {count} images need ({count},) or ({count}, T)"
-        )
+        shape = tuple(targets.shape)
+        raise Mistake(f"targets have the shape {shape}: {count} images need ({count},) or ({count}, T)")
     if targets.is_floating_point() or targets.dtype == torch.bool:
         raise Mistake(f"targets are {targets.dtype}: they must be integers")
     columns = targets.to(torch.int64, copy=True)

@@ -1,10 +1,9 @@
 """The images that are explained, and their heatmaps: the errors of a data set, or pictures of one's own.
 
-An error has a label, which the prediction missed. A picture of one's own has none: there the runner-up takes the place
-of the true class, so that the margin says why this class and not the next. `Cases.rival` is the one or the other.
+A picture of one's own has no label: there `Cases.rival` is the runner-up, not the true class, so
+that the margin says why this class and not the next.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor
 from ground.mistake import Mistake
 from pipeline.split import UInt8
 
-Array = npt.NDArray[np.generic]
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -28,28 +26,18 @@ Bools = npt.NDArray[np.bool_]
 class Cases:
     """E of the `total` images that a model of C classes has seen; every array starts with E."""
 
-    name: str
-    """Name of the set that they are from, such as "test"."""
+    name: str  # of the set that they are from, such as "test"
     total: int
     classes: tuple[str, ...]
-    index: Ints
-    """Place in the set, rising."""
-    labels: Ints | None
-    """(E,) true classes, or None of pictures without labels."""
-    logits: Tensor
-    """(E, C) float32."""
-    class_maps: Tensor
-    """(E, C, h, w) float32, raw maps of the last stage."""
-    inputs: Tensor
-    """(E, 3, R, R) uint8, as the model saw them."""
-    pictures: UInt8
-    """(E, S, S, 3), the same to look at."""
-    files: tuple[str, ...] = ()
-    """(E,) where they come from, if they are files."""
-    disputed: Bools
-    """(E,) annotators disagree about the label, or a model does that has not seen it."""
-    questioned: bool = False
-    """The labels are what is looked at, and may be wrong."""
+    index: Ints  # (E,) place in the set, rising
+    labels: Ints | None  # (E,) true classes, or None of pictures without labels
+    logits: Tensor  # (E, C) float32
+    class_maps: Tensor  # (E, C, h, w) float32, raw maps of the last stage
+    inputs: Tensor  # (E, 3, R, R) uint8, as the model saw them
+    pictures: UInt8  # (E, S, S, 3), the same to look at
+    files: tuple[str, ...] = ()  # (E,) where they come from, if they are files
+    disputed: Bools  # (E,) annotators, or a model that has not seen it, doubt the label
+    questioned: bool = False  # the labels are what is looked at, and may be wrong
 
     def __len__(self) -> int:
         return len(self.index)
@@ -61,7 +49,6 @@ class Cases:
 
     @property
     def predicted(self) -> Ints:
-        """(E,) the class of the largest logit."""
         return self.order[:, 0]
 
     @property
@@ -104,11 +91,8 @@ class Cases:
         return np.full(len(self), self.classes.index(name))
 
     def likeliest(self, count: int, always: Ints) -> Ints:
-        """(E, K) the `count` likeliest classes of each image, the likeliest first, those of `always` (E, T) among them.
-
-        Where there are no more classes than that, all of them in their own order.
-        """
-        if len(self.classes) <= count:
+        """(E, K) the `count` likeliest classes in order, `always` (E, T) among them."""
+        if len(self.classes) <= count:  # all, in their own order
             return np.tile(np.arange(len(self.classes)), (len(self), 1))
         wanted = np.zeros(self.probabilities.shape, bool)
         np.put_along_axis(wanted, always, True, 1)
@@ -117,18 +101,12 @@ class Cases:
         return np.take_along_axis(kept, order, 1)
 
     def select(self, sort: str = "loss", true: str = "any", predicted: str = "any", seed: int = 0) -> Ints:
-        """Positions of the images between two classes (or "any"), largest loss or confidence first, or as named.
-
-        Equal values stay in order of their index, so the order is always the same.
-
-        Raises:
-            Mistake: unknown class, or no image matches.
-        """
-        keys: dict[str, Callable[[], Array]] = {
-            "loss": lambda: -self.loss,
-            "confidence": lambda: -self.probability(self.predicted),
-            "index": lambda: self.index,
-            "random": lambda: np.random.default_rng(seed).permutation(len(self)),
+        """Positions of the images of these classes, sorted. Raises Mistake where there are none."""
+        keys: dict[str, npt.NDArray[Any]] = {
+            "loss": -self.loss,
+            "confidence": -self.probability(self.predicted),
+            "index": self.index,
+            "random": np.random.default_rng(seed).permutation(len(self)),
         }
         keep = np.ones(len(self), bool)
         for name, classes in ((true, self.rival), (predicted, self.predicted)):
@@ -137,7 +115,7 @@ class Cases:
         if len(self) and not keep.any():
             what = "pictures is of" if self.labels is None else f"errors is of true class {true} and"
             raise Mistake(f"none of the {len(self)} {what} predicted class {predicted}")
-        order = np.argsort(keys[sort](), kind="stable")
+        order = np.argsort(keys[sort], kind="stable")
         return order[keep[order]]
 
 
@@ -148,12 +126,9 @@ class Maps:
     cases: Cases
     layer: str
     method: str
-    target: str
-    """What is asked for: "pred", "true", "margin" (predicted minus rival) or the name of a class."""
-    classes: Ints
-    """(E, T) whose maps they are; the predicted class, the rival and the target are among them."""
-    values: Tensor
-    """(E, T, h, w) float32."""
+    target: str  # "pred", "true", "margin" (predicted minus rival) or the name of a class
+    classes: Ints  # (E, T) whose maps they are, predicted, rival and target among them
+    values: Tensor  # (E, T, h, w) float32
 
     @property
     def computed(self) -> int:
@@ -182,8 +157,3 @@ class Maps:
         """The map of `target`."""
         named = {"pred": self.predicted, "true": self.rival, "margin": self.margin}
         return named[self.target] if self.target in named else self.of(self.cases.every(self.target))
-
-    def plain(self) -> dict[str, Any]:
-        """What they are, for JSON."""
-        what = {"layer": self.layer, "method": self.method, "target": self.target}
-        return {**what, "maps": len(self.cases), "maps_computed": self.computed}

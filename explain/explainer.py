@@ -1,11 +1,7 @@
-"""A trained model, ready to classify images and to say what it looked at.
-
-    explainer = Explainer.of(checkpoint.load("model.pt"))
-    logits, wrong, class_maps, inputs = explainer.examine(batches)
-    maps = explainer.explain(cases, "layer3", "gradcam", "pred")
+"""A trained model that classifies images and says what it looked at: `python gradcam.py`.
 
 The pass over the images itself yields layer4's maps of all classes; other layers need one more forward and backward
-pass, over the cases alone. `python gradcam.py` does this for the test set.
+pass, over the cases alone.
 """
 
 from collections.abc import Iterable
@@ -27,28 +23,17 @@ from ground.mistake import Mistake
 from ground.terminal import tracked
 
 BATCH = 250
-SEVERAL = 10
-"""Classes of each image whose maps a page holds: all of CIFAR-10's, and the likeliest of a larger set."""
+SEVERAL = 10  # classes of each image whose maps a page holds: of more the likeliest
 
 
 @dataclass(frozen=True, eq=False)
 class Explainer:
-    model: ResNet
-    """On the machine's device; used in eval mode and left as it was."""
+    model: ResNet  # on the machine's device; used in eval mode and left as it was
     machine: Machine
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, device: str = "auto", precision: str = "checkpoint", threads: int = 0) -> Self:
-        """The checkpoint's model on a device; sets torch's threads and fast paths.
-
-        Args:
-            device: "auto", "cuda" or "cpu".
-            precision: "bf16", "fp16" or "fp32" of the convolutions, or "checkpoint" for what it was evaluated in.
-            threads: CPU threads; 0 for one per core.
-
-        Raises:
-            Mistake: the device is not here, or cannot compute in that precision.
-        """
+        """The checkpoint's model on a device; sets torch's threads (0: one a core)."""
         place = pick_device(device)
         if precision == "checkpoint":
             precision = checkpoint.metrics.get("precision", "auto")
@@ -61,22 +46,14 @@ class Explainer:
         return f"ResNet-{net.depth} of width {net.width} at {net.resolution} px in {self.machine.precision}"
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The machine's precision, for a forward pass."""
         return autocast(self.machine.device, self.machine.precision)
 
     def examine(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One pass over images (B, 3, R, R) uint8 and labels (B,) int64, -1 of padding, or None without labels.
 
-        Args:
-            batches: one or more, on the machine's device.
-
-        Returns:
-            Of N images, C classes and E cases, on the CPU:
-            logits (N, C) float32; (N,) bool: True of cases, which are the misclassified images, or all without labels;
-            class_maps (E, C, h, w) float32, raw maps of the last stage; inputs (E, 3, R, R) uint8.
-
-        Raises:
-            Mistake: a logit is not a finite number.
+        Returns, of N images, C classes and E cases, on the CPU: logits (N, C) float32; (N,) bool: True of cases, which
+        are the misclassified images, or all without labels; class_maps (E, C, h, w) float32, raw maps of the last
+        stage; inputs (E, 3, R, R) uint8. Raises Mistake where a logit is not a finite number.
         """
         parts: list[tuple[Tensor, ...]] = []
         with evaluating(self.model), torch.no_grad(), self.autocast():
@@ -92,35 +69,23 @@ class Explainer:
                 parts.append(tuple(t.cpu() for t in kept))
         logits, cases, maps, inputs = (torch.cat(column) for column in zip(*parts, strict=True))
         if bad := int((~logits.isfinite()).any(1).sum()):
-            what = f"the model's logits are not finite for {bad} of {len(logits)} images"
-            raise Mistake(f"{what}: its weights are spoilt")
+            of = f"{bad} of {len(logits)} images"
+            raise Mistake(f"the model's logits are not finite for {of}: its weights are spoilt")
         return logits, cases, maps, inputs
 
     def explain(self, cases: Cases, layer: str, method: str, target: str, several: bool = False) -> Maps:
-        """Heatmaps of every case for its predicted class, its rival and the target.
-
-        Args:
-            layer: one of engine.model.STAGES; layer4's maps are those of the pass over the images.
-            method: one of explain.cam.METHODS.
-            target: "pred", "true", "margin" (predicted minus rival) or the name of a class.
-            several: also the maps of other classes, SEVERAL in all.
-
-        Raises:
-            Mistake: unknown layer, method or target.
-        """
-        columns = [cases.predicted, cases.rival]
-        if target not in ("pred", "true", "margin"):
-            columns.append(cases.every(target))
-        classes = np.stack(columns, 1)
+        """Heatmaps of all cases for predicted class, rival and target, or for SEVERAL classes."""
+        named = [] if target in ("pred", "true", "margin") else [cases.every(target)]
+        classes = np.stack([cases.predicted, cases.rival, *named], 1)
         if several:
             classes = cases.likeliest(SEVERAL, classes)
-        if layer == "layer4":
+        if layer == "layer4":  # the pass over the images has made them
             values = cases.class_maps[np.arange(len(cases))[:, None], classes]
-            return Maps(cases, layer, method, target, classes, values)
-        batches = zip(cases.inputs.split(BATCH), torch.from_numpy(classes).split(BATCH), strict=True)
-        with self.autocast():
-            parts = [
-                heatmaps(self.model, images, wanted, layer, method, BATCH).cpu()
-                for images, wanted in tracked(batches, "heatmaps", len(cases), lambda batch: len(batch[0]))
-            ]
-        return Maps(cases, layer, method, target, classes, torch.cat(parts))
+        else:
+            wanted = torch.from_numpy(classes).split(BATCH)
+            pairs = zip(cases.inputs.split(BATCH), wanted, strict=True)
+            batches = tracked(pairs, "heatmaps", len(cases), lambda pair: len(pair[0]))
+            with self.autocast():
+                parts = [heatmaps(self.model, *pair, layer, method, BATCH).cpu() for pair in batches]
+            values = torch.cat(parts)
+        return Maps(cases, layer, method, target, classes, values)

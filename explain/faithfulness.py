@@ -27,12 +27,8 @@ from explain.explainer import Explainer
 from ground.mistake import Mistake
 from ground.terminal import tracked
 
-IMAGES = 200
-STEPS = 16
-DRAWS = 10
-BATCH = 100
-BLUR = 0.15
-"""Deviation of the Gaussian blur, as a share of the image's side."""
+IMAGES, STEPS, DRAWS, BATCH = 200, 16, 10, 100
+BLUR = 0.15  # deviation of the Gaussian blur, as a share of the image's side
 
 
 @dataclass(frozen=True)
@@ -51,32 +47,23 @@ class Faithfulness:
     """How faithful the maps of the predicted class are, on a random sample of the errors."""
 
     images: int
-    gaps: dict[str, Score]
-    """Insertion minus deletion of the maps of the "predicted" class, of the "true" one and of "random" maps."""
-    leads: dict[str, Score]
-    """Gap of the predicted class minus that of "true" and of "random", image by image."""
-    likeness: dict[str, Score]
-    """Spearman's rank correlation with the same maps of a model whose "linear layer" or all "weights" are random."""
+    gaps: dict[str, Score]  # insertion minus deletion of "predicted", "true" and "random" maps
+    leads: dict[str, Score]  # of "predicted" over "true" and "random", image by image
+    likeness: dict[str, Score]  # Spearman's, against a random "linear layer" or all "weights"
 
     def lines(self) -> list[str]:
-        """For the terminal; standard errors after the sign."""
+        """For the terminal."""
         figures = {
             f"insertion minus deletion, {self.images} errors": self.gaps,
             "the predicted class's maps lead, image by image, over": self.leads,
             "rank correlation with the maps of a model of random parts": self.likeness,
         }
-        return [
-            f"{what}: " + ", ".join(f"{name} {score}" for name, score in scores.items())
-            for what, scores in figures.items()
-        ]
+        words = [", ".join(f"{name} {score}" for name, score in row.items()) for row in figures.values()]
+        return [f"{what}: {scores}" for what, scores in zip(figures, words, strict=True)]
 
 
 def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
-    """Both checks on at most IMAGES errors, drawn by `seed`; with a bar for the time left.
-
-    Raises:
-        Mistake: there are fewer than two errors.
-    """
+    """Both checks on at most IMAGES errors, drawn by `seed`. Raises Mistake below two."""
     errors = maps.cases
     if len(errors) < 2:
         raise Mistake(f"--faithfulness needs two errors or more, and there are {len(errors)}")
@@ -88,11 +75,10 @@ def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
         "true": maps.rival[sample],
         "random": torch.randn((len(sample), *maps.values.shape[2:]), generator=generator),
     }
-    columns: dict[str, list[Tensor]] = {name: [] for name in ranked}
-    for part in tracked(torch.arange(len(sample)).split(BATCH), "faithfulness", len(sample), len):
-        for name, values in ranked.items():
-            columns[name].append(gap(explainer, images[part], classes[part], values[part]))
-    gaps = {name: torch.cat(parts) for name, parts in columns.items()}
+    parts = tracked(torch.arange(len(sample)).split(BATCH), "faithfulness", len(sample), len)
+    rows = [[gap(explainer, images[i], classes[i], some[i]) for some in ranked.values()] for i in parts]
+    columns = zip(*rows, strict=True)
+    gaps = {name: torch.cat(column) for name, column in zip(ranked, columns, strict=True)}
     return Faithfulness(
         images=len(sample),
         gaps={name: _score(values) for name, values in gaps.items()},
@@ -104,10 +90,8 @@ def measure(explainer: Explainer, maps: Maps, seed: int = 0) -> Faithfulness:
 def gap(explainer: Explainer, images: Tensor, classes: Tensor, maps: Tensor) -> Tensor:
     """Area under the insertion curve minus that under the deletion curve, (N,) float64 in [-1, 1], on the CPU.
 
-    Args:
-        images: (N, 3, R, R) uint8.
-        classes: (N,) int64, whose probability is followed.
-        maps: (N, h, w) raw; enlarged (bilinear) to R x R, their largest values come first.
+    Follows the probability of classes (N,) of images (N, 3, R, R) uint8; the largest values of
+    maps (N, h, w), raw, come first.
     """
     model, device, side = explainer.model, explainer.machine.device, images.shape[-1]
     images, classes = images.to(device), classes.to(device)
@@ -143,9 +127,9 @@ def blur(images: Tensor) -> Tensor:
 
 def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Spearman's, (N,) float64, over the cells of raw maps (N, h, w); 0 for maps of one cell."""
-    left, right = (x.flatten(1).argsort(1).argsort(1).double() for x in (a, b))
-    centred = [x - x.mean(1, keepdim=True) for x in (left, right)]
-    return F.cosine_similarity(centred[0], centred[1])
+    ranks = [x.flatten(1).argsort(1).argsort(1).double() for x in (a, b)]
+    left, right = (x - x.mean(1, keepdim=True) for x in ranks)
+    return F.cosine_similarity(left, right)
 
 
 def randomised(model: ResNet, part: str) -> ResNet:
@@ -159,19 +143,18 @@ def randomised(model: ResNet, part: str) -> ResNet:
 
 def _likeness(explainer: Explainer, maps: Maps, sample: Ints, seed: int) -> dict[str, Score]:
     """Means over DRAWS draws: the maps of one draw depend on each other, so the error is that between draws."""
-    scores = {}
     device, reference = explainer.machine.device, maps.predicted[sample]
     images, classes = maps.cases.inputs[sample], torch.from_numpy(maps.cases.predicted[sample])
+
+    def draw(part: str) -> Tensor:
+        other = randomised(explainer.model, part)
+        drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
+        return rank_correlation(reference, drawn.cpu()).mean()
+
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explainer.autocast():
         torch.manual_seed(seed)
-        for part in ("linear layer", "weights"):
-            draws = []
-            for _ in range(DRAWS):
-                other = randomised(explainer.model, part)
-                drawn = heatmaps(other, images, classes, maps.layer, maps.method, BATCH)
-                draws.append(rank_correlation(reference, drawn.cpu()).mean())
-            scores[part] = _score(torch.stack(draws))
-    return scores
+        parts = ("linear layer", "weights")
+        return {part: _score(torch.stack([draw(part) for _ in range(DRAWS)])) for part in parts}
 
 
 def _score(values: Tensor) -> Score:

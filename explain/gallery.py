@@ -26,13 +26,8 @@ from ground.terminal import printable, tracked
 from pipeline.split import UInt8
 
 DPI = 150
-TILE = 192
-GAP = 14
-MARGIN = 32
-TEXT_WIDTH = 284
-CAPTION = 26
-HEADING = 60
-ROW = TILE + CAPTION + GAP
+TILE, GAP, MARGIN, TEXT_WIDTH, HEADING = 192, 14, 32, 284, 60  # pixels
+ROW = TILE + 26 + GAP  # with the caption
 OPACITY = 0.65  # of the strongest evidence, so that the object stays visible under it
 INK, LINE, PAPER = "#1a1a1a", "#d0d0d0", "#ffffff"
 
@@ -42,20 +37,12 @@ class Column(NamedTuple):
 
     heading: tuple[str, str]
     captions: list[str]
-    tiles: UInt8
-    """(n, S, S, 3)."""
+    tiles: UInt8  # (n, S, S, 3)
 
 
 def draw(maps: Maps, positions: Ints, choice: str, source: str) -> bytes:
-    """The PNG of the cases at `positions` (n,), in this order; with a bar for the time left.
-
-    Args:
-        maps: of all cases.
-        choice: words for which cases these are, such as "largest loss first".
-        source: words for the model.
-    """
-    cases = maps.cases
-    columns = _columns(maps, positions)
+    """The PNG of the cases at `positions` (n,); words for which these are, and for the model."""
+    cases, columns = maps.cases, _columns(maps, positions)
     header = _header(maps, len(positions), choice, source)
     # One sheet is as wide as a page; a row of it:  TEXT_WIDTH | TILE | GAP | TILE | GAP ...
     sheets = 1 if len(positions) <= 12 else 2 if len(positions) <= 60 else 4
@@ -107,13 +94,9 @@ def smaller(pictures: UInt8, side: int) -> UInt8:
 
 
 def overlay(images: UInt8, shown: Tensor, signed: bool = False) -> UInt8:
-    """Heat over pictures, both of one size: images (N, S, S, 3) uint8 and maps (N, S, S) as `cam.display` gives them.
-
-    The opacity grows with the evidence up to OPACITY, so a picture is hidden only as far as its evidence is strong.
-    Signed maps lie in orange (positive) and purple (negative) on the picture's grey.
-    """
+    """Heat over images (N, S, S, 3) uint8, of maps (N, S, S) as `cam.display` gives them."""
     values = shown.numpy()
-    if signed:
+    if signed:  # orange (positive) and purple (negative)
         grey = images @ np.array([0.299, 0.587, 0.114])
         base, heat = np.repeat(grey[..., None], 3, -1), matplotlib.colormaps["PuOr_r"]((values + 1) / 2)
     else:
@@ -126,25 +109,16 @@ class Pen:
     """Text in points and thin lines on a picture of DPI dots an inch."""
 
     def __init__(self, canvas: Image.Image) -> None:
-        self.canvas = canvas
-        self.draw = ImageDraw.Draw(canvas)
-        self._folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
+        self.canvas, self.draw = canvas, ImageDraw.Draw(canvas)
 
     def text(
-        self,
-        place: tuple[int, int],
-        text: str,
-        points: float = 8,
-        bold: bool = False,
-        centred: bool = False,
-        room: float = math.inf,
+        self, place: tuple[int, int], text: str, points: float = 8,
+        bold: bool = False, centred: bool = False, room: float = math.inf,
     ) -> int:
-        """Write one line below `place`, its left end or its middle; returns its width in pixels.
-
-        From a line that is wider than `room` pixels the middle is left out.
-        """
+        """Write one line below `place`, its middle left out beyond `room`; returns its width."""
         name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-        font = ImageFont.truetype(self._folder / name, round(points * DPI / 72))
+        path = Path(matplotlib.get_data_path(), "fonts", "ttf", name)
+        font = ImageFont.truetype(path, round(points * DPI / 72))
         shown = text = printable(text)  # a name may hold what no font can draw
         left = len(text)
         while font.getlength(shown) > room and left > 1:
@@ -206,15 +180,11 @@ def _describe(pen: Pen, cases: Cases, position: int, place: tuple[int, int]) -> 
     predicted, rival = cases.predicted[position], cases.rival[position]
     probabilities, room = cases.probabilities[position], TEXT_WIDTH - GAP
     pen.text((left, top), Path(cases.title(position)).name, points=9, bold=True, room=room)
-    lines = [
-        f"predicted {cases.classes[predicted]} {percent(probabilities[predicted])}",
-        f"{cases.rival_is} {cases.classes[rival]} {percent(probabilities[rival])}",
-    ]
+    pairs = (("predicted", predicted), (cases.rival_is, rival))
+    lines = [f"{role} {cases.classes[k]} {percent(probabilities[k])}" for role, k in pairs]
     if cases.labels is not None:
-        lines += [
-            f"true class ranked {cases.rank[position]} of {len(cases.classes)}",
-            f"loss {cases.loss[position]:.2f}",
-        ]
+        lines.append(f"true class ranked {cases.rank[position]} of {len(cases.classes)}")
+        lines.append(f"loss {cases.loss[position]:.2f}")
     for i, line in enumerate(lines):
         pen.text((left, top + 30 + 25 * i), line, room=room)
     if cases.disputed[position]:

@@ -1,14 +1,11 @@
-"""Pictures of one's own, read safely.
+"""Pictures of one's own; a file that cannot be used is named with the reason, the others go on.
 
-    pictures = read(["holiday", "cat.jpg"], side=32)
-
-A file that cannot be used is named with the reason, and the others go on. `python gradcam.py --images FOLDER_OR_FILES`
-explains what the model says of them.
+`python gradcam.py --images FOLDER_OR_FILES` explains what the model says of them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,32 +20,19 @@ MOST_FILES = 1_000
 TILE = 96
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
+class Pictures(NamedTuple):
     """n pictures that could be read."""
 
     names: tuple[str, ...]
-    inputs: Tensor
-    """(n, 3, S, S) uint8, channels_last, as training had them."""
-    tiles: UInt8
-    """(n, 96, 96, 3), to look at."""
-    skipped: tuple[str, ...]
-    """The other files, each with the reason."""
+    inputs: Tensor  # (n, 3, S, S) uint8, channels_last, as training had them
+    tiles: UInt8  # (n, 96, 96, 3), to look at
+    skipped: tuple[str, ...]  # the other files, each with the reason
 
 
 def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
-    """Every picture among the files, and in the folders and theirs, hidden ones apart; with a bar for the time left.
-
-    Args:
-        side: S, of the squares that training had, in pixels.
-        fit: how a picture becomes a square, as in training.
-
-    Raises:
-        OSError: a path does not exist.
-        Mistake: more than MOST_FILES files, or none of them can be used.
-    """
-    names, inputs, tiles, skipped = [], [], [], []
+    """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
     files = find(paths)
+    names, inputs, tiles, skipped = [], [], [], []
     for path in tracked(files, "reading", len(files)):
         try:
             squares = decode(path, side, fit), decode(path, TILE, fit)
@@ -66,9 +50,7 @@ def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
 def find(paths: Sequence[str]) -> list[Path]:
     """The files among `paths` and in its folders, each once, those of a folder in the order of their names.
 
-    Raises:
-        OSError: a path does not exist.
-        Mistake: there are none, or more than MOST_FILES.
+    Raises OSError where a path does not exist, Mistake for none or more than MOST_FILES.
     """
     files: dict[Path, None] = {}
     for path in map(Path, paths):

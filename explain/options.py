@@ -21,8 +21,8 @@ ORDERS = {
     "index": "in their own order",
     "random": "drawn at random (seed {seed})",
 }
+# What these flags take beside a class's name; a word is never a class, even if one is named so.
 WORDS = {"true": ("any",), "pred": ("any",), "target": ("pred", "true", "margin")}
-"""What these flags take beside a class's name; a word is never a class, even if one is named so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,7 @@ class CheckpointOptions:
         return checkpoint.load(self.ckpt)
 
     def open_data(self, checkpoint: "Checkpoint") -> "DataSet":
-        """The data set that the checkpoint was trained on, from where it lies now.
-
-        Raises:
-            Mistake: it is not there, or --data names other pictures; or without --data, only the checkpoint's word says
-                that this folder is to be read: see pipeline.dataset.require_known.
-        """
+        """The checkpoint's data. Raises Mistake for other contents, or a folder that it alone names."""
         from pipeline.dataset import open_dataset, require_known
 
         config, identity = checkpoint.config, checkpoint.metrics.get("identity", "")
@@ -123,7 +118,6 @@ class GradcamOptions(CheckpointOptions):
 
     @property
     def page(self) -> bool:
-        """Whether the page is wanted, not the picture."""
         return Path(self.out).suffix.lower() == ".html"
 
     @property

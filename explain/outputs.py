@@ -6,8 +6,9 @@ archive. For pictures of one's own they are images.csv and images.npz. The same 
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,23 +26,14 @@ def paths(out: str, labelled: bool) -> tuple[Path, ...]:
     return Path(out), *(Path(out).with_name(name) for name in names)
 
 
-def check(out: str, labelled: bool, inputs: Iterable[str]) -> None:
-    """Before the work: can all three be written without the loss of an input or of a person's own file?
-
-    Raises:
-        OSError, Mistake: no, as `ground.files.check_output` says.
-    """
-    sources = list(inputs)
+def check(out: str, labelled: bool, inputs: Sequence[str]) -> None:
+    """Before the work: raises where one cannot be written without loss, see `check_output`."""
     for path in paths(out, labelled):
-        check_output(path, inputs=sources, mark=MARKS.get(path.suffix, MARK))
+        check_output(path, inputs=inputs, mark=MARKS.get(path.suffix, MARK))
 
 
 def write(out: str, content: bytes, maps: Maps) -> list[str]:
-    """Write the picture or page, the table and the archive; returns their names.
-
-    Raises:
-        OSError: one of them cannot be written; each is whole or as it was before.
-    """
+    """Write the picture or page, the table and the archive; returns their names."""
     files = paths(out, maps.cases.labels is not None)
     for path, data in zip(files, (content, table(maps.cases), archive(maps)), strict=True):
         write_whole(destination(path), data)
@@ -53,22 +45,19 @@ def table(cases: Cases) -> bytes:
 
     Without labels one line a picture: its file, the two likeliest classes and their probabilities.
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
     names, files = np.array([_cell(name) for name in cases.classes]), [_cell(name) for name in cases.files]
     predicted, rival = names[cases.predicted], names[cases.rival]
-    p_predicted, p_rival = (
-        [f"{p:.6f}" for p in cases.probability(classes)] for classes in (cases.predicted, cases.rival)
-    )
+    figures = cases.probability(cases.predicted), cases.probability(cases.rival), cases.loss
+    p_predicted, p_rival, loss = ([f"{value:.6f}" for value in values] for values in figures)
     if cases.labels is None:
-        writer.writerow(FILE_COLUMNS)
-        writer.writerows(zip(files, predicted, p_predicted, rival, p_rival, strict=True))
+        values: tuple[Any, ...] = (files, predicted, p_predicted, rival, p_rival)
+        columns = dict(zip(FILE_COLUMNS, values, strict=True))
     else:
-        loss = [f"{value:.6f}" for value in cases.loss]
-        columns = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, cases.disputed.astype(int))
-        named = bool(files)
-        writer.writerow((*COLUMNS, *["file"] * named))
-        writer.writerows(zip(*columns, *[files] * named, strict=True))
+        disputed = cases.disputed.astype(int)
+        values = (cases.index, rival, predicted, p_predicted, p_rival, loss, cases.rank, disputed)
+        columns = dict(zip(COLUMNS, values, strict=True)) | ({"file": files} if files else {})
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
@@ -84,21 +73,12 @@ def archive(maps: Maps) -> bytes:
     `target`, (E, h, w) float32; layer4_class_maps (E, C, h4, w4) float32; layer, method, target; classes (C,) names.
     Without labels `true` is the runner-up.
     """
-    cases = maps.cases
-    buffer = io.BytesIO()
+    cases, buffer = maps.cases, io.BytesIO()
     np.savez(
         buffer,
-        index=cases.index,
-        true=cases.rival,
-        predicted=cases.predicted,
-        logits=cases.logits.numpy(),
-        maps=maps.chosen.numpy(),
-        predicted_maps=maps.predicted.numpy(),
-        true_maps=maps.rival.numpy(),
-        layer4_class_maps=cases.class_maps.numpy(),
-        layer=np.array(maps.layer),
-        method=np.array(maps.method),
-        target=np.array(maps.target),
-        classes=np.array(cases.classes),
+        index=cases.index, true=cases.rival, predicted=cases.predicted, logits=cases.logits,
+        maps=maps.chosen, predicted_maps=maps.predicted, true_maps=maps.rival,
+        layer4_class_maps=cases.class_maps,
+        layer=maps.layer, method=maps.method, target=maps.target, classes=cases.classes,
     )
     return buffer.getvalue()

@@ -21,12 +21,8 @@ let chosen = null; // an error, not a place in the order
 let pointed = null; // {error, which}: the pointer is on a class of that error
 let opacity = data.opacity; // of the overlay before it was switched off
 
-// Words
-
-function percent(p) {
-  if (p < 1e-4) return "<0.01%";
-  return `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
-}
+const percent = (p) =>
+  p < 1e-4 ? "<0.01%" : `${(100 * Math.min(p, 0.9999)).toFixed(p < 0.01 || p > 0.999 ? 2 : 1)}%`;
 
 const count = (number) => number.toLocaleString("en");
 const title = (i) => (data.files ? data.files[i] : `${data.split} image ${data.index[i]}`);

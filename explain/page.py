@@ -1,10 +1,7 @@
-"""The page: every error of a set, or every picture of one's own, in one HTML file that works without a network.
-
-    content = render(study, maps, checks, options, "model.pt: ResNet-18 ...")
+"""What `python gradcam.py --out errors.html` writes: all cases in one file that needs no network.
 
 Pictures are one sprite sheet, lossless if small; maps are 8 bits a cell with a scale each, of ten classes at most:
 2,000 errors of CIFAR-10 are 4.8 MB at layer4. The browser does the rest with page.js: it draws the cards in view alone.
-`python gradcam.py --out errors.html` writes it.
 """
 
 import base64
@@ -41,41 +38,21 @@ CONFUSIONS = 60  # pairs that are listed instead of it
 
 
 def render(study: Study, maps: Maps, checks: Faithfulness | None, options: GradcamOptions, source: str) -> bytes:
-    """The whole page in UTF-8.
-
-    Args:
-        study: the cases and the figures of the whole set.
-        maps: of several classes of all cases.
-        checks: faithfulness, where it was measured.
-        options: what is shown first, and the words for the method.
-        source: words for the model.
-    """
+    """The whole page in UTF-8, of maps of several classes; `source`: words for the model."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
+        autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     fitting = fit(maps.values)
+    data = _data(maps, fitting, options)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
-        mark=MARK.decode(),
-        cases=study.cases,
-        study=study,
-        maps=maps,
-        fitting=fitting,
-        method=METHODS[maps.method],
-        checks=checks,
-        source=source,
-        class_bars=class_bars,
+        mark=MARK.decode(), source=source, method=METHODS[maps.method],
+        study=study, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
         confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
-        table=len(study.cases.classes) <= TABLE,
-        reliability=reliability,
-        sheet=sheet,
-        side=side,
-        data=_data(maps, fitting, options) | {"side": side, "columns": columns},
+        table=len(study.cases.classes) <= TABLE, class_bars=class_bars, reliability=reliability,
+        sheet=sheet, side=side, data=data | {"side": side, "columns": columns},
     )
     return text.encode("utf-8", "surrogateescape")
 
@@ -96,22 +73,16 @@ def fit(maps: Tensor) -> Tensor:
 
 
 def quantise(maps: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Cells (E, T, h, w) int8 and scales (E, T) float32, so that cells * scale are the maps to half a scale.
-
-    What is positive stays positive, so that a map has positive evidence here exactly where it has some in full.
-    """
+    """Cells (E, T, h, w) int8 and scales (E, T) float32: cells * scale are the maps to half a scale."""
     values = maps.double().numpy()
     scales = np.abs(values).max((2, 3), initial=0) / LEVELS
     cells = values / np.where(scales > 0, scales, 1)[..., None, None]
-    cells = np.where((cells > 0) & (cells < 0.5), 1, cells.round())
+    cells = np.where((cells > 0) & (cells < 0.5), 1, cells.round())  # positive stays positive
     return cells.astype(np.int8), scales.astype(np.float32)
 
 
 def sprites(pictures: UInt8) -> tuple[str, int, int]:
-    """A data URL of one WebP with all pictures (E, S, S, 3), row by row; how many are in a row; their side in pixels.
-
-    They are made smaller where the sheet would be too large.
-    """
+    """A data URL of one WebP of pictures (E, S, S, 3); how many in a row; their side in pixels."""
     count = len(pictures)
     columns = math.isqrt(max(0, count - 1)) + 1
     rows = max(1, -(-count // columns))
@@ -122,7 +93,7 @@ def sprites(pictures: UInt8) -> tuple[str, int, int]:
     sheet = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "WEBP", lossless=pictures.nbytes <= LOSSLESS_BYTES, quality=90, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), columns, side
+    return "data:image/webp;base64," + _base64(buffer.getvalue()), columns, side
 
 
 def reliability(calibration: Calibration) -> list[dict[str, float]]:
@@ -134,19 +105,14 @@ def reliability(calibration: Calibration) -> list[dict[str, float]]:
 
 
 def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any]:
-    """What page.js works on: one entry a case in every list, in the order of errors.csv.
-
-    A class is its number everywhere, since its name may be any text, also a word of the page.
-    """
+    """What page.js works on: lists, an entry a case. A class is its number: a name may be any text."""
     cases = maps.cases
     cells, scales = quantise(fitting)
     probabilities = np.take_along_axis(cases.probabilities, maps.classes, 1)
-    start = {
-        "sort": options.order,
-        "map": options.target if options.target in WORDS["target"] else cases.classes.index(options.target),
-        "true": "" if options.true == "any" else cases.classes.index(options.true),
-        "pred": "" if options.pred == "any" else cases.classes.index(options.pred),
-    }
+    start: dict[str, Any] = {"sort": options.order, "map": options.target, "true": "", "pred": ""}
+    for name, flag in (("map", "target"), ("true", "true"), ("pred", "pred")):
+        if getattr(options, flag) not in WORDS[flag]:
+            start[name] = cases.classes.index(getattr(options, flag))
     return {
         "classes": cases.classes,
         "split": cases.name,
@@ -172,5 +138,5 @@ def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any
     }
 
 
-def _base64(array: npt.NDArray[Any]) -> str:
-    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+def _base64(data: bytes | npt.NDArray[Any]) -> str:
+    return base64.b64encode(data if isinstance(data, bytes) else data.tobytes()).decode()

@@ -1,11 +1,5 @@
-"""What is explained: the errors of the split that a checkpoint was reported on, or pictures of one's own; or the errors
-of all training images, each judged by the one of several checkpoints that has not seen it.
-
-    study = of_split(explainer, checkpoint)
-    study = of_pictures(explainer, ["holiday"], 64, "crop")
-    study = of_folds([checkpoint, ...])
-
-All run the models over all images, with a bar for the time left.
+"""What is explained, and the figures of the whole set: the errors of a split, pictures of one's own,
+or the errors of all training images, each judged by a model that has not seen it.
 """
 
 from collections.abc import Sequence
@@ -33,8 +27,7 @@ from pipeline.split import Split
 class Calibration:
     """Confidence against accuracy in equal bins of confidence; empty bins hold 0."""
 
-    error: float
-    """Expected calibration error, 0..1: the bins' |accuracy - confidence|, weighted by their images."""
+    error: float  # expected, 0..1: |accuracy - confidence|, weighted by the bins' images
     images: Ints
     confidence: Floats
     accuracy: Floats
@@ -43,21 +36,14 @@ class Calibration:
 @dataclass(frozen=True, eq=False)
 class Study:
     cases: Cases
-    seconds: float
-    """That the model's pass over all images took."""
-    matrix: Ints | None = None
-    """(C, C) counts, row the true class, column the predicted one; None without labels."""
+    seconds: float  # that the model's pass over all images took
+    matrix: Ints | None = None  # (C, C) counts, as `confusion_matrix`; None without labels
     calibration: Calibration | None = None
-    temperature: float = 1.0
-    """That the model's logits are divided by."""
-    error_without: float = 0.0
-    """Expected calibration error at a temperature of 1."""
-    fitted: bool = False
-    """Whether the temperature is one that these very images gave."""
-    reported: int = 0
-    """Errors that the checkpoint itself reports."""
-    skipped: tuple[str, ...] = ()
-    """Files that could not be read, each with the reason."""
+    temperature: float = 1.0  # that the model's logits are divided by
+    error_without: float = 0.0  # expected calibration error at a temperature of 1
+    fitted: bool = False  # whether the temperature is one that these very images gave
+    reported: int = 0  # errors that the checkpoint itself reports
+    skipped: tuple[str, ...] = ()  # files that could not be read, each with the reason
 
     def plain(self) -> dict[str, Any]:
         """Its figures, for JSON."""
@@ -81,27 +67,14 @@ class Study:
 
 
 def of_split(explainer: Explainer, checkpoint: Checkpoint, data: DataSet) -> Study:
-    """One pass of the checkpoint's model over the split of its data that its run reported on.
-
-    Raises:
-        Mistake: a logit is not a finite number, or the data have other classes now.
-        OSError: the data set cannot be read.
-    """
+    """The errors in the split that the checkpoint was reported on. Raises Mistake if it has changed."""
     split = data.reported(checkpoint.config.validate, checkpoint.config.fold)
     fitted = split.name == "validation" and fitted_to_it(checkpoint, data)
     return _errors(split, [(explainer, slice(None))], [checkpoint], fitted, questioned=False)
 
 
 def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
-    """The training images, each judged by the checkpoint whose run held it out (`--fold`); disputed as `surer` says.
-
-    Args:
-        checkpoints: one for each fold of the data.
-
-    Raises:
-        Mistake: a logit is not a finite number, or the data have other classes, or folds of other sizes, now.
-        OSError: the data set cannot be read.
-    """
+    """Errors in the training images, each judged by a model that has not seen it; see `surer`."""
     config, train = checkpoints[0].config, data.load("train")
     judges: list[tuple[Explainer, Ints | slice]] = []
     for checkpoint in checkpoints:
@@ -114,30 +87,17 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
 
 
 def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
-    """Pictures of one's own, made squares of `side` pixels as `fit` says, like those of training, and classified.
-
-    Raises:
-        Mistake: none of them can be read, or a logit is not a finite number.
-        OSError: a path does not exist.
-    """
+    """Pictures of one's own, made squares of `side` pixels as in training, and classified."""
     pictures = images.read(paths, side, fit)
     start = perf_counter()
     parts = resize(pictures.inputs, explainer.model.resolution).split(BATCH)
     tracker = tracked(parts, "evaluation", len(pictures.names), len)
     logits, _, maps, inputs = explainer.examine((part.to(explainer.machine.device), None) for part in tracker)
-    seconds = perf_counter() - start
+    seconds, count = perf_counter() - start, len(logits)
     cases = Cases(
-        name="own",
-        total=len(logits),
-        classes=explainer.model.classes,
-        index=np.arange(len(logits)),
-        labels=None,
-        logits=logits,
-        class_maps=maps,
-        inputs=inputs,
-        pictures=pictures.tiles,
-        files=pictures.names,
-        disputed=np.zeros(len(logits), bool),
+        name="own", total=count, classes=explainer.model.classes, index=np.arange(count),
+        labels=None, logits=logits, class_maps=maps, inputs=inputs, pictures=pictures.tiles,
+        files=pictures.names, disputed=np.zeros(count, bool),
     )
     return Study(cases, seconds, skipped=pictures.skipped)
 
@@ -164,19 +124,10 @@ def surer(logits: torch.Tensor, labels: Ints) -> Bools:
 
 
 def _errors(
-    split: Split,
-    judges: Sequence[tuple[Explainer, Ints | slice]],
-    checkpoints: Sequence[Checkpoint],
-    fitted: bool,
-    questioned: bool,
+    split: Split, judges: Sequence[tuple[Explainer, Ints | slice]],
+    checkpoints: Sequence[Checkpoint], fitted: bool, questioned: bool,
 ) -> Study:
-    """The errors among the images of a split, and the figures of all of them.
-
-    Args:
-        judges: the model of each checkpoint, and the indices of the images that it is to judge.
-        fitted: as in Study.
-        questioned: as in Cases.
-    """
+    """The errors in a split, and the figures of all; `judges`: models, and the indices they judge."""
     start, parts = perf_counter(), []
     for explainer, part in judges:
         if split.classes != explainer.model.classes:
@@ -188,35 +139,22 @@ def _errors(
     seconds = perf_counter() - start
     logits, wrong, maps, inputs = (torch.cat(column) for column in zip(*parts, strict=True))
     judged = np.concatenate([np.arange(len(split))[part] for _, part in judges])  # (N,) places, in the logits' order
-    index = judged[wrong.numpy()]  # (E,) in the maps' order
-    order = np.argsort(index)
-    index = index[order]
+    order = np.argsort(judged[wrong.numpy()])  # (E,) of the maps
+    index = judged[wrong.numpy()][order]
     labels, errors = split.labels[judged], split.take(index, split.name)
     temperature = 1.0 if questioned else checkpoints[0].metrics.get("temperature", 1.0)
+    disputed = surer(logits, labels)[wrong][order] if questioned else np.isin(index, split.disputed)
     cases = Cases(
-        name=split.name,
-        total=len(logits),
-        classes=split.classes,
-        index=index,
-        labels=errors.labels,
-        logits=logits[wrong][order],
-        class_maps=maps[order],
+        name=split.name, total=len(logits), classes=split.classes, index=index,
+        labels=errors.labels, logits=logits[wrong][order], class_maps=maps[order],
         inputs=inputs[order].contiguous(memory_format=torch.channels_last),
-        pictures=errors.images,
-        files=errors.files,
-        disputed=surer(logits, labels)[wrong][order] if questioned else np.isin(index, split.disputed),
-        questioned=questioned,
+        pictures=errors.images, files=errors.files, disputed=disputed, questioned=questioned,
     )
-    return Study(
-        cases,
-        seconds,
-        confusion_matrix(labels, logits.argmax(1).numpy(), len(split.classes)),
-        calibration(logits, labels),
-        temperature,
-        calibration(logits * temperature, labels).error,
-        fitted,
-        sum(one.metrics.get("test_total", 0) - one.metrics.get("test_correct", 0) for one in checkpoints),
-    )
+    matrix = confusion_matrix(labels, logits.argmax(1).numpy(), len(split.classes))
+    found, without = (calibration(logits * scale, labels) for scale in (1.0, temperature))
+    metrics = [one.metrics for one in checkpoints]
+    reported = sum(one.get("test_total", 0) - one.get("test_correct", 0) for one in metrics)
+    return Study(cases, seconds, matrix, found, temperature, without.error, fitted, reported)
 
 
 def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
@@ -238,8 +176,7 @@ def calibration(logits: torch.Tensor, labels: Ints, bins: int = 15) -> Calibrati
     right = logits.argmax(1).numpy() == labels
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
-    mean_confidence, accuracy = (
-        np.bincount(place, weights=values, minlength=bins) / np.maximum(images, 1) for values in (confidence, right)
-    )
-    error = float((images * np.abs(accuracy - mean_confidence)).sum() / images.sum())
-    return Calibration(error, images, mean_confidence, accuracy)
+    sums = [np.bincount(place, values, bins) for values in (confidence, right)]
+    means = [total / np.maximum(images, 1) for total in sums]
+    error = float((images * np.abs(means[1] - means[0])).sum() / images.sum())
+    return Calibration(error, images, *means)

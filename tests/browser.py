@@ -1,11 +1,8 @@
-"""A headless Chromium for tests of pages.
-
-It is driven through chromedriver's W3C WebDriver interface, with nothing but the standard library.
-"""
+"""A headless Chromium for tests of pages, driven through chromedriver's W3C WebDriver interface."""
 
 import json
+import re
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -35,23 +32,23 @@ class Browser:
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(
-            self._address + path, data, {"Content-Type": "application/json"}, method=method
-        )
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self._address + path, data, headers, method=method)
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as reply:
             return json.load(reply)["value"]
 
+    def post(self, path: str, **body: Any) -> Any:
+        return self.call("POST", f"{self._path}/{path}", body)
+
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.call("POST", f"{self._path}/execute/sync", {"script": script, "args": list(arguments)})
+        return self.post("execute/sync", script=script, args=list(arguments))
 
     def open(self, page: Path | str, fragment: str = "") -> None:
         """A file, or an address."""
-        self.call("POST", f"{self._path}/url", {"url": "about:blank"})
-        self.call("POST", f"{self._path}/url", {"url": (page if isinstance(page, str) else page.as_uri()) + fragment})
-        self.until(
-            "return document.readyState === 'complete' && (!document.getElementById('sheet') ||"
-            " document.documentElement.dataset.ready === 'yes')"
-        )
+        for url in ("about:blank", (page if isinstance(page, str) else page.as_uri()) + fragment):
+            self.post("url", url=url)
+        waits = "document.getElementById('sheet') && !document.documentElement.dataset.ready"
+        self.until(f"return document.readyState === 'complete' && !({waits})")
 
     def until(self, script: str) -> None:
         end = time.monotonic() + 60
@@ -61,14 +58,14 @@ class Browser:
 
     def keys(self, *keys: str) -> None:
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
-        self.call("POST", f"{self._path}/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+        self.post("actions", actions=[{"type": "key", "id": "keys", "actions": actions}])
 
     def point(self, selector: str, click: bool = False) -> None:
         element = self.run("return document.querySelector(arguments[0])", selector)
         actions: list[dict[str, Any]] = [{"type": "pointerMove", "duration": 0, "origin": element, "x": 0, "y": 0}]
         actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp") if click]
         pointer = {"type": "pointer", "id": "mouse", "parameters": {"pointerType": "mouse"}, "actions": actions}
-        self.call("POST", f"{self._path}/actions", {"actions": [pointer]})
+        self.post("actions", actions=[pointer])
 
     def drop(self, selector: str, path: Path) -> None:
         """A file on an element, as from a file manager."""
@@ -111,7 +108,7 @@ class Browser:
 
     def complaints(self) -> list[str]:
         """What the console says, but for the advice about reading canvases back, which only these tests do."""
-        entries = self.call("POST", f"{self._path}/se/log", {"type": "browser"})
+        entries = self.post("se/log", type="browser")
         return [entry["message"] for entry in entries if "willReadFrequently" not in entry["message"]]
 
     def dark(self, dark: bool) -> None:
@@ -120,7 +117,7 @@ class Browser:
 
     def command(self, name: str, **parameters: Any) -> None:
         """One of Chromium's DevTools."""
-        self.call("POST", f"{self._path}/goog/cdp/execute", {"cmd": name, "params": parameters})
+        self.post("goog/cdp/execute", cmd=name, params=parameters)
 
     def quit(self) -> None:
         self.call("DELETE", self._path)
@@ -135,20 +132,14 @@ def browsers(folder: Callable[[], Path]) -> Iterator[Callable[..., Browser]]:
     for name in ("chromedriver", "chromium"):
         if shutil.which(name) is None:
             pytest.skip(f"needs Debian's chromium and chromium-driver: there is no {name}")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = subprocess.DEVNULL
-    driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=quiet, stderr=quiet)
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    driver = subprocess.Popen(["chromedriver", "--port=0"], text=True, **pipes)
+    assert driver.stdout is not None
     started: list[Browser] = []
     try:
-        end = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert time.monotonic() < end and driver.poll() is None, "chromedriver does not start"
-            time.sleep(0.05)
+        ports = (re.search(r"successfully on port (\d+)", line) for line in driver.stdout)
+        port = next((found[1] for found in ports if found), None)
+        assert port, "chromedriver does not start"
 
         def start_one(*arguments: str, phone: bool = False) -> Browser:
             started.append(Browser(f"http://127.0.0.1:{port}", folder(), list(arguments), phone))

@@ -10,11 +10,7 @@ from engine.model import ResNet
 from explain.cases import Cases, Maps
 from explain.explainer import Explainer
 
-# fmt: off
-CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)
-# fmt: on
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TOTAL = 10_000
 CPU = torch.device("cpu")
 

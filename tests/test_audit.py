@@ -53,14 +53,24 @@ def data_of(models: list[Path]) -> DataSet:
     return open_dataset(str(models[0].parent / "pictures"), 16)
 
 
-def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path):
-    result = audit.judge(models, tmp_path, data_of(models))
+def test_labels_planted_wrong_come_first(models: list[Path], tmp_path: Path, monkeypatch, capsys):
+    asked = []
+
+    def trained(recipe, out, fold):
+        asked.append((list(recipe), out, fold))
+        return models[len(asked) - 1]
+
+    monkeypatch.setattr(audit, "train", trained)
+    recipe = ["--data", str(models[0].parent / "pictures"), "--size", "16"]
+    audit.main(["--folds", "2", "--out", str(tmp_path), *recipe])
+    assert asked == [(recipe, tmp_path, f"{k}/2") for k in (1, 2)]
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert lines[0].startswith(f"{result['errors']} of 180 train images are judged otherwise")
+    assert "labelled" in lines[1] and "looks like" in lines[1]
     assert result["total"] == 180 and result["split"] == "train"
-    worst = {
-        (one["image"].partition("/train/")[2], one["label"], one["predicted"])
-        for one in result["worst"][: len(PLANTED)]
-    }
-    assert worst == set(zip(PLANTED, ("blue", "green", "red"), ("green", "red", "blue"), strict=True))
+    worst = [(one["image"].partition("/train/")[2], one["label"], one["predicted"]) for one in result["worst"][:3]]
+    assert set(worst) == set(zip(PLANTED, ("blue", "green", "red"), ("green", "red", "blue"), strict=True))
     with open(tmp_path / "errors.csv", newline="") as file:
         rows = {row["file"].partition("/train/")[2]: row for row in csv.DictReader(file)}
     # Not each of them everywhere: a model this sure of all images is as sure as on average of half of them.
@@ -98,41 +108,33 @@ def test_disputed_is_what_the_model_is_as_sure_of_as_on_average():
     assert not study.surer(torch.tensor(probabilities).log(), labels).any()
 
 
-def test_the_last_line_is_json(models: list[Path], tmp_path: Path, monkeypatch, capsys):
-    asked = []
-
-    def trained(recipe, out, fold):
-        asked.append((list(recipe), out, fold))
-        return models[len(asked) - 1]
-
-    monkeypatch.setattr(audit, "train", trained)
-    recipe = ["--data", str(models[0].parent / "pictures"), "--size", "16"]
-    audit.main(["--folds", "2", "--out", str(tmp_path / "new"), *recipe])
-    assert asked == [(recipe, tmp_path / "new", f"{k}/2") for k in (1, 2)]
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith(f"{json.loads(lines[-1])['errors']} of 180 train images are judged otherwise")
-    assert "labelled" in lines[1] and "looks like" in lines[1]
-
-
-def test_a_model_of_other_classes_is_refused(models: list[Path], monkeypatch):
+def test_a_model_of_other_classes_or_data_that_have_changed_since_are_refused(models: list[Path]):
     one = checkpoint.load(models[0])
-    monkeypatch.setattr(one.model, "classes", ("blue", "green", "pink"))
+    one.model.classes = ("blue", "green", "pink")
     with pytest.raises(ValueError, match="other classes"):
         study.of_folds([one], data_of(models))
-
-
-def test_data_that_have_changed_since_a_fold_was_trained_are_refused(models: list[Path]):
-    one = checkpoint.load(models[0])
     one.metrics["test_total"] -= 1
     with pytest.raises(ValueError, match="the data have changed"):
         study.of_folds([one], data_of(models))
 
 
-@pytest.mark.parametrize("words", [["--validate"], ["--run-dir=x"], ["cpu", "--fold", "1/2"], ["--resume", "auto"]])
-def test_what_the_audit_decides_itself_is_refused(words: list[str], tmp_path: Path):
-    with pytest.raises(ValueError, match="leave it out"):
-        audit.main([*words, "--out", str(tmp_path / "out")])
-    assert not (tmp_path / "out").exists()
+SAID = {
+    "--validate": "leave it out",
+    "--run-dir=x": "leave it out",
+    "cpu --fold 1/2": "leave it out",
+    "--resume auto": "leave it out",
+    "--folds 1": "--folds is 1: it must be 2 to 99",
+    "--folds 100": "--folds is 100: it must be 2 to 99",
+    "--data .": "out lies in ., among what this command reads",
+}
+
+
+@pytest.mark.parametrize("words", SAID)
+def test_mistakes_are_told_before_anything_is_made(words: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=SAID[words]):
+        audit.main([*words.split(), "--out", "out"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_or_is_a_person_s_own_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch):
@@ -147,20 +149,6 @@ def test_what_cannot_be_written_or_is_a_person_s_own_is_told_before_anything_is_
     (tmp_path / audit.PAGE).mkdir()
     with pytest.raises(OSError, match="it is a folder"):
         audit.main(["--out", str(tmp_path)])
-
-
-@pytest.mark.parametrize("folds", ["1", "100"])
-def test_a_number_of_folds_that_makes_no_sense_is_refused(folds):
-    with pytest.raises(ValueError, match=f"--folds is {folds}: it must be 2 to 99"):
-        audit.main(["--folds", folds])
-
-
-def test_nothing_is_left_among_the_pictures(tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match="pictures/audit lies in pictures, among what this command reads"):
-        audit.main(["--data", "pictures", "--out", "pictures/audit"])
-    assert not any(Path("pictures").iterdir())
 
 
 def test_a_mistake_in_the_recipe_is_train_py_s_to_tell(tmp_path: Path, capfd):
@@ -186,15 +174,11 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "sent"),
-    [
-        ("", signal.SIGKILL),
-        ("", signal.SIGTERM),
-        # As if it came between the start of the training and the handler.
-        ("install = signal.signal; signal.signal = lambda *_: time.sleep(60)", signal.SIGTERM),
-    ],
-)
+# As if the signal came between the start of the training and the handler.
+EARLY = "signal.signal = lambda *_: time.sleep(60)"
+
+
+@pytest.mark.parametrize(("before", "sent"), [("", signal.SIGKILL), ("", signal.SIGTERM), (EARLY, signal.SIGTERM)])
 def test_the_training_ends_however_the_audit_does(tmp_path: Path, before: str, sent: signal.Signals):
     (tmp_path / "train.py").write_text(TRAINING)
     code = f"import audit, signal, time; from pathlib import Path; {before or 'pass'}\n"

@@ -1,7 +1,7 @@
 """explain/cam.py: heatmaps against independent mathematics and another library, and all that may not change them."""
 
 import copy
-import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,24 +52,20 @@ def exact(net: ResNet) -> Float64:
 # The mathematics
 
 
-def oracle(net: ResNet, images: Tensor, targets: Tensor, layer: str) -> Tensor:
-    """captum's Grad-CAM, raw and signed; it wants inputs that can have a gradient, so it is given normalised ones."""
-    from captum.attr import LayerGradCam
-
-    def from_normalised(x: Tensor) -> Tensor:
-        for name in STAGES:
-            x = net.get_submodule(name)(x)
-        return net.head(x)
-
-    method: Any = LayerGradCam(from_normalised, net.get_submodule(layer))
-    return method.attribute(net.normalise(images), targets, relu_attributions=False)[:, 0].detach()
+def oracle(forward: Callable[[Tensor], Tensor], layer: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """captum's Grad-CAM, raw and signed, of inputs that can have a gradient."""
+    attr: Any = pytest.importorskip("captum.attr", reason="captum is not installed (requirements-dev.txt)")
+    maps = attr.LayerGradCam(forward, layer).attribute(inputs, targets, relu_attributions=False)
+    return maps[:, 0].detach()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed (requirements-dev.txt)")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_gradcam_equals_captum(net: ResNet, exact: ResNet, images: Tensor, targets: Tensor, layer: str):
-    assert relative(heatmaps(net, images, targets, layer), oracle(net, images, targets, layer)) <= 1e-5
-    assert relative(heatmaps(exact, images, targets, layer), oracle(exact, images, targets, layer)) <= 1e-12
+    for model, tolerance in ((net, 1e-5), (exact, 1e-12)):
+        stages = [model.get_submodule(name) for name in STAGES]
+        forward = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.fc)
+        expected = oracle(forward, model.get_submodule(layer), model.normalise(images), targets)
+        assert relative(heatmaps(model, images, targets, layer), expected) <= tolerance
 
 
 def test_hirescam_is_the_directional_derivative(exact: ResNet, images: Tensor, targets: Tensor):
@@ -105,25 +101,6 @@ def test_the_check_of_class_maps_refuses_another_head(net: ResNet, images: Tenso
         check_class_maps(odd, images)
 
 
-def test_layer4_maps_and_bias_sum_to_every_logit():
-    net, test = trained()
-    with torch.no_grad():
-        features = net.features(test.inputs)
-        logits = net.head(features)
-    total = class_maps(features, net.fc).sum((2, 3)) + net.fc.bias
-    assert ((total - logits).abs() <= 1e-4 * (1 + logits.abs())).all()
-
-
-def test_margin_is_the_map_of_the_logit_difference(exact: ResNet, images: Tensor, targets: Tensor):
-    others = (targets + 3) % 10
-    maps = heatmaps(exact, images, targets, "layer2") - heatmaps(exact, images, others, "layer2")
-    leaf = exact.features(images, "layer2").detach().requires_grad_()
-    logits = exact.from_stage(leaf, "layer2")
-    rows = torch.arange(len(images))
-    (gradient,) = torch.autograd.grad((logits[rows, targets] - logits[rows, others]).sum(), leaf)
-    assert relative(maps, (gradient.mean((2, 3), keepdim=True) * leaf).sum(1).detach()) <= 1e-12
-
-
 # What one image's map may depend on
 
 
@@ -131,23 +108,10 @@ def test_margin_is_the_map_of_the_logit_difference(exact: ResNet, images: Tensor
 @pytest.mark.parametrize("layer", ["stem", "layer2", "layer3", "layer4"])
 def test_batch_mates_do_not_matter(net: ResNet, images: Tensor, targets: Tensor, layer: str, method: str):
     whole = heatmaps(net, images, targets, layer, method)
-    single = torch.cat(
-        [heatmaps(net, images[i : i + 1], targets[i : i + 1], layer, method) for i in range(len(images))]
-    )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    permuted = heatmaps(net, images[order], targets[order], layer, method)
-    partial = heatmaps(net, images, targets, layer, method, batch_size=5)
-    assert relative(single, whole) <= 1e-5
-    assert relative(permuted, whole[order]) <= 1e-5
-    assert relative(partial, whole) <= 1e-5
-
-
-def test_several_targets_at_once_equal_one_at_a_time(net: ResNet, images: Tensor, targets: Tensor):
-    both = torch.stack([targets, (targets + 1) % 10], 1)
-    maps = heatmaps(net, images, both, "layer3")
-    assert maps.shape == (12, 2, 6, 6)
-    for column in range(2):
-        assert relative(maps[:, column], heatmaps(net, images, both[:, column], "layer3")) <= 1e-6
+    for size in (1, 5, 12):
+        permuted = heatmaps(net, images[order], targets[order], layer, method, batch_size=size)
+        assert relative(permuted, whole[order]) <= 1e-5
 
 
 def test_images_of_another_size_are_resized_as_predict_does(net: ResNet):
@@ -165,12 +129,11 @@ def test_wrapped_compiled_frozen_and_training_models_give_the_same_maps(net: Res
     compiled = copy.deepcopy(net)
     compiled.compile(backend="eager")
     compiled(images)
-    frozen = copy.deepcopy(net).requires_grad_(False)
     variants: dict[str, nn.Module] = {
         "compiled in place": compiled,
         "compiled": torch.compile(copy.deepcopy(net), backend="eager"),  # type: ignore[dict-item]
         "wrapped": nn.DataParallel(copy.deepcopy(net)),
-        "frozen": frozen,
+        "frozen": copy.deepcopy(net).requires_grad_(False),
         "training": copy.deepcopy(net).train(),
     }
     for name, model in variants.items():
@@ -204,9 +167,7 @@ def state(model: nn.Module) -> tuple[Any, ...]:
 
 
 def assert_same_state(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
-    assert a[:2] == b[:2] and a[4:] == b[4:]
-    assert all(torch.equal(x, y) for x, y in zip(a[2], b[2], strict=True))
-    assert torch.equal(a[3], b[3])
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layer", ["layer2", "layer4"])
@@ -265,19 +226,14 @@ def foreign() -> nn.Module:
     return model.train()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("captum") is None, reason="captum is not installed (requirements-dev.txt)")
 @pytest.mark.parametrize("layer", ["bn1", "layer1", "layer2.1.conv2", "layer3", "layer4", "layer4.1.bn2"])
 def test_a_torchvision_resnet_has_the_maps_that_captum_finds(foreign: nn.Module, layer: str):
-    from captum.attr import LayerGradCam
-
-    photos, targets = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)), torch.tensor([7, 1, 4])
-    before = state(foreign)
+    photos = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    before, targets = state(foreign), torch.tensor([7, 1, 4])
     maps = heatmaps(foreign, photos, targets, layer, batch_size=2)
     assert_same_state(state(foreign), before)
     with evaluating(foreign):
-        method: Any = LayerGradCam(foreign, foreign.get_submodule(layer))
-        expected = method.attribute(photos, targets, relu_attributions=False)[:, 0].detach()
-    assert relative(maps, expected) <= 1e-5
+        assert relative(maps, oracle(foreign, foreign.get_submodule(layer), photos, targets)) <= 1e-5
 
 
 def test_another_network_may_be_compiled_in_place_frozen_and_wrapped():
@@ -358,28 +314,7 @@ def test_a_red_square_holds_the_mass_of_its_own_logit(layer: str, method: str):
     assert (quadrants.diagonal() >= 0.95 * quadrants.sum(1)).all()
 
 
-def test_maps_of_a_trained_net_lie_on_the_glyph_of_their_class():
-    """The two glyphs of an image lie in different halves: the maps of their two classes should too."""
-    net, test = trained()
-    both = torch.stack([test.labels, test.others], 1)
-    side = test.inputs.shape[-1]
-    shown, _ = display(heatmaps(net, test.inputs, both, "layer3").flatten(0, 1), side)
-    mass = shown.unflatten(0, (-1, 2)).sum(2)
-    in_left = mass[..., : side // 2].sum(2) / mass.sum(2).clamp_min(1e-9)
-    own = torch.where(torch.stack([test.left, ~test.left], 1), in_left, 1 - in_left)
-    assert (own.mean(0) > 0.6).all()
-
-
 # What is shown
-
-
-def test_shown_maps_have_their_shape_and_range(net: ResNet, images: Tensor, targets: Tensor):
-    shown, empty = display(heatmaps(net, images, targets, "layer3"), 32)
-    assert shown.shape == (12, 32, 32) and shown.dtype == torch.float32 and shown.isfinite().all()
-    assert shown.min() >= 0
-    peak = shown.amax((1, 2))
-    assert ((peak - 1).abs() <= 1e-6).logical_or(empty & (peak == 0)).all()
-    assert (peak > 0).sum() > 6
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-9, 1e9, 1e30])

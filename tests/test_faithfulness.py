@@ -71,9 +71,8 @@ def test_the_gap_is_the_area_between_the_two_curves():
             mixed[:, first] = above[:, first]
             curve.append(probability(mixed))
         curves.append(np.trapezoid(curve, dx=1 / STEPS))
-    assert float(gap(explainer(net), image, torch.tensor([1]), ranked)) == pytest.approx(
-        curves[0] - curves[1], abs=1e-9
-    )
+    found = float(gap(explainer(net), image, torch.tensor([1]), ranked))
+    assert found == pytest.approx(curves[0] - curves[1], abs=1e-9)
 
 
 def test_the_right_place_scores_high_the_wrong_one_as_low_and_no_place_nothing():
@@ -95,38 +94,28 @@ def test_blurring_keeps_size_mean_and_plain_pictures():
     assert (blurred.float().mean((2, 3)) - picture.float().mean((2, 3))).abs().max() < 6
 
 
-def test_predicted_maps_beat_true_and_random_ones_by_two_standard_errors(found: Faithfulness):
+def test_predicted_maps_beat_the_others_and_do_not_resemble_those_of_random_weights(found: Faithfulness):
     assert found.images > 100
     for other in ("true", "random"):
         assert found.leads[other].mean > 2 * found.leads[other].error > 0
         difference = found.gaps["predicted"].mean - found.gaps[other].mean
         assert found.leads[other].mean == pytest.approx(difference, abs=1e-9)
     assert abs(found.gaps["random"].mean) < 4 * found.gaps["random"].error + 0.02
-
-
-def test_maps_of_random_weights_do_not_resemble_the_models(found: Faithfulness):
     assert set(found.likeness) == {"linear layer", "weights"}
     assert all(abs(score.mean) < 0.35 for score in found.likeness.values())
 
 
-def test_the_same_seed_gives_the_same_and_nothing_is_changed(maps: Maps, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(faithfulness, "IMAGES", 15)
-    monkeypatch.setattr(faithfulness, "DRAWS", 2)
-    found = measure(net(), maps)
-    model = copy.deepcopy(trained()[0]).train()
-    before = copy.deepcopy(model.state_dict())
-    state, flags = torch.get_rng_state(), [module.training for module in model.modules()]
-    assert measure(explainer(model), maps) == found
-    assert measure(explainer(model), maps, seed=1) != found
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [module.training for module in model.modules()] == flags
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_the_sample_is_limited_and_standard_errors_are_those_of_the_mean(maps: Maps, monkeypatch: pytest.MonkeyPatch):
+def test_the_same_seed_gives_the_same_limited_sample_and_nothing_is_changed(maps: Maps, monkeypatch):
     monkeypatch.setattr(faithfulness, "IMAGES", 10)
     monkeypatch.setattr(faithfulness, "DRAWS", 2)
     found, wrong = measure(net(), maps, seed=1), maps.cases
+    model = copy.deepcopy(trained()[0]).train()
+    before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    assert measure(explainer(model), maps, seed=1) == found
+    assert measure(explainer(model), maps) != found
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     sample = np.sort(np.random.default_rng(1).permutation(len(wrong))[:10])
     gaps = gap(net(), wrong.inputs[sample], torch.from_numpy(wrong.predicted[sample]), maps.predicted[sample])
     assert found.images == 10

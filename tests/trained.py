@@ -30,10 +30,6 @@ class Glyphs:
     """(N, 3, 24, 24) uint8, channels_last, as the net takes them."""
     labels: Tensor
     """(N,) int64, the stronger glyph."""
-    others: Tensor
-    """(N,) int64, the weaker glyph."""
-    left: Tensor
-    """(N,) bool: the stronger glyph is in the left half."""
 
     def split(self) -> Split:
         """As a data set's part."""
@@ -58,15 +54,12 @@ def glyphs(count: int, seed: int) -> Glyphs:
             images[i, :, top : top + GLYPH, start : start + GLYPH] += shapes[shape] * scale
     images = images.round().clamp(0, 255).to(torch.uint8)
     inputs = resize(images, RESOLUTION).contiguous(memory_format=torch.channels_last)
-    return Glyphs(images.permute(0, 2, 3, 1).contiguous(), inputs, labels, others, left)
+    return Glyphs(images.permute(0, 2, 3, 1).contiguous(), inputs, labels)
 
 
 @cache
 def trained() -> tuple[ResNet, Glyphs]:
-    """A net in eval mode, about 85% right, and 1,000 images that it was not trained on.
-
-    One thread, which a busy machine slows down less than two that wait for each other.
-    """
+    """A net in eval mode, about 85% right, and 1,000 images that it has not seen; on one thread."""
     training, threads = glyphs(3000, seed=1), torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.random.fork_rng():
@@ -93,14 +86,7 @@ def wrong_cases() -> Cases:
     logits, wrong, maps, inputs = explainer(model).examine([(test.inputs, test.labels)])
     index = wrong.nonzero()[:, 0].numpy()
     return Cases(
-        name="test",
-        total=len(logits),
-        classes=CLASSES,
-        index=index,
-        labels=test.labels.numpy()[index],
-        logits=logits[wrong],
-        class_maps=maps,
-        inputs=inputs,
-        pictures=test.images.numpy()[index],
-        disputed=np.zeros(len(index), bool),
+        name="test", total=len(logits), classes=CLASSES, index=index,
+        labels=test.labels.numpy()[index], logits=logits[wrong], class_maps=maps,
+        inputs=inputs, pictures=test.images.numpy()[index], disputed=np.zeros(len(index), bool),
     )
