@@ -1,14 +1,40 @@
-"""What may stand in a resume state: the run's half of engine/schema.py."""
+"""The row of an epoch, and what may stand in a resume state: the run's half of engine/schema.py."""
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 
 from engine import schema
 from engine.model import MOST_CLASSES
 from engine.schema import AMOUNT, WHOLE, MisfitError, fit, like, many, named
-from run.row import EpochRow
+
+
+class EpochRow(TypedDict):
+    """What log.jsonl, TensorBoard, the curves, the screen and the resume states say of a finished epoch."""
+
+    epoch: int  # counted from 1
+    epochs: int  # of the whole run
+    step: int  # steps done
+    steps: int  # of the whole run
+    resolution: int  # side in pixels of the images, those trained on and those evaluated on
+    lr: float  # of the next step, of all but norm biases and Muon's filters
+    train_seconds: float
+    wait_seconds: float  # those of train_seconds in which data was waited for
+    eval_seconds: float
+    it_per_s: float  # training steps
+    images_per_s: float  # training images, of all ranks together
+    split: str  # the images that the reported_ values are of: "test" or "validation"
+    loss: float  # mean over the epoch's augmented training images, as train_accuracy
+    train_accuracy: float  # 0 to 1, as all accuracies
+    last_loss: float  # mean over the last batch, as last_accuracy
+    last_accuracy: float
+    reported_loss: float
+    reported_correct: int
+    reported_total: int
+    reported_accuracy: float
+    reported_class_accuracy: float  # mean of the classes' own accuracies
+
 
 COLUMNS = get_type_hints(EpochRow)
 ROW = {column: {int: WHOLE, float: AMOUNT, str: schema.SPLIT}[kind] for column, kind in COLUMNS.items()}

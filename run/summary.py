@@ -1,9 +1,6 @@
-"""A model's layers in order: output shapes, parameters, forward FLOPs an image.
+"""A model's layers in order, which train.py prints: output shapes, parameters, forward FLOPs an image.
 
-FLOPs are counted by torch's FlopCounterMode, as engine/cost.py says. torch's own table of them has neither shapes nor
-parameters.
-
-    python train.py             # prints it
+FLOPs are counted as engine/cost.py says. torch's own table of them has neither shapes nor parameters.
 """
 
 from functools import partial
@@ -42,9 +39,9 @@ def model_summary(model: nn.Module, resolution: int) -> Table:
         return f"{sum(p.numel() for p in module.parameters()):,}", f"{cost / 1e6:,.2f}" if cost else "-"
 
     table = Table(box=box.SIMPLE, title=f"{root}, {resolution} x {resolution} pixels", show_footer=True)
-    for header, footer in zip(("layer", "kind", "output"), ("total", "", ""), strict=True):
-        table.add_column(header, footer, justify="right" if header == "output" else "left")
-    for header, footer in zip(("parameters", "MFLOPs"), numbers("Global", replica), strict=True):
+    table.add_column("layer", "total")
+    table.add_column("kind")
+    for header, footer in zip(("output", "parameters", "MFLOPs"), ("", *numbers("Global", replica)), strict=True):
         table.add_column(header, footer, justify="right")
     for child, group in replica.named_children():
         for name, module in group.named_modules(prefix=child):
