@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     run_data = RunData(digest, data.identity(), train.contents, reported.name)
     with Run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
-        for epoch in range(run.epochs_done, config.epochs):
+        for epoch in range(len(run.rows), config.epochs):  # the log has a row for each that is done
             with run.training(epoch):  # timed; its bar
                 for images, labels in run.batches(epoch):  # what is left of the epoch
                     learner.train_step(images, labels)

@@ -2,7 +2,7 @@
 
     with Run(state, learner, loader, data, clock) as run:
         run.begin("cpu")
-        for epoch in range(run.epochs_done, config.epochs):
+        for epoch in range(len(run.rows), config.epochs):
             with run.training(epoch):
                 for images, labels in run.batches(epoch): ...
 
@@ -31,11 +31,10 @@ from ground.terminal import Tracker, stdout_console
 from pipeline.dali import DaliLoader
 from pipeline.split import Int64
 from run.folder import RunFolder
-from run.reporter import Reporter, throughput
+from run.reporter import Reporter, model_summary, throughput
 from run.resume import Keeper, State
 from run.schema import EpochRow
 from run.stopwatch import Stopwatch
-from run.summary import model_summary
 
 
 @dataclass(frozen=True)
@@ -109,10 +108,6 @@ class Run:
         for note in notes:
             if self.first and note:
                 self.reporter.say(note)
-
-    @property
-    def epochs_done(self) -> int:
-        return len(self.rows)
 
     def first_step(self, epoch: int) -> int:
         """Steps of an epoch, counted from 0, that were done before the run stopped."""

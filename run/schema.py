@@ -64,7 +64,9 @@ def state(content: Mapping[str, Any]) -> dict[str, Any]:
     """A resume state's content (see run/resume.py), its config as a Config. Raises MisfitError."""
     fit(content, STATE, "it")
     config, learner = schema.config_from(content["config"]), content["learner"]
-    rows = [_row(row) for row in content["rows"]]
+    rows = content["rows"]
+    if rows and "reported_loss" not in rows[0]:  # an earlier version's: what is reported was test_
+        rows = [{key.replace("test_", "reported_", 1): row[key] for key in row} for row in rows]
     if len(rows) > config.epochs:
         raise MisfitError("rows: more than epochs")
     for epoch, row in enumerate(rows, 1):
@@ -85,8 +87,3 @@ def state(content: Mapping[str, Any]) -> dict[str, Any]:
         if sorted(tuple(one["momentum_buffer"].shape) for one in momentum.values()) != shapes:
             raise MisfitError("learner, optimizer: momentum of another form than the weights")
     return {**content, "config": config, "rows": rows}
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row under this version's names: what is reported was test_ before it was reported_."""
-    return row if "reported_loss" in row else {key.replace("test_", "reported_", 1): row[key] for key in row}

@@ -28,9 +28,8 @@ from run import curves
 from run import folder as run_folder
 from run import reporter as progress
 from run.folder import RunFolder
-from run.reporter import Reporter, throughput
+from run.reporter import Reporter, model_summary, throughput
 from run.resume import State
-from run.summary import model_summary
 
 CPU = torch.device("cpu")
 SUMMARY = {

@@ -18,7 +18,7 @@ from engine.machine import Machine
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
 from run import resume
-from tests.commands import call
+from tests.commands import call, refused
 
 CPU = torch.device("cpu")
 ENTRY = Path(train.__file__)
@@ -97,18 +97,14 @@ def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(c
         (["cpux"], "preset 'cpux' is unknown"),
         (["smoke", "--epochs", "0"], "--epochs is 0"),
         (["smoke", "--max-lr", "-1"], "--max-lr is -1.0"),
-        (["smoke", "--width", "0"], "--width is 0"),
         (["smoke", "--epochz", "3"], "--epochz"),
         (["smoke", "--epochs", "three"], "three"),
         (["smoke", "--batch-size", "300", *FEW], "--batch-size is 300: it must be 1 to 256"),
         (["smoke", "--translate", "17"], "--translate is 17: it must be 0 to 16 for images of 32 pixels"),
-        (["smoke", "--cutout", "33"], "--cutout is 33: it must be 0 to 32 for images of 32 pixels"),
         (["smoke", "--data", "pictures/of/cats"], "--data is pictures/of/cats: it must be cifar10, generated"),
         (["smoke", "--resolutions", "4"], "--resolutions is (4,)"),
         (["smoke", "--out", "missing/model.pt"], "missing"),
         (["smoke", "--out", "."], "it is a folder"),
-        (["smoke", "--out", "/dev/null"], "it is a device or a pipe"),
-        (["smoke", "--out", "new/"], "it is a folder"),
         (["smoke", "--out=~/model.pt"], "write the home folder out"),
         (["smoke", "--out", "resume-00000099.pt"], "--out is resume-00000099.pt"),
         (["smoke", *FEW, "--threads", "1024"], "--threads is 1024: it must be 0 to "),
@@ -130,9 +126,7 @@ def test_bad_input_is_one_message_and_exit_2(capsys, tmp_path, arguments, messag
 def test_a_test_loss_that_is_not_finite_is_said_and_never_saved(capsys, monkeypatch):
     real = Learner.evaluate
     monkeypatch.setattr(Learner, "evaluate", lambda *a: replace(real(*a), loss=float("inf")))
-    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "the loss of the test images is not finite after step 4" in err
+    assert "test images is not finite after step 4" in refused(capsys, *QUICK, "--run-dir", "run")
     assert not Path("model.pt").exists()
 
 
