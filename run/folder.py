@@ -45,12 +45,12 @@ FIRST_DRAW_SECONDS = 0.5
 
 
 class RunFolder:
-    """Keeps the record of one run; use it in a `with`, or close it, to get the last picture.
+    """Keeps the record of one run; at the end of its `with` it draws the last picture and lets the folder go.
 
     Args:
         path: the folder; made if missing. "" makes a new one, runs/YYYYMMDD-HHMMSS, never shared by two runs.
-        state: where the run goes on. The log is written anew from its rows, so that the rows that follow neither double
-            one nor leave a gap, whatever became of the log. TensorBoard hides the points beyond them.
+        state: where the run goes on. The log is written anew from its rows, so that those that follow neither
+            double one nor leave a gap, whatever became of the log. TensorBoard hides the points beyond them.
         lr_at: learning rate of a step of the run, for the picture.
 
     Attributes:
@@ -120,8 +120,10 @@ class RunFolder:
         path = self._write("bad_batch.json", json_line({"step": step, "indices": indices}) + "\n")
         return f"images {', '.join(map(str, indices[:8]))}, ...: all {len(indices)} in {path}"
 
-    def close(self) -> None:
-        """Draw the last picture, close the files and let the folder go."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         try:
             with _writing(self.path):
                 self._board.records.close()
@@ -129,12 +131,6 @@ class RunFolder:
                 self._draw()
         finally:
             os.close(self._lock)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _draw(self) -> None:
         path, start = self.path / "curves.png", perf_counter()

@@ -124,7 +124,7 @@ def test_only_a_driver_below_r580_is_refused(refusal, old_driver, text, driver, 
         assert needed in line
 
 
-def test_an_old_driver_matters_where_something_needs_a_new_one(refusal, old_driver, monkeypatch, tmp_path):
+def test_where_an_old_driver_does_no_harm(refusal, old_driver, monkeypatch, tmp_path):
     def refused(device="cuda", file=old_driver):
         return refusal(preflight.check_driver, device, str(file))
 
@@ -169,8 +169,8 @@ def test_the_driver_library_is_asked_for_its_cuda_version(monkeypatch):
     def answer(pointer):
         pointer._obj.value = 13020
 
-    library = Mock(side_effect=[SimpleNamespace(cuDriverGetVersion=answer), OSError("libcuda.so.1: cannot open")])
-    monkeypatch.setattr(ctypes, "CDLL", library)
+    libraries = SimpleNamespace(cuDriverGetVersion=answer), OSError("libcuda.so.1: cannot open")
+    monkeypatch.setattr(ctypes, "CDLL", Mock(side_effect=libraries))
     assert preflight._cuda_of_driver() == 13020
     assert preflight._cuda_of_driver() == 0
 

@@ -289,11 +289,10 @@ def test_a_fresh_run_in_an_old_folder_starts_anew(tmp_path):
 
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folders = [RunFolder() for _ in range(3)]
-    assert len({folder.path for folder in folders}) == 3
-    assert all(folder.path.parent.name == "runs" for folder in folders)
-    for folder in folders:
-        folder.close()
+    with RunFolder() as one, RunFolder() as two, RunFolder() as three:
+        assert len({folder.path for folder in (one, two, three)}) == 3
+    for folder in (one, two, three):
+        assert folder.path.parent.name == "runs"
         assert not (folder.path / "curves.png").exists(), "nothing to draw"
 
 

@@ -42,8 +42,8 @@ from tests.learning import train_epoch
 CPU = torch.device("cpu")
 HOW = ["--device", "cpu", "--threads", "1"]
 STEPS = 4
-QUICK = f"smoke --epochs 2 --resolutions 16 --batch-size 32 --precision fp32 --data generated:{32 * STEPS}/64".split()
-QUICK += HOW
+QUICK = "smoke --epochs 2 --resolutions 16 --batch-size 32 --precision fp32".split()
+QUICK += ["--data", f"generated:{32 * STEPS}/64", *HOW]
 RUN = [*QUICK, "--run-dir", "run"]
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run", muon_lr=0.1)
 HERE = Machine(CPU).card() | Machine(CPU).choices()
@@ -195,7 +195,7 @@ def test_a_damaged_state_is_passed_over_and_said(damage):
         with pytest.raises(ValueError, match=rf"no state to go on from: .*{newest.name}.*{older.name}"):
             resume.find(wanted, folder)
     resume.claim(Path("run"), resume.State())
-    assert resume.states(Path("run")) == [], "what is proved to be damaged is dead to a fresh run too"
+    assert resume.states(Path("run")) == [], "the damaged are dead to a fresh run too"
 
 
 def test_auto_takes_the_run_written_last_or_none():
@@ -275,7 +275,8 @@ def test_a_state_that_does_not_fit_is_refused():
     wrong: list[dict[str, object]] = [{"step": 1000}, {"step": "1"}, {"model": {}}, {"model": 3}]
     wrong += [{"optimizer": {}}, {"optimizer": optimizer}, {"lookahead": []}, {"metrics": torch.zeros(3)}]
     states = [replace(state, learner={**state.learner, **parts}) for parts in wrong]
-    for bad in (*states, replace(state, learner={}), replace(state, rows=[{}] * 3)):  # type: ignore[typeddict-item]
+    states += [replace(state, learner={}), replace(state, rows=[row(1)] * 3)]
+    for bad in states:
         with pytest.raises(ValueError, match=r"resume-00000001\.pt"):
             resume.restore(learner(), bad, CONFIG, "data")
     with pytest.raises(ValueError, match="other data"):
@@ -400,7 +401,7 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     own.step += 1
     rows.append(row(2))
     kept.end_epoch()
-    assert len(resume.states(Path("run"))) == 2, "the last epoch's state is saved, though none is due"
+    assert len(resume.states(Path("run"))) == 2, "the last epoch's is saved, though not due"
     resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
 
@@ -488,7 +489,7 @@ def undisturbed(capsys, whole):
 def test_a_signal_stops_after_the_step_and_nothing_is_lost(
     capsys, monkeypatch, at_step, undisturbed, name, code, at, done
 ):
-    real_evaluate, evaluations = Learner.evaluate, iter(["evaluation", "between", "last evaluation"])
+    real, moments = Learner.evaluate, iter(["evaluation", "", "last evaluation"])
     computed = []
 
     def reached(moment):
@@ -496,8 +497,8 @@ def test_a_signal_stops_after_the_step_and_nothing_is_lost(
             os.kill(os.getpid(), getattr(signal, name))
 
     def evaluated(*arguments):
-        reached(next(evaluations, ""))
-        return real_evaluate(*arguments)
+        reached(next(moments, ""))
+        return real(*arguments)
 
     def after(step):
         computed.append(step)
@@ -612,7 +613,7 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatc
     assert (step, indices) == (6, Plan(side=32, count=32 * STEPS, batch_size=32).draws(1, 2).indices.tolist())
     named = f"images {', '.join(map(str, indices[:8]))}, ...: all 32 in run/bad_batch.json"
     assert f"the loss was not finite at epoch 2, step 6 ({named}): try a smaller --max-lr; " in err
-    assert "last good resume state: run/resume-00000006.pt" in err, "that is before step 6, counted from 0"
+    assert "last good resume state: run/resume-00000006.pt" in err, "before step 6, counted from 0"
     assert not Path("model.pt").exists()
     monkeypatch.setattr(Learner, "loss", real)
     assert call(capsys, "--resume", "run")[0] == 0
