@@ -8,17 +8,10 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-ifeq ($(VENV),)
-PY := .venv/bin/python
-TO_RUN := .venv/requirements.stamp
-TO_EXPORT := .venv/requirements-export.stamp
-TO_TEST := .venv/requirements-dev.stamp
-else
-PY := '$(VENV)/bin/python'
-TO_RUN := given-environment
-TO_EXPORT := given-environment
-TO_TEST := given-environment
-endif
+PY := '$(or $(VENV),.venv)/bin/python'
+TO_RUN := $(if $(VENV),given-environment,.venv/requirements.stamp)
+TO_EXPORT := $(if $(VENV),given-environment,.venv/requirements-export.stamp)
+TO_TEST := $(if $(VENV),given-environment,.venv/requirements-dev.stamp)
 
 # Of pip's output one line a large download remains; its errors go to stderr as they are.
 PIP := PYTHONUNBUFFERED=1 .venv/bin/python -m pip install --disable-pip-version-check

@@ -37,18 +37,15 @@ def require_environment(entry: str) -> None:
 
         space = resource.getrlimit(resource.RLIMIT_AS)[0]
         if 0 <= space < SPACE_GB * 1e9:
-            _stop(
-                f"ulimit -v leaves {space / 1e9:.1f} GB of address space, torch and DALI take {SPACE_GB} GB: raise it"
-            )
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if not missing:
-        return
-    venv = os.path.relpath(str(ROOT / ".venv"))
+            left = f"{space / 1e9:.1f} GB of address space"
+            _stop(f"ulimit -v leaves {left}, torch and DALI take {SPACE_GB} GB: raise it")
+    own = ROOT / ".venv"
+    venv = os.path.relpath(str(own))
     started = os.path.relpath(str(ROOT / entry)) if entry.endswith(".py") else entry
     remedy = f"run `source {venv}/bin/activate` first, or start `{venv}/bin/python {started}`"
-    if not (ROOT / ".venv" / "requirements.stamp").exists() or Path(sys.prefix).resolve() == (ROOT / ".venv").resolve():
+    if not (own / "requirements.stamp").exists() or Path(sys.prefix).resolve() == own.resolve():
         remedy = f"`make train` or `make test` sets up .venv; then {remedy}"
-    _stop(f"{entry}: {sys.executable} has no {', '.join(missing)}: {remedy}")
+    _require(entry, [name for name in PACKAGES if importlib.util.find_spec(name) is None], remedy)
 
 
 def require_dali() -> None:
@@ -61,16 +58,14 @@ def require_dali() -> None:
 
 def require_export(kind: str) -> None:
     """Exit unless this Python has what a file of that kind, ".onnx" for one, is written and checked with."""
-    missing = [name for name in EXPORT.get(kind, ()) if not _origin(name)]
-    if missing:
-        remedy = "`make export` installs what it needs, or `pip install -r requirements-export.txt`"
-        _stop(f"export.py: {sys.executable} has no {', '.join(missing)}: {remedy}")
+    remedy = "`make export` installs what it needs, or `pip install -r requirements-export.txt`"
+    _require("export.py", [name for name in EXPORT.get(kind, ()) if not _origin(name)], remedy)
 
 
 def check_driver(device: str = "auto", version_file: str = "/proc/driver/nvidia/version") -> None:
-    """Exit if an NVIDIA driver is here but below r580, too old for the CUDA 13 packages installed.
+    """Exit if an NVIDIA driver is here that is too old for the CUDA 13 packages installed, unless `device` is "cpu".
 
-    Without this, torch sees no GPU and the training quietly takes the CPU. Says nothing when `device` is "cpu".
+    Without this, torch sees no GPU and the training quietly takes the CPU.
     """
     if device == "cpu" or not Path(version_file).exists():
         return
@@ -113,6 +108,11 @@ def _open_standard_files() -> None:
     sys.stderr = sys.stderr or os.fdopen(2, "w")
 
 
+def _require(entry: str, missing: list, remedy: str) -> None:
+    if missing:
+        _stop(f"{entry}: {sys.executable} has no {', '.join(missing)}: {remedy}")
+
+
 def _stop(line: str) -> None:
     print(line, file=sys.stderr)
     raise SystemExit(2)
@@ -120,9 +120,8 @@ def _stop(line: str) -> None:
 
 def _origin(module: str) -> str:
     """Path of the file `module` would be loaded from, found without loading it; "" if there is none."""
-    package = module.partition(".")[0]
-    spec = importlib.util.find_spec(module) if importlib.util.find_spec(package) else None
-    return (spec.origin or "") if spec else ""
+    known = importlib.util.find_spec(module.partition(".")[0]) and importlib.util.find_spec(module)
+    return known.origin or "" if known else ""
 
 
 def _built_for_cuda_13() -> list:

@@ -7,8 +7,7 @@
     python train.py --data holiday --pretrained cifar10.pt      # pictures of one's own, from what a model has learnt
     torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
-Writes model.pt (`--out`) and, in the run folder, the log, TensorBoard scalars, curves.png and the resume states. The
-last line on stdout is JSON.
+Writes model.pt (`--out`) and a run folder (run/folder.py). The last line on stdout is JSON.
 """
 
 import preflight
@@ -39,7 +38,7 @@ from run import resume
 from run.budget import decide
 from run.pretrained import require_unseen, start_from, take_shape
 from run.resume import State
-from run.run import RunData, open_run
+from run.run import Run, RunData
 from run.stopwatch import Stopwatch
 
 
@@ -60,8 +59,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
 
     def in_order(split: Split) -> DaliLoader:
         """All images of a split once an epoch, to evaluate on; each rank its share."""
-        device, threads = machine.device, machine.threads
-        return evaluation_loader(split, config.resolution, device, threads, rank=world.rank, world=world.size)
+        own = {"rank": world.rank, "world": world.size}
+        return evaluation_loader(split, config.resolution, machine.device, machine.threads, **own)
 
     test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
@@ -73,9 +72,9 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         resume.restore(learner, state, config, digest, train.digest)
 
     run_data = RunData(digest, data.identity(), train.contents, reported.name)
-    with open_run(state, learner, loader, run_data, clock) as run:
+    with Run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
-        for epoch in range(run.epochs_done, config.epochs):
+        for epoch in range(len(run.rows), config.epochs):  # the log has a row for each that is done
             with run.training(epoch):  # timed; its bar
                 for images, labels in run.batches(epoch):  # what is left of the epoch
                     learner.train_step(images, labels)
@@ -96,16 +95,14 @@ def agreement(config: Config, machine: Machine, train: Split, reported: Split) -
 
 
 def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State, Checkpoint | None]:
-    """The preset's name, the config, with `--resume` the state that the run goes on from, and with `--pretrained` the
-    checkpoint that it starts from.
-    """
+    """The preset's name, the config, the state that `--resume` names, and the checkpoint of `--pretrained`."""
     preset, config = parse(arguments, default_preset(torch.cuda.is_available()))
     state = world.from_first(lambda: resume.find(config.resume, config.run_dir, world.restarted))
+    given = given_flags(arguments)
     if state.path:
         preset, config = parse(arguments, preset, state.config)
-    given = given_flags(arguments)
-    if state.path and "data" not in given:
-        require_known(config.data, str(state.path))
+        if "data" not in given:
+            require_known(config.data, str(state.path))
     config, learnt = take_shape(config, given, state) if config.pretrained else (config, None)
     preflight.check_driver(config.device)
     if world.first:

@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, log, curves, model summary. Knows engine/, nothing of DALI."""
+"""One training, and all that is kept and said of it: state, log, curves, progress. See run/run.py."""

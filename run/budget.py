@@ -32,27 +32,20 @@ EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trai
 
 
 def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
-    """The config with all settings decided.
+    """The config with all settings decided but those whose names are `given`.
 
     With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
     `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, the width, from the speed of this machine, which is
-    measured in some seconds.
-
-    Args:
-        given: names of the settings that are not open.
-        state: of the run to go on with.
-        train: the images to train on.
-        reported: number of the images that are evaluated after each epoch.
+    measured in some seconds, for so many images to train on and `reported` to evaluate after each epoch.
     """
     chosen: dict[str, Any] = {}
     # The shift is meant for the preset's last resolution, whatever resolutions were given.
     meant = (PRESETS[PICTURES] if "resolutions" in given else config).resolutions[-1]
     if config.own_pictures:
+        sides = config.resolutions
         chosen = {
             "size": train.side,
-            "resolutions": tuple(
-                max(8, round(r * train.side / config.resolutions[-1] / 8) * 8) for r in config.resolutions
-            ),
+            "resolutions": tuple(max(8, round(r * train.side / sides[-1] / 8) * 8) for r in sides),
             "translate": round(config.translate * train.side / meant),
             "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
             "batch_size": max(2, machine.world.size * 2, min(config.batch_size, len(train) // STEPS)),
@@ -66,12 +59,11 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
     work = len(train) + EVALUATION * reported
     while True:
         seconds = image_seconds(config, train, machine)
-        epochs = 0
-        while epochs < MOST_EPOCHS:
+        for epochs in range(MOST_EPOCHS + 1):
             longer = replace(config, epochs=epochs + 1)
-            if work * sum(seconds[longer.resolution(epoch)] for epoch in range(longer.epochs)) > 60 * config.minutes:
+            cost = sum(seconds[longer.resolution(epoch)] for epoch in range(longer.epochs))
+            if work * cost > 60 * config.minutes:
                 break
-            epochs = longer.epochs
         config = replace(config, epochs=max(1, epochs))
         if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in given or config.pretrained:
             return config
@@ -85,9 +77,9 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
     in it.
     """
     share = -(-config.batch_size // machine.world.size)
-    alone = replace(machine, world=ALONE)
     model = network(config, train.classes).to(machine.device).to(memory_format=torch.channels_last)
-    learner = Learner(model, replace(config, batch_size=share), 1 << 20, alone)
+    config = replace(config, batch_size=share)
+    learner = Learner(model, config, 1 << 20, replace(machine, world=ALONE))
     if needs_warm_up(learner):
         warm_up(learner, share)
     learner.model.train()

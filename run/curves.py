@@ -1,6 +1,4 @@
-"""Draws a run: loss, accuracy and learning rate over the epochs, as one PNG.
-
-    python train.py             # writes curves.png in the run folder
+"""Draws a run: loss, accuracy and learning rate over the epochs, as one PNG, curves.png in the run folder.
 
 pyplot is left out: its figures are global and would have to be closed. A picture takes 0.25 s (one core of a Xeon).
 """
@@ -11,22 +9,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ground.files import write_whole
-from run.row import EpochRow
 
 # Blue, vermilion and bluish green of Okabe and Ito's colour-blind safe set; line style and marker differ too.
-TRAIN = {"color": "#0072B2", "linestyle": "--", "marker": "o"}
-TEST = {"color": "#D55E00", "linestyle": "-", "marker": "s"}
-LR = {"color": "#009E73"}
-# Runs of more epochs have lines alone: markers would run together.
-MARKED = 40
+TRAIN: dict[str, Any] = {"color": "#0072B2", "linestyle": "--", "marker": "o"}
+TEST: dict[str, Any] = {"color": "#D55E00", "linestyle": "-", "marker": "s"}
+LR = "#009E73"
+MARKED = 40  # epochs at most: markers of more would run together
 
 
-def draw(rows: Sequence[EpochRow], lr_at: Callable[[int], float], path: Path) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], lr_at: Callable[[int], float], path: Path) -> None:
     """Write curves.png for the epoch rows of a run, one at least; an older picture stays until the new one is whole.
 
     Args:
@@ -37,43 +32,31 @@ def draw(rows: Sequence[EpochRow], lr_at: Callable[[int], float], path: Path) ->
     """
     figure = Figure(figsize=(13, 4), dpi=110, layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
-    for axes, train_key, test_key, scale, form in (
-        (loss, "loss", "reported_loss", 1, ".4f"),
-        (accuracy, "train_accuracy", "reported_accuracy", 100, ".2f"),
+    epochs, markersize = [row["epoch"] for row in rows], 5 if len(rows) <= MARKED else 0
+    for axes, columns, scale, form in (
+        (loss, ("loss", "reported_loss"), 1, ".4f"),
+        (accuracy, ("train_accuracy", "reported_accuracy"), 100, ".2f"),
     ):
-        _line(axes, rows, train_key, scale, f"training, augmented: {{:{form}}}", **TRAIN)
-        _line(axes, rows, test_key, scale, f"{rows[-1]['split']}: {{:{form}}}", **TEST)
+        names = "training, augmented", rows[-1]["split"]
+        for column, name, style in zip(columns, names, (TRAIN, TEST), strict=True):
+            values = [row[column] * scale for row in rows]
+            label = f"{name}: {values[-1]:{form}}"
+            axes.plot(epochs, values, linewidth=2, label=label, markersize=markersize, **style)
         axes.legend(frameon=False)
-    loss.set_title("Loss")
-    accuracy.set_title("Accuracy, %")
-    rate.set_title("Learning rate")
-    epochs, steps = rows[-1]["epoch"], rows[-1]["step"]
+    steps = rows[-1]["step"]
     drawn = range(0, steps, 1 + steps // 1000)
-    rate.plot([step * epochs / steps for step in drawn], [lr_at(step) for step in drawn], linewidth=2, **LR)
+    rate.plot([step * epochs[-1] / steps for step in drawn], [*map(lr_at, drawn)], linewidth=2, color=LR)
     rate.set_ylim(bottom=0)
-    for axes in (loss, accuracy, rate):
-        axes.set_xlim(0, epochs * 1.03)
-        axes.set_xlabel("epoch")
+    for axes, title in ((loss, "Loss"), (accuracy, "Accuracy, %"), (rate, "Learning rate")):
+        axes.set(title=title, xlim=(0, epochs[-1] * 1.03), xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-        _mark_resolutions(axes, rows)
+        for before, row in pairwise(rows):
+            if before["resolution"] != row["resolution"]:  # which bends the curves
+                axes.axvline(before["epoch"], color="0.6", linewidth=1, linestyle=":", zorder=0)
+                place = {"transform": axes.get_xaxis_transform(), "color": "0.4", "fontsize": 8}
+                axes.text(before["epoch"], 0.02, f" {row['resolution']} px", **place)
     picture = io.BytesIO()
     figure.savefig(picture, format="png")
     write_whole(path, picture.getvalue())
-
-
-def _line(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, scale: float, label: str, **style: Any) -> None:
-    """Plot one column of the rows; the label gets its last value."""
-    values = [row[key] * scale for row in rows]
-    style["markersize"] = 5 if len(rows) <= MARKED else 0
-    axes.plot([row["epoch"] for row in rows], values, linewidth=2, label=label.format(values[-1]), **style)
-
-
-def _mark_resolutions(axes: Axes, rows: Sequence[EpochRow]) -> None:
-    """A dotted line and the new size where the images' resolution changes, which bends the curves."""
-    for before, row in pairwise(rows):
-        if before["resolution"] != row["resolution"]:
-            axes.axvline(before["epoch"], color="0.6", linewidth=1, linestyle=":", zorder=0)
-            place = axes.get_xaxis_transform()
-            axes.text(before["epoch"], 0.02, f" {row['resolution']} px", color="0.4", fontsize=8, transform=place)

@@ -28,7 +28,7 @@ from ground.mistake import Mistake
 from ground.terminal import json_line
 from run.curves import draw
 from run.resume import State, claim
-from run.row import EpochRow
+from run.schema import EpochRow
 
 SCALARS = {
     "loss/training": "loss",
@@ -45,17 +45,15 @@ FIRST_DRAW_SECONDS = 0.5
 
 
 class RunFolder:
-    """Keeps the record of one run; use it in a `with`, or close it, to get the last picture.
+    """Keeps the record of one run; at the end of its `with` it draws the last picture and lets the folder go.
 
     Args:
         path: the folder; made if missing. "" makes a new one, runs/YYYYMMDD-HHMMSS, never shared by two runs.
-        state: where the run goes on; empty for a fresh one. The log is written anew from its rows, so that the rows
-            that follow neither double one nor leave a gap, whatever became of the log. TensorBoard hides the points
-            beyond them.
+        state: where the run goes on. The log is written anew from its rows, so that those that follow neither
+            double one nor leave a gap, whatever became of the log. TensorBoard hides the points beyond them.
         lr_at: learning rate of a step of the run, for the picture.
 
     Attributes:
-        path: the folder.
         rows: the log's rows so far.
 
     Raises:
@@ -67,9 +65,8 @@ class RunFolder:
         self, path: str | Path = "", state: State | None = None, lr_at: Callable[[int], float] = lambda step: 0.0
     ) -> None:
         state = state or State()
-        self._lr_at = lr_at
         self.path = _new_folder(Path("runs")) if path == "" else Path(path)
-        self.log_path = self.path / "log.jsonl"
+        self.log_path, self._lr_at = self.path / "log.jsonl", lr_at
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / "run.lock", self._taken)
@@ -80,15 +77,13 @@ class RunFolder:
             os.close(self._lock)
             raise
         self.rows = list(state.rows)
-        with _writing(self.log_path):
-            write_whole(self.log_path, "".join(json_line(row) + "\n" for row in self.rows).encode())
-        # TensorBoard drops what an earlier run left in the folder from this step on.
-        purge = self.rows[-1]["step"] + 1 if self.rows else 0
+        self._write("log.jsonl", "".join(json_line(row) + "\n" for row in self.rows))
         moved = not any(self.path.glob("events.out.*"))
         with _writing(self.path):
-            self._board = _Board(self.path, purge)
+            # TensorBoard drops what an earlier run left in the folder from this step on.
+            self._board = _Board(self.path, purge=self.rows[-1]["step"] + 1 if self.rows else 0)
             for row in self.rows if moved else ():
-                self._add_scalars(row)
+                self._board.add(row)
         self._drawn, self._draw_seconds = perf_counter(), FIRST_DRAW_SECONDS
 
     def _taken(self, holder: str) -> NoReturn:
@@ -96,11 +91,15 @@ class RunFolder:
             f"{self.path} is in use by process {holder}: wait for it, stop it, or choose another --run-dir"
         )
 
+    def _write(self, name: str, text: str) -> Path:
+        path = self.path / name
+        with _writing(path):
+            write_whole(path, text.encode())
+        return path
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, one setting a line."""
-        path = self.path / "config.json"
-        with _writing(path):
-            write_whole(path, (json.dumps(config, indent=2) + "\n").encode())
+        self._write("config.json", json.dumps(config, indent=2) + "\n")
 
     def add(self, row: EpochRow) -> None:
         """Append a finished epoch's row to the log and to TensorBoard, and draw the curves where that is cheap.
@@ -112,41 +111,29 @@ class RunFolder:
         with _writing(self.log_path), self.log_path.open("a", encoding="utf-8") as log:
             log.write(json_line(row) + "\n")
         with _writing(self.path):
-            self._add_scalars(row)
+            self._board.add(row)
         if (perf_counter() - self._drawn) * DRAWING_SHARE >= self._draw_seconds:
             self._draw()
 
     def note_bad_batch(self, step: int, indices: Sequence[int]) -> str:
         """Write the training images of a step to bad_batch.json; returns the first few and where all are."""
-        path = self.path / "bad_batch.json"
-        with _writing(path):
-            write_whole(path, (json_line({"step": step, "indices": indices}) + "\n").encode())
+        path = self._write("bad_batch.json", json_line({"step": step, "indices": indices}) + "\n")
         return f"images {', '.join(map(str, indices[:8]))}, ...: all {len(indices)} in {path}"
-
-    def close(self) -> None:
-        """Draw the last picture, close the files and let the folder go."""
-        try:
-            with _writing(self.path):
-                self._board.close()
-            if self.rows:
-                self._draw()
-        finally:
-            os.close(self._lock)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _add_scalars(self, row: Mapping[str, Any]) -> None:
-        for tag, key in SCALARS.items():
-            self._board.add_scalar(tag.format(split=row["split"]), row[key], row["step"])
-        self._board.flush()
+        try:
+            with _writing(self.path):
+                self._board.records.close()
+            if self.rows:
+                self._draw()
+        finally:
+            os.close(self._lock)
 
     def _draw(self) -> None:
-        path = self.path / "curves.png"
-        start = perf_counter()
+        path, start = self.path / "curves.png", perf_counter()
         with _writing(path):
             draw(self.rows, self._lr_at, path)
         self._drawn = perf_counter()
@@ -154,43 +141,35 @@ class RunFolder:
 
 
 class _Board:
-    """TensorBoard's scalars, written when they come.
+    """TensorBoard's scalars, on the disk when they come; `purge` hides what earlier files have from that step on.
 
     torch's SummaryWriter writes in a thread of its own, which would meet a full disk with a traceback.
-
-    Args:
-        purge: TensorBoard hides what earlier files in the folder hold from this step on.
     """
 
     def __init__(self, folder: Path, purge: int) -> None:
         seconds, rest = divmod(time.time_ns(), 10**9)
         name = f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}.{rest:09d}"
-        self._records = RecordWriter((folder / name).open("xb"))
+        self.records = RecordWriter((folder / name).open("xb"))
         self._write(file_version="brain.Event:2")
         self._write(step=purge, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
-        self.flush()
+        self.records.flush()
 
-    def add_scalar(self, tag: str, value: float, step: int) -> None:
-        self._write(step=step, summary=scalar(tag, value))
-
-    def flush(self) -> None:
-        self._records.flush()
-
-    def close(self) -> None:
-        self._records.close()
+    def add(self, row: Mapping[str, Any]) -> None:
+        for tag, key in SCALARS.items():
+            self._write(step=row["step"], summary=scalar(tag.format(split=row["split"]), row[key]))
+        self.records.flush()
 
     def _write(self, **what: Any) -> None:
-        self._records.write(event_pb2.Event(wall_time=time.time(), **what).SerializeToString())
+        self.records.write(event_pb2.Event(wall_time=time.time(), **what).SerializeToString())
 
 
 def _new_folder(parent: Path) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    names = chain([stamp], (f"{stamp}-{n}" for n in count(2)))
-    while True:
-        folder = parent / next(names)
-        with _writing(folder), suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
+    for name in chain([stamp], (f"{stamp}-{n}" for n in count(2))):
+        with _writing(parent / name), suppress(FileExistsError):
+            (parent / name).mkdir(parents=True)
+            break
+    return parent / name
 
 
 @contextmanager

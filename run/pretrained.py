@@ -1,7 +1,4 @@
-"""Starting from what a finished model has learnt instead of from random weights: `--pretrained model.pt`.
-
-Worth it where there are few pictures: see docs/YOUR_PICTURES.md.
-"""
+"""`--pretrained model.pt`: start from what a finished model has learnt. Worth it for few pictures."""
 
 import os
 from collections.abc import Collection
@@ -25,13 +22,9 @@ def take_shape(config: Config, given: Collection[str], state: State) -> tuple[Co
     """The config with the depth and the width of the checkpoint `config.pretrained`, and the checkpoint; for a run that
     goes on, with its own, and none.
 
-    Args:
-        given: names of the settings that a person has given.
-
     Raises:
-        OSError: there is no such file, or it cannot be read.
-        Mistake: it is damaged, or no checkpoint of this program; the run would overwrite it; or another depth or width
-            was given.
+        OSError, Mistake: as checkpoint.load.
+        Mistake: the run would overwrite it; or another depth or width is among the settings `given` by a person.
     """
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
@@ -39,8 +32,8 @@ def take_shape(config: Config, given: Collection[str], state: State) -> tuple[Co
     theirs = loaded.config if loaded else state.config
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
     for name, needed in shape.items():
-        if name in given and getattr(config, name) != needed:
-            value, path = getattr(config, name), config.pretrained
+        value, path = getattr(config, name), config.pretrained
+        if name in given and value != needed:
             raise Mistake(f"--{name} is {value}, but --pretrained {path} has {needed}: leave --{name} out")
     return replace(config, **shape), loaded
 
@@ -52,8 +45,8 @@ def require_unseen(config: Config, learnt: Checkpoint, reported: Split) -> None:
     earlier versions, by the name of the data.
     """
     seen = int(np.isin(reported.contents, learnt.trained_on.numpy()).sum())
-    same = os.path.realpath(os.path.expanduser(learnt.config.data)) == os.path.realpath(os.path.expanduser(config.data))
-    if seen or (same and (config.validate or config.fold) and not len(learnt.trained_on)):
+    theirs, ours = (os.path.realpath(os.path.expanduser(one.data)) for one in (learnt.config, config))
+    if seen or (theirs == ours and (config.validate or config.fold) and not len(learnt.trained_on)):
         which = f"{seen} of the {len(reported)}" if seen else "maybe some of the"
         raise Mistake(
             f"--pretrained {config.pretrained} was trained on {which} {reported.name} images that this run reports on: "

@@ -1,27 +1,31 @@
-"""What a run says while it goes: the choice, a progress bar, one line an epoch, the last summary and its JSON line.
-
-A terminal gets a bar; a file or a pipe gets plain lines without control characters. Nothing here reads the device: the
-loss and accuracy shown come from a `peek` that the caller must answer without waiting, twice a second at most.
+"""What a run says: the model's layers, the choice, a bar, one line an epoch, the last summary and its JSON line.
 
     python train.py             # a bar
-    python train.py | cat       # plain lines, the last of them JSON
+    python train.py | cat       # plain lines without control characters, the last of them JSON
+
+Nothing here reads the device: the loss and accuracy shown come from a `peek` that must not wait for it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
+import torch
+from rich import box
 from rich.console import Console, RenderableType
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.config import Config
+from engine.cost import one_image_and_copy
 from engine.learner import Progress
 from engine.machine import Machine
 from ground.spread import quartiles
 from ground.terminal import FIRST_LINE_SECONDS, LINE_SECONDS, Tracker, clock, json_line, printable
-from run.row import EpochRow
-
-Peek = Callable[[], Progress | None]
+from run.schema import EpochRow
 
 ABSENT = "not measured"
 HEADER_EVERY = 20
@@ -47,7 +51,7 @@ class Reporter:
         self._console = console
         self._costs: list[float] = []
         self._rows = 0
-        self._skipped: float | None = None
+        self._skipped: float | None = None  # what had been done, at the costs of the epochs, when this process began
         self._started = 0.0
 
     def say(self, what: RenderableType) -> None:
@@ -56,13 +60,7 @@ class Reporter:
         self._console.print(what, markup=False, emoji=False, highlight=False, soft_wrap=isinstance(what, str))
 
     def choice(self, preset: str, config: Config, machine: Machine) -> None:
-        """Say what is about to run.
-
-        Args:
-            preset: name of the preset, before any flag changed it.
-            config: the settings in force; its resolutions weigh the epochs in the bar's ETA.
-            machine: what it runs on.
-        """
+        """Say what is about to run; `preset` is its name, before any flag changed it."""
         resolutions = [config.resolution(epoch) for epoch in range(config.epochs)]
         self._costs = [float(r * r) for r in resolutions]
         low, high = min(resolutions), max(resolutions)
@@ -79,22 +77,24 @@ class Reporter:
             }
         )
 
-    def epoch(self, epoch: int, epochs: int, steps: int, batch_size: int, peek: Peek, first: int = 0) -> Tracker:
+    def epoch(
+        self, epoch: int, epochs: int, steps: int, batch_size: int, peek: Callable[[], Progress | None], first: int = 0
+    ) -> Tracker:
         """The bar of one epoch, counted from 1: to be opened by `with`, and told of each step by `advance`.
 
         Its images/s and ETA come from the steps that the host has issued: on a GPU it may be a few steps ahead. The ETA
         is for the whole run, evaluation included, and takes an epoch's cost as proportional to its pixels.
 
         Args:
-            peek: the epoch's metrics so far, or None; asked for only when something is drawn.
+            peek: the epoch's metrics so far, or None; asked for only when something is drawn: twice a second at most.
             first: steps of the epoch that are done already, in a run that goes on in its middle.
         """
         start = perf_counter()
-        costs = self._costs if len(self._costs) == epochs else [1.0] * epochs
-        cost = costs[epoch - 1]
+        costs = self._costs or [1.0] * epochs
+        past, cost, after = sum(costs[: epoch - 1]), costs[epoch - 1], sum(costs[epoch:])
         if self._skipped is None:
-            self._skipped, self._started = sum(costs[: epoch - 1]) + cost * first / steps, start
-        before, after = sum(costs[: epoch - 1]) - self._skipped, sum(costs[epoch:])
+            self._skipped, self._started = past + cost * first / steps, start
+        before = past - self._skipped
         seen: list[str] = []
 
         def parts(step: int) -> list[str]:
@@ -116,20 +116,20 @@ class Reporter:
         cells = {key: format(values[key], form).removesuffix("%") for _, key, _, form in COLUMNS}
         cells["epoch"] += f"/{row['epochs']}"
         cells["reported_correct"] += f"/{row['reported_total']}"
-        widths = [max(width, len(f"{row['epochs']}") * 2 + 1 if key == "epoch" else 0) for _, key, width, _ in COLUMNS]
+        lines = [[cells[key] for _, key, *_ in COLUMNS]]
         if self._rows % HEADER_EVERY == 0:
-            self.say(_aligned((label.format(split=split) for label, *_ in COLUMNS), widths))
+            lines.insert(0, [label.format(split=split) for label, *_ in COLUMNS])
         self._rows += 1
-        self.say(_aligned((cells[key] for _, key, *_ in COLUMNS), widths))
+        widths = [width for *_, width, _ in COLUMNS]
+        widths[0] = max(widths[0], len(f"{row['epochs']}/{row['epochs']}"))
+        for line in lines:
+            self.say(" ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """The last table, then `summary` whole as one line of JSON: the last line of the output, whatever its width.
 
-        Keys shown, absent ones as not measured: test_accuracy, test_class_accuracy, test_accuracy_tta (0..1),
-        test_correct, test_total, temperature,
-        split, data_seconds, compile_seconds, train_seconds, wait_seconds (of them, for data), eval_seconds,
-        images_per_second (median over epochs), images_per_second_q1 and _q3 (see `throughput`), peak_memory_bytes,
-        checkpoint (a path).
+        Of its keys those named below are shown, None and absent ones as not measured; see `Run.end`. Accuracies are 0
+        to 1, images_per_second as `throughput` gives it.
 
         Raises:
             TypeError: a value that is no plain number, string, list or mapping.
@@ -137,11 +137,13 @@ class Reporter:
         line = json_line(summary)
         name = str(summary.get("split", "test"))
         accuracy = _show("{test_accuracy:.2%}", summary)
-        counts = _show("  ({test_correct} of {test_total}{interval})", {"interval": _interval(summary), **summary}, "")
+        correct, total = summary.get("test_correct"), summary.get("test_total")
+        counts = ""
+        if correct is not None and total:
+            low, high = wilson(correct, total)
+            counts = f"  ({correct} of {total}; 95% interval {low:.1%} to {high:.1%})"
         by_class = _show("{test_class_accuracy:.2%}", summary)
-        rate = _show("{images_per_second:,.0f}", summary)
         quartiles = "  (median epoch; quartiles {images_per_second_q1:,.0f} to {images_per_second_q3:,.0f})"
-        spread = _show(quartiles, summary, absent="")
         memory = summary.get("peak_memory_bytes")
         self.say("")
         self._block(
@@ -155,7 +157,7 @@ class Reporter:
                 "training": duration(summary.get("train_seconds")),
                 "of it, in the loader": duration(summary.get("wait_seconds")),
                 "evaluation": duration(summary.get("eval_seconds")),
-                "images/s": rate + spread,
+                "images/s": _show("{images_per_second:,.0f}", summary) + _show(quartiles, summary, absent=""),
                 "peak memory": ABSENT if memory is None else f"{memory / 2**30:.2f} GiB",
                 "checkpoint": _show("{checkpoint}", summary, absent="none"),
             }
@@ -185,11 +187,6 @@ def wilson(correct: int, total: int) -> tuple[float, float]:
     return (middle - spread) / (1 + z * z / total), (middle + spread) / (1 + z * z / total)
 
 
-def _interval(summary: Mapping[str, Any]) -> str:
-    correct, total = summary.get("test_correct"), summary.get("test_total")
-    return "" if correct is None or not total else "; 95% interval {:.1%} to {:.1%}".format(*wilson(correct, total))
-
-
 def duration(seconds: float | None) -> str:
     """A time for people: 7.4 s, 2 min 30 s, 1 h 05 min; None is not measured."""
     if seconds is None:
@@ -209,5 +206,48 @@ def _show(template: str, values: Mapping[str, Any], absent: str = ABSENT) -> str
         return absent
 
 
-def _aligned(cells: Iterable[str], widths: Iterable[int]) -> str:
-    return " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+def model_summary(model: nn.Module, resolution: int) -> Table:
+    """A table of the layers that hold parameters, grouped by the model's children: for one image of that resolution
+    output shapes, parameters (sum(p.numel())) and FLOPs, as engine/cost.py counts them, and their totals.
+
+    The model's weights, buffers, gradients and mode, and the random generators, are left as they are.
+    """
+    image, replica = one_image_and_copy(model, resolution)
+    shapes: dict[str, str] = {}
+
+    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        shapes[name] = " x ".join(map(str, output.shape[1:]))
+
+    for name, module in replica.named_modules():
+        module.register_forward_hook(partial(note, name))
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        replica(image)
+    root = type(replica).__name__
+    flops = {name.removeprefix(f"{root}."): sum(by_op.values()) for name, by_op in counter.get_flop_counts().items()}
+
+    def numbers(name: str, module: nn.Module) -> tuple[str, str]:
+        cost = flops.get(name, 0)
+        return f"{sum(p.numel() for p in module.parameters()):,}", f"{cost / 1e6:,.2f}" if cost else "-"
+
+    table = Table(box=box.SIMPLE, title=f"{root}, {resolution} x {resolution} pixels", show_footer=True)
+    table.add_column("layer", "total")
+    table.add_column("kind")
+    for header, footer in zip(("output", "parameters", "MFLOPs"), ("", *numbers("Global", replica)), strict=True):
+        table.add_column(header, footer, justify="right")
+    for child, group in replica.named_children():
+        for name, module in group.named_modules(prefix=child):
+            if name == child or next(module.parameters(recurse=False), None) is not None:
+                label, style = (child, "bold") if name == child else ("  " + name.removeprefix(child + "."), "")
+                table.add_row(label, _kind(module), shapes.get(name, ""), *numbers(name, module), style=style)
+        table.add_section()
+    table.caption = "FLOPs of one image forward; a multiply-add is 2; convolutions and linear layers"
+    return table
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Conv2d):
+        stride = f" /{module.stride[0]}" if module.stride[0] > 1 else ""
+        return f"conv {module.kernel_size[0]}x{module.kernel_size[1]}{stride}"
+    name = type(module).__name__
+    return {"BatchNorm2d": "batch norm", "Linear": "linear", "Sequential": ""}.get(name, name)

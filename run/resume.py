@@ -27,7 +27,7 @@ from ground.entry import describe
 from ground.interrupt import Stopped, StopSignals
 from ground.mistake import Mistake
 from run import schema
-from run.row import EpochRow
+from run.schema import EpochRow
 from run.stopwatch import Stopwatch
 
 RESUME: checkpoint.Kind = ("resume", schema.state)
@@ -42,17 +42,15 @@ class State:
     """What a run goes on from; all empty for a fresh one."""
 
     path: Path | None = None
+    # With run_dir where the file lies now, and the defaults for all else that does not decide the weights.
     config: Config = field(default_factory=Config)
-    """With run_dir where the file lies now, and the defaults for all else that does not decide the weights."""
-    given: Config = field(default_factory=Config)
-    """As the file has it."""
+    given: Config = field(default_factory=Config)  # as the file has it
     learner: Mapping[str, Any] = field(default_factory=dict)
     rows: Sequence[EpochRow] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     data: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    """What a person should know: files that were passed over."""
+    notes: Sequence[str] = ()  # what a person should know: files that were passed over
 
 
 def states(folder: Path) -> list[Path]:
@@ -122,8 +120,7 @@ def restore(learner: Learner, state: State, config: Config, *data: str) -> None:
         data: the SHA-256 that a state may have of the images; that of the training set alone is an earlier version's.
 
     Raises:
-        ValueError: the config or the data (a SHA-256) differs from what the state was made with, or the state does
-            not fit the learner.
+        Mistake: the config or the data differs from what the state was made with, or it does not fit the learner.
     """
     if changed := differences(state.config, config):
         raise Mistake(
@@ -146,41 +143,47 @@ def restore(learner: Learner, state: State, config: Config, *data: str) -> None:
         raise Mistake(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
 
 
+@dataclass(eq=False)
 class Keeper:
     """Keeps a run's state on the disk: when it is due, and when a signal asks the run to stop.
 
-    In its `with`, SIGINT, SIGTERM and SIGHUP stop the run between two steps; a second one ends the process at once.
-    With several ranks the first one does: the others would wait for this one in the middle of a step.
-
-    Args:
-        folder: the run folder, claimed for `state`; this process alone, rank 0, writes to it.
-        rows: the log's rows, read at each save.
-        learner: what is saved. `learner.config.checkpoint_every` are the seconds between two states inside an epoch; an
-            epoch's end has one too. More rarely, where saving would take over 1% of the time.
-        data: SHA-256 of the training set, for the states.
-        clock: its seconds go into the states.
-        state: where this run goes on.
+    Due is an epoch's end, and inside it what `checkpoint_every` seconds say; more rarely, where saving would take over
+    1% of the time. In its `with`, SIGINT, SIGTERM and SIGHUP stop the run between two steps; a second one ends the
+    process at once. With several ranks the first one does: the others would wait for this one in the middle of a step.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        rows: Sequence[EpochRow],
-        learner: Learner,
-        data: str,
-        clock: Stopwatch,
-        state: State,
-    ) -> None:
-        self.folder, self.rows, self.learner, self.data, self.clock = folder, rows, learner, data, clock
-        self.config, self._alone = learner.config, learner.machine.world.size == 1
-        self.environment = learner.machine.card() | learner.machine.choices()
-        self.saved = str(state.path or "none yet")
-        self.notes = [*state.notes, *_announcements(state, self.config, self.environment)]
-        self._signals = StopSignals()
-        size = sum(tensor.nbytes for tensor in learner.model.state_dict().values())
+    folder: Path  # the run's, claimed for `state`; this process alone, rank 0, writes to it
+    rows: Sequence[EpochRow]  # the log's, read at each save
+    learner: Learner
+    data: str  # SHA-256 of the training set
+    clock: Stopwatch  # its seconds go into the states
+    state: State  # where this run goes on
+
+    def __post_init__(self) -> None:
+        self.config, machine = self.learner.config, self.learner.machine
+        self.environment = machine.card() | machine.choices()
+        self.saved = str(self.state.path or "none yet")
+        self.notes = [*self.state.notes, *self._announcements()]
+        self._signals, self._alone = StopSignals(), machine.world.size == 1
+        size = sum(tensor.nbytes for tensor in self.learner.model.state_dict().values())
         self._last, self._cost = perf_counter(), 3 * size / BYTES_PER_SECOND
-        if state.path:
-            self.notes.append(f"going on from {state.path}: {self.position}")
+
+    def _announcements(self) -> Iterator[str]:
+        """For a person: from what a run goes on, and in what this command line and machine differ from it."""
+        if not self.state.path:
+            return
+        before, now = self.state.environment, self.environment
+        changed = [
+            f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if changed:
+            yield f"not the environment it began in ({', '.join(changed)}): weights may differ"
+        given = replace(self.state.given, run_dir=self.config.run_dir, resume=self.config.resume)
+        if local := differences(given, self.config, "machine", "files"):
+            yield f"these are the command line's, not the state's: {', '.join(local)}"
+        yield f"going on from {self.state.path}: {self.position}"
 
     @property
     def position(self) -> str:
@@ -200,9 +203,8 @@ class Keeper:
             self.save()
 
     def end_epoch(self) -> None:
-        """Save, unless that would take over 1% of the time since the last one.
-
-        After the last epoch, save wherever there is a state: the newest one tells whether a run is finished.
+        """Save what is due; after the last epoch wherever there is a state: the newest one tells whether a run is
+        finished.
         """
         finished = len(self.rows) == self.config.epochs
         if self._due(0) or (finished and states(self.folder)):
@@ -238,7 +240,7 @@ class Keeper:
             self._signals.__enter__()
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._signals.__exit__(*error)
 
     def _due(self, every: float) -> bool:
@@ -247,17 +249,16 @@ class Keeper:
 
     def stop_if_asked(self) -> None:
         """Save and raise Stopped if a signal has come; raises as `after_step`."""
-        if self._signals.received:
-            self.save()
-            default = Config()
-            flags = [
-                word
-                for name, value in self.config.values("machine", "files").items()
-                for word in (f"--{name.replace('_', '-')}", str(value))
-                if value != getattr(default, name) and name not in ("run_dir", "resume")
-            ]
-            advice = f"go on with: {shlex.join(['python', 'train.py', '--resume', str(self.folder), *flags])}"
-            raise Stopped(self._signals.received, f"stopped and saved at {self.position}; {advice}")
+        if not self._signals.received:
+            return
+        self.save()
+        default = Config().values("machine", "files")
+        command = ["python", "train.py", "--resume", str(self.folder)]
+        for name, value in self.config.values("machine", "files").items():
+            if value != default[name] and name not in ("run_dir", "resume"):
+                command += [f"--{name.replace('_', '-')}", str(value)]
+        text = f"stopped and saved at {self.position}; go on with: {shlex.join(command)}"
+        raise Stopped(self._signals.received, text)
 
 
 def claim(folder: Path, state: State) -> None:
@@ -266,7 +267,7 @@ def claim(folder: Path, state: State) -> None:
     `state` and cannot be read, but is not proved to be damaged, is renamed to NAME.unread.
 
     Raises:
-        ValueError: it holds another run, which is not finished, or whose state cannot be read.
+        Mistake: it holds another run, which is not finished, or whose state cannot be read.
     """
     own = state.path is not None and state.path.parent.resolve() == folder.resolve()
     found = [file for file in states(folder) if not own or _step(file) > state.learner["step"]]
@@ -281,32 +282,15 @@ def claim(folder: Path, state: State) -> None:
                 continue
             raise Mistake(
                 f"{folder} holds a run that may be whole but cannot be read ({describe(error)}): choose another "
-                f"--run-dir, or remove its resume-*.pt"
+                "--run-dir, or remove its resume-*.pt"
             ) from error
-        if not own and len(other.rows) < other.config.epochs:
+        if own:
+            continue
+        if len(other.rows) < other.config.epochs:
             raise Mistake(
                 f"{folder} holds a run that is not finished: go on with --resume {folder}, choose another --run-dir, "
-                f"or remove its resume-*.pt"
+                "or remove its resume-*.pt"
             )
-        if not own:
-            break
+        break
     for leftover in [*found, *folder.glob(".resume-*.tmp")]:
         leftover.unlink(missing_ok=True)
-
-
-def _announcements(state: State, config: Config, environment: Mapping[str, str]) -> Iterator[str]:
-    """A line where the machine, the versions, the threads or the precision are not those of the state, and one where
-    the command line has other files or another device than it."""
-    if not state.path:
-        return
-    before, names = state.environment, sorted(state.environment.keys() | environment.keys())
-    changed = [
-        f"{name} {before.get(name, 'none')} -> {environment.get(name, 'none')}"
-        for name in names
-        if before.get(name) != environment.get(name)
-    ]
-    if changed:
-        yield f"not the environment it began in ({', '.join(changed)}): weights may differ"
-    given = replace(state.given, run_dir=config.run_dir, resume=config.resume)
-    if local := differences(given, config, "machine", "files"):
-        yield f"these are the command line's, not the state's: {', '.join(local)}"

@@ -1,14 +1,40 @@
-"""What may stand in a resume state: the run's half of engine/schema.py."""
+"""The row of an epoch, and what may stand in a resume state: the run's half of engine/schema.py."""
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, TypedDict, get_type_hints
 
 import torch
 
 from engine import schema
 from engine.model import MOST_CLASSES
 from engine.schema import AMOUNT, WHOLE, MisfitError, fit, like, many, named
-from run.row import EpochRow
+
+
+class EpochRow(TypedDict):
+    """What log.jsonl, TensorBoard, the curves, the screen and the resume states say of a finished epoch."""
+
+    epoch: int  # counted from 1
+    epochs: int  # of the whole run
+    step: int  # steps done
+    steps: int  # of the whole run
+    resolution: int  # side in pixels of the images, those trained on and those evaluated on
+    lr: float  # of the next step, of all but norm biases and Muon's filters
+    train_seconds: float
+    wait_seconds: float  # those of train_seconds in which data was waited for
+    eval_seconds: float
+    it_per_s: float  # training steps
+    images_per_s: float  # training images, of all ranks together
+    split: str  # the images that the reported_ values are of: "test" or "validation"
+    loss: float  # mean over the epoch's augmented training images, as train_accuracy
+    train_accuracy: float  # 0 to 1, as all accuracies
+    last_loss: float  # mean over the last batch, as last_accuracy
+    last_accuracy: float
+    reported_loss: float
+    reported_correct: int
+    reported_total: int
+    reported_accuracy: float
+    reported_class_accuracy: float  # mean of the classes' own accuracies
+
 
 COLUMNS = get_type_hints(EpochRow)
 ROW = {column: {int: WHOLE, float: AMOUNT, str: schema.SPLIT}[kind] for column, kind in COLUMNS.items()}
@@ -38,7 +64,9 @@ def state(content: Mapping[str, Any]) -> dict[str, Any]:
     """A resume state's content (see run/resume.py), its config as a Config. Raises MisfitError."""
     fit(content, STATE, "it")
     config, learner = schema.config_from(content["config"]), content["learner"]
-    rows = [_row(row) for row in content["rows"]]
+    rows = content["rows"]
+    if rows and "reported_loss" not in rows[0]:  # an earlier version's: what is reported was test_
+        rows = [{key.replace("test_", "reported_", 1): row[key] for key in row} for row in rows]
     if len(rows) > config.epochs:
         raise MisfitError("rows: more than epochs")
     for epoch, row in enumerate(rows, 1):
@@ -59,8 +87,3 @@ def state(content: Mapping[str, Any]) -> dict[str, Any]:
         if sorted(tuple(one["momentum_buffer"].shape) for one in momentum.values()) != shapes:
             raise MisfitError("learner, optimizer: momentum of another form than the weights")
     return {**content, "config": config, "rows": rows}
-
-
-def _row(row: dict[str, Any]) -> dict[str, Any]:
-    """The row under this version's names: what is reported was test_ before it was reported_."""
-    return row if "reported_loss" in row else {key.replace("test_", "reported_", 1): row[key] for key in row}

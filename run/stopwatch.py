@@ -9,10 +9,9 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Adds up seconds by kind; kinds may run inside one another, and each then counts the whole of its time.
+    """Adds up seconds by kind, from what an earlier part of the run had spent.
 
-    Args:
-        seconds: what an earlier part of the run had spent.
+    Kinds may run inside one another; each then counts the whole of its time.
     """
 
     def __init__(self, seconds: Mapping[str, float]) -> None:
@@ -40,12 +39,12 @@ class Stopwatch:
 
     def __getitem__(self, kind: str) -> float:
         """Seconds of a kind so far, also while it runs."""
-        return self._spent.get(kind, 0.0) + (perf_counter() - self._since[kind] if kind in self._since else 0.0)
+        running = perf_counter() - self._since[kind] if kind in self._since else 0.0
+        return self._spent.get(kind, 0.0) + running
 
     def raise_to(self, kind: str, seconds: float) -> None:
         """Set a kind that is not running to what another rank has spent on it."""
         self._spent[kind] = seconds
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every kind that was ever on."""
         return {kind: self[kind] for kind in self._spent | self._since}

@@ -18,5 +18,12 @@ def call(capsys, *arguments):
     return end.value.code, captured.out, captured.err
 
 
+def refused(capsys, *arguments):
+    """The one line that the command line ends with, and exit code 2."""
+    code, _, err = call(capsys, *arguments)
+    assert (code, err.count("\n")) == (2, 1), err
+    return err
+
+
 def weights(path):
     return checkpoint.load(path).model.state_dict()

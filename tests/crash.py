@@ -22,6 +22,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 for library in ("OMP", "OPENBLAS", "MKL"):
     os.environ[f"{library}_NUM_THREADS"] = "1"  # so that no thread is there to be lost in a fork
@@ -40,10 +41,8 @@ from pipeline.synthetic import generated
 from run import resume
 
 EPOCHS, STEPS = 3, 8
-COMMAND = ["smoke", "--epochs", f"{EPOCHS}", "--batch-size", "16", "--resolutions", "16", "--device", "cpu"]
-COMMAND += ["--precision", "fp32", "--threads", "1", "--muon-lr", "0.1", "--resume", "auto"]
-COMMAND += ["--data", f"generated:{STEPS * 16}/64"]
-TIMES = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
+COMMAND = f"""smoke --epochs {EPOCHS} --batch-size 16 --resolutions 16 --device cpu --precision fp32 --threads 1
+    --muon-lr 0.1 --resume auto --data generated:{STEPS * 16}/64""".split()
 MEASURED = ("test_loss", "test_correct", "test_total", "test_accuracy", "test_accuracy_tta")
 LIMIT = 120.0  # seconds until a run that hangs is given up
 
@@ -54,19 +53,17 @@ class Run:
 
     folder: Path
     every: float
-    steps: int = 0
-    """Steps that were computed, in all its processes."""
     moments: list[str] = field(default_factory=list)
 
     def start(self) -> int:
         """The id of a new process that trains."""
-        pid = os.fork()
-        if pid:
+        if pid := os.fork():
             return pid
-        output = os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        output, steps = (
+            os.open(self.folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("output", "steps")
+        )
         os.dup2(output, 1)
         os.dup2(output, 2)
-        steps = os.open(self.folder / "steps", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         train_step = Learner.train_step
 
         def counted(*arguments: torch.Tensor) -> None:
@@ -89,12 +86,16 @@ class Run:
             sys.stderr.flush()
             os._exit(code)
 
+    def fail(self, why: str) -> NoReturn:
+        raise SystemExit(f"{self.folder}: {why}\n{(self.folder / 'output').read_text()}")
+
     def count(self) -> int:
+        """Steps that were computed, in all its processes."""
         path = self.folder / "steps"
         return path.stat().st_size if path.exists() else 0
 
     def saving(self) -> bool:
-        return any(name.startswith(".resume-") for name in os.listdir(self.folder))
+        return any(self.folder.glob(".resume-*"))
 
     def note(self, what: str, after: float) -> None:
         names = [path.stem.removeprefix("resume-").lstrip("0") or "0" for path in resume.states(self.folder)]
@@ -104,7 +105,7 @@ class Run:
 
     def finish(self) -> None:
         if code := self.ended(self.start()):
-            raise SystemExit(f"{self.folder}: exit code {code}\n{(self.folder / 'output').read_text()}")
+            self.fail(f"exit code {code}")
 
     def ended(self, pid: int) -> int:
         """Its exit code, negative for a signal, once it has ended."""
@@ -112,7 +113,7 @@ class Run:
         while (code := poll(pid)) is None:
             if time.monotonic() > limit:
                 os.kill(pid, signal.SIGKILL)
-                raise SystemExit(f"{self.folder}: no end\n{(self.folder / 'output').read_text()}")
+                self.fail("no end")
             time.sleep(0.002)
         return code
 
@@ -125,7 +126,7 @@ class Run:
         return {
             "weights": checkpoint.digest(dict(loaded.model.state_dict())),
             "metrics": [loaded.metrics[key] for key in MEASURED],
-            "log": [{key: value for key, value in row.items() if key not in TIMES} for row in rows],
+            "log": [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in rows],
             "TensorBoard": [(event.step, event.value) for event in events.Scalars("loss/training")],
         }
 
@@ -141,19 +142,15 @@ def killed(run: Run, seconds: float, at_save: bool, rng: random.Random) -> None:
         start, moment = time.monotonic(), rng.uniform(0, seconds)
         pid, code = run.start(), None
         while code is None:
-            if time.monotonic() - start > (moment if not at_save else LIMIT):
-                break
-            # From a random time on, the first temporary file that appears.
-            if at_save and time.monotonic() - start > moment and run.saving():
-                break
+            after = time.monotonic() - start
+            # From a random time on, at once, or at the first temporary file that appears.
+            if after > LIMIT or (after > moment and (not at_save or run.saving())):
+                os.kill(pid, signal.SIGKILL)
+                run.ended(pid)
+                return run.note("SIGKILL at a save" if at_save else "SIGKILL", after)
             code = poll(pid)
-        if code is None:
-            os.kill(pid, signal.SIGKILL)
-            run.ended(pid)
-            run.note("SIGKILL at a save" if at_save else "SIGKILL", time.monotonic() - start)
-            return
         if code:
-            raise SystemExit(f"{run.folder}: exit code {code}\n{(run.folder / 'output').read_text()}")
+            run.fail(f"exit code {code}")
         seconds /= 2
         for path in run.folder.iterdir():
             path.unlink()
@@ -168,14 +165,13 @@ def terminated(run: Run, seconds: float, rng: random.Random) -> bool:
     code = run.ended(pid)
     run.note(f"SIGTERM, exit code {code},", time.monotonic() - start)
     if code not in (0, 143, -signal.SIGTERM):
-        raise SystemExit(f"{run.folder}: exit code {code}\n{(run.folder / 'output').read_text()}")
+        run.fail(f"exit code {code}")
     if code != 143:
         return False
     if f"--resume {run.folder}" not in (run.folder / "output").read_text():
-        raise SystemExit(f"{run.folder}: it does not say how to go on")
-    step = resume.find(str(run.folder), "").learner["step"]
-    if step != run.count():
-        raise SystemExit(f"{run.folder}: {run.count()} steps computed, the state has {step}")
+        run.fail("it does not say how to go on")
+    if (step := resume.find(str(run.folder), "").learner["step"]) != run.count():
+        run.fail(f"{run.count()} steps computed, the state has {step}")
     return True
 
 
@@ -201,7 +197,8 @@ def main() -> None:
     whole.finish()
     seconds = time.monotonic() - start
     expected = whole.result()
-    print(f"undisturbed: {seconds:.2f} s, {whole.count()} steps; {threads()} thread before a fork", flush=True)
+    threads = len(os.listdir("/proc/self/task"))
+    print(f"undisturbed: {seconds:.2f} s, {whole.count()} steps; {threads} thread before a fork", flush=True)
     done = {"kills": 0, "at_saves": 0, "saves_cut_short": 0, "terms": 0, "equal": 0}
     for number in range(options.kills + options.terms):
         run = fresh(f"run{number}")
@@ -214,20 +211,20 @@ def main() -> None:
                 done["at_saves"] += at_save
             done["saves_cut_short"] += sum("cut short" in moment for moment in run.moments)
         else:
-            tries = 0
-            while not terminated(run, seconds, rng) and tries < 20:
-                tries += 1
+            for _ in range(20):
+                if terminated(run, seconds, rng):
+                    break
                 shutil.rmtree(run.folder)
                 run.folder.mkdir()
             done["terms"] += 1
         run.finish()
         if number >= options.kills and run.count() != EPOCHS * STEPS:
-            raise SystemExit(f"{run.folder}: {run.count()} steps computed, {EPOCHS * STEPS} were enough")
+            run.fail(f"{run.count()} steps computed, {EPOCHS * STEPS} were enough")
         for moment in run.moments:
             print(f"run {number}: {moment}", flush=True)
         found = run.result()
         if wrong := [key for key in expected if found[key] != expected[key]]:
-            raise SystemExit(f"{run.folder}: other {', '.join(wrong)} than the run that nothing stopped")
+            run.fail(f"other {', '.join(wrong)} than the run that nothing stopped")
         done["equal"] += 1
         shutil.rmtree(run.folder)
         shutil.rmtree(f"{run.folder}-cache", ignore_errors=True)
@@ -243,10 +240,6 @@ def draw(folder: Path) -> None:
             path = folder / part / f"{label}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).resize((800, 800)).save(path)
-
-
-def threads() -> int:
-    return len(os.listdir("/proc/self/task"))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,15 +35,16 @@ from run import resume
 from run import schema as state_schema
 from run.folder import RunFolder
 from run.stopwatch import Stopwatch
-from tests.commands import call, weights
+from tests.commands import call, refused, weights
 from tests.forged import archive, members, rewritten
 from tests.learning import train_epoch
 
 CPU = torch.device("cpu")
 HOW = ["--device", "cpu", "--threads", "1"]
-QUICK = ["smoke", "--epochs", "2", "--resolutions", "16", "--batch-size", "32", *HOW]
 STEPS = 4
-QUICK += ["--precision", "fp32", "--data", f"generated:{32 * STEPS}/64"]
+QUICK = "smoke --epochs 2 --resolutions 16 --batch-size 32 --precision fp32".split()
+QUICK += ["--data", f"generated:{32 * STEPS}/64", *HOW]
+RUN = [*QUICK, "--run-dir", "run"]
 CONFIG = replace(PRESETS["smoke"], epochs=2, resolutions=(16,), batch_size=8, run_dir="run", muon_lr=0.1)
 HERE = Machine(CPU).card() | Machine(CPU).choices()
 
@@ -65,15 +69,37 @@ def same(one, two):
     return all(torch.equal(one[name], two[name]) for name in one | two)
 
 
-def rows(folder):
-    times = {"train_seconds", "wait_seconds", "eval_seconds", "it_per_s", "images_per_s"}
-    lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+def log(folder="run"):
+    return [json.loads(line) for line in Path(folder, "log.jsonl").read_text().splitlines()]
+
+
+def rows(folder="run"):
+    """The log without its times."""
+    return [{k: v for k, v in row.items() if "seconds" not in k and "per_s" not in k} for row in log(folder)]
 
 
 def learner(config=CONFIG):
     torch.manual_seed(0)
-    return Learner(ResNet("abcdefghij", width=8, resolution=16), config, STEPS, Machine(CPU))
+    return Learner(ResNet("abcdefghij", config.depth, config.width, 16), config, STEPS, Machine(CPU))
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Call it with {steps done: what is then called, once}."""
+    real = Learner.train_step
+
+    def install(actions):
+        def train_step(own, *batch):
+            real(own, *batch)
+            actions.pop(own.step, lambda: None)()
+
+        monkeypatch.setattr(Learner, "train_step", train_step)
+
+    return install
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def step(own, count=1):
@@ -89,7 +115,7 @@ def row(epoch):
 
 
 def keeper(own, folder="run", state=None, rows=()):
-    Path(folder).mkdir(exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     return resume.Keeper(Path(folder), rows, own, "data", Stopwatch({}), state or resume.State())
 
 
@@ -116,8 +142,7 @@ def test_rows_from_before_their_columns_were_renamed_are_read():
 
 
 def test_the_last_two_states_are_kept_and_hold_everything():
-    own = learner()
-    kept = keeper(own)
+    kept = keeper(own := learner())
     for _ in range(3):
         step(own)
         kept.save()
@@ -127,45 +152,54 @@ def test_the_last_two_states_are_kept_and_hold_everything():
         assert found.path == Path("run/resume-00000003.pt")
     assert (state.config, state.environment, state.data) == (CONFIG, HERE, "data")
     assert state.seconds.keys() == {"save"}
-    other = learner()
-    resume.restore(other, state, state.config, "data")
-    step(own)
-    step(other)
-    assert checkpoint.digest(own.state_dict()) == checkpoint.digest(other.state_dict())
+    # The settings of the optimizer are the config's, not the state's.
+    changed = {"weight_decay": 0.5, "maximize": True}
+    rewritten(state.path, lambda content: content["learner"]["optimizer"]["param_groups"][0].update(changed))
+    for same in (state, resume.find("run", "")):
+        other = learner()
+        resume.restore(other, same, state.config, "data")
+        if same is state:
+            step(own)
+        step(other)
+        assert checkpoint.digest(own.state_dict()) == checkpoint.digest(other.state_dict())
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+DEAD = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+    "zeros": lambda data: bytes(len(data)),
+    "foreign": lambda data: b"PKhello",
+}
+
+
+@pytest.mark.parametrize("damage", DEAD)
 def test_a_damaged_state_is_passed_over_and_said(damage):
-    own = learner()
-    kept = keeper(own)
-    for _ in range(2):
-        step(own)
+    kept = keeper(own := learner())
+    for own.step in (1, 2):
         kept.save()
     newest, older = resume.states(Path("run"))
-    data = bytearray(newest.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 1
-    damaged = {"cut": bytes(data[: len(data) // 2]), "empty": b"", "foreign": b"PKhello", "flip": bytes(data)}
-    newest.write_bytes(damaged[damage])
+    newest.write_bytes(DEAD[damage](newest.read_bytes()))
     for wanted, folder in (("run", ""), ("auto", "run")):
         state = resume.find(wanted, folder)
         assert state.path == older
         assert str(newest) in state.notes[0]
         assert state.notes[0].endswith("using the state before it")
-    with pytest.raises(ValueError, match=newest.name):
+    with pytest.raises(checkpoint.DamagedError, match=newest.name):
         resume.find(str(newest), "")
     resume.claim(Path("run"), state)
     assert resume.states(Path("run")) == [older], "the damaged one would pass for the newest"
-    older.write_bytes(b"")
-    newest.write_bytes(b"")
+    for path in (older, newest):
+        path.write_bytes(b"")
     for wanted, folder in (("run", ""), ("auto", "run")):
         with pytest.raises(ValueError, match=rf"no state to go on from: .*{newest.name}.*{older.name}"):
             resume.find(wanted, folder)
+    resume.claim(Path("run"), resume.State())
+    assert resume.states(Path("run")) == [], "the damaged are dead to a fresh run too"
 
 
 def test_auto_takes_the_run_written_last_or_none():
     assert resume.find("auto", "").notes == resume.find("auto", "runs/a").notes == ["nothing to resume: a fresh run"]
-    Path("runs").mkdir()
     for age, name in ((100, "b"), (300, "a"), (200, "c")):
         kept = keeper(learner(), f"runs/{name}")
         kept.save()
@@ -179,40 +213,36 @@ def test_auto_takes_the_run_written_last_or_none():
 
 
 def test_only_the_programs_own_states_count_by_their_numbers():
-    own = learner()
-    kept = keeper(own)
-    for number in (99_999_998, 99_999_999, 100_000_000):
-        own.step = number
+    kept = keeper(own := learner())
+    for own.step in (99_999_998, 99_999_999, 100_000_000):
         kept.save()
-    good = Path("run/resume-99999999.pt"), Path("run/resume-100000000.pt")
-    others = ("resume-backup.pt", "resume-00000003 (copy).pt", "resume-٣.pt", "resume-.pt", "resume-4.pt.bak")
+    older, newest = Path("run/resume-99999999.pt"), Path("run/resume-100000000.pt")
+    others = {"resume-backup.pt", "resume-00000003 (copy).pt", "resume-٣.pt", "resume-.pt", "resume-4.pt.bak"}
     for name in others:
-        Path("run", name).write_bytes(good[0].read_bytes())
+        Path("run", name).write_bytes(older.read_bytes())
     Path("run/resume-999999999.pt").mkdir()
     os.mkfifo("run/resume-999999998.pt")
     Path("elsewhere").mkdir()
-    Path(good[0]).rename("elsewhere/resume-5.pt")
-    good[0].symlink_to("../elsewhere/resume-5.pt")
-    theirs = Path("elsewhere/resume-5.pt").read_bytes()
-    assert resume.states(Path("run")) == [good[1]]
+    linked = older.rename("elsewhere/resume-5.pt")
+    older.symlink_to("../elsewhere/resume-5.pt")
+    theirs = linked.read_bytes()
+    assert resume.states(Path("run")) == [newest]
     state = resume.find("run", "")
-    assert state.path == good[1]
+    assert state.path == newest
     resume.claim(Path("run"), state)
     own.step = 99_999_999
     kept.save()
-    assert not good[0].is_symlink() and resume.states(Path("run")) == [good[1], good[0]]
-    assert Path("elsewhere/resume-5.pt").read_bytes() == theirs != good[0].read_bytes()
+    assert not older.is_symlink() and resume.states(Path("run")) == [newest, older]
+    assert linked.read_bytes() == theirs != older.read_bytes()
     own.step = 100_000_001
     kept.save()
-    assert {path.name for path in Path("run").iterdir()} == {
-        *others, "resume-999999999.pt", "resume-999999998.pt", "resume-100000000.pt", "resume-100000001.pt"
-    }  # fmt: skip
+    left = {"resume-999999999.pt", "resume-999999998.pt", "resume-100000000.pt", "resume-100000001.pt"}
+    assert {path.name for path in Path("run").iterdir()} == others | left
     assert resume.find("run/resume-backup.pt", "").path == Path("run/resume-backup.pt"), "where it is asked for"
 
 
 def test_a_resumed_backup_in_the_folder_removes_what_is_beyond_its_step():
-    own = learner()
-    kept = keeper(own)
+    kept = keeper(own := learner())
     for own.step in (1, 2):
         kept.save()
     Path("run/resume-00000001.pt").rename("run/a.pt")
@@ -220,50 +250,35 @@ def test_a_resumed_backup_in_the_folder_removes_what_is_beyond_its_step():
     assert [path.name for path in Path("run").iterdir()] == ["a.pt"]
 
 
-@pytest.mark.parametrize("gone", ["runs/a/resume-00000000.pt", "runs/b/resume-00000000.pt"])
-def test_auto_bears_with_a_run_that_deletes_a_state_meanwhile(monkeypatch, gone):
-    Path("runs").mkdir()
+@pytest.mark.parametrize(("gone", "kept"), ["ab", "ba"])
+def test_auto_bears_with_a_run_that_deletes_a_state_meanwhile(monkeypatch, gone, kept):
     for name in "ab":
         keeper(learner(), f"runs/{name}").save()
     found = resume.states
 
     def deleted(folder):
         files = found(folder)
-        if str(folder) == str(Path(gone).parent):
-            Path(gone).unlink(missing_ok=True)
+        if folder.name == gone:
+            Path(f"runs/{gone}/resume-00000000.pt").unlink(missing_ok=True)
         return files
 
     monkeypatch.setattr(resume, "states", deleted)
-    kept = next(path for path in Path("runs").glob("*/resume-*.pt") if str(path) != gone)
-    assert resume.find("auto", "").path == kept
+    assert resume.find("auto", "").path == Path(f"runs/{kept}/resume-00000000.pt")
 
 
 def test_a_state_that_does_not_fit_is_refused():
-    own = learner()
-    step(own)
-    kept = keeper(own)
-    kept.save()
+    step(own := learner())
+    keeper(own).save()
     state = resume.find("run", "")
-
-    def changed(**parts):
-        return replace(state, learner={**state.learner, **parts})
-
-    momentum = {"momentum_buffer": torch.zeros(3)}
-    optimizer = {**state.learner["optimizer"], "state": dict.fromkeys(state.learner["optimizer"]["state"], momentum)}
-    for wrong in (
-        changed(step=1000),
-        changed(step="1"),
-        changed(model={}),
-        changed(model=3),
-        changed(optimizer={}),
-        changed(optimizer=optimizer),
-        changed(lookahead=[]),
-        changed(metrics=torch.zeros(3)),
-        replace(state, learner={}),
-        replace(state, rows=[{}] * 3),  # type: ignore[typeddict-item]
-    ):
+    momentum = {key: {"momentum_buffer": torch.zeros(3)} for key in state.learner["optimizer"]["state"]}
+    optimizer = {**state.learner["optimizer"], "state": momentum}
+    wrong: list[dict[str, object]] = [{"step": 1000}, {"step": "1"}, {"model": {}}, {"model": 3}]
+    wrong += [{"optimizer": {}}, {"optimizer": optimizer}, {"lookahead": []}, {"metrics": torch.zeros(3)}]
+    states = [replace(state, learner={**state.learner, **parts}) for parts in wrong]
+    states += [replace(state, learner={}), replace(state, rows=[row(1)] * 3)]
+    for bad in states:
         with pytest.raises(ValueError, match=r"resume-00000001\.pt"):
-            resume.restore(learner(), wrong, CONFIG, "data")
+            resume.restore(learner(), bad, CONFIG, "data")
     with pytest.raises(ValueError, match="other data"):
         resume.restore(learner(), state, CONFIG, "other")
     with pytest.raises(ValueError, match=r"--seed 0 -> 1; --max-lr|--max-lr 0\.1 -> 0\.2; .*--seed 0 -> 1"):
@@ -273,9 +288,8 @@ def test_a_state_that_does_not_fit_is_refused():
 
 
 def test_the_longest_run_that_can_be_is_read_back():
-    config = replace(CONFIG, epochs=10_000, depth=34, width=1, muon_lr=0.1)
-    torch.manual_seed(0)
-    own = Learner(ResNet("abcdefghij", width=1, depth=34, resolution=16), config, STEPS, Machine(CPU))
+    config = replace(CONFIG, epochs=10_000, depth=34, width=1)
+    own, other = learner(config), learner(config)
     step(own)
     own.step = 10_000 * STEPS
     numbers = {name: 1 / 3 for name, kind in state_schema.COLUMNS.items() if kind is float}
@@ -283,29 +297,15 @@ def test_the_longest_run_that_can_be_is_read_back():
     keeper(own, rows=rows).save()
     state = resume.find("run", "")
     assert state.rows == rows
-    other = Learner(ResNet("abcdefghij", width=1, depth=34, resolution=16), config, STEPS, Machine(CPU))
     resume.restore(other, state, config, "data")
     for part in ("model", "lookahead", "metrics"):
         assert checkpoint.digest(own.state_dict()[part]) == checkpoint.digest(other.state_dict()[part])
 
 
-def stop_after_six_steps(capsys, monkeypatch):
-    """Train in the folder "run" until a SIGTERM."""
-    real = Learner.train_step
-
-    def stopping(own, *batch):
-        real(own, *batch)
-        if own.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Learner, "train_step", stopping)
-    assert call(capsys, *QUICK, "--run-dir", "run")[0] == 143
-    monkeypatch.setattr(Learner, "train_step", real)
-
-
-def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatch):
+def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, at_step):
     """Its paths, its device and its threads are those of whoever made it."""
-    stop_after_six_steps(capsys, monkeypatch)
+    at_step({6: terminate})
+    assert call(capsys, *RUN)[0] == 143
     Path("victim").write_text("mine")
     theirs = {"out": "victim", "run_dir": "elsewhere", "resume": "other", "device": "cuda", "threads": 1000}
     rewritten(resume.states(Path("run"))[0], lambda content: content["config"].update(theirs))
@@ -318,35 +318,19 @@ def test_a_state_says_nothing_of_where_is_written_and_by_what(capsys, monkeypatc
     assert {path.name for path in Path().iterdir()} == {"victim", "run", "model.pt"}
 
 
-def test_the_settings_of_the_optimizer_are_the_configs_not_the_states():
-    own = learner()
-    step(own)
-    keeper(own).save()
-    (path,) = resume.states(Path("run"))
-    rewritten(path, lambda c: c["learner"]["optimizer"]["param_groups"][0].update(weight_decay=0.5, maximize=True))
-    other = learner()
-    resume.restore(other, resume.find(str(path), ""), CONFIG, "data")
-    step(own)
-    step(other)
-    assert checkpoint.digest(own.state_dict()) == checkpoint.digest(other.state_dict())
-
-
 def test_a_state_is_never_written_from_a_spoilt_model():
-    own = learner()
-    kept = keeper(own)
+    kept = keeper(own := learner())
     step(own)
     kept.save()
     next(own.model.parameters()).data[0] = float("nan")
     step(own)
     with pytest.raises(NonFiniteLoss):
         kept.save()
-    assert kept.saved == "run/resume-00000001.pt"
-    assert len(resume.states(Path("run"))) == 1
+    assert resume.states(Path("run")) == [Path(kept.saved)] == [Path("run/resume-00000001.pt")]
 
 
 def test_a_save_that_fails_names_the_state_before_it():
-    own = learner()
-    kept = keeper(own)
+    kept = keeper(own := learner())
     kept.save()
     before = Path(kept.saved).read_bytes()
     step(own)
@@ -408,18 +392,16 @@ def test_a_fresh_run_does_not_overwrite_one_that_can_go_on():
     resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == []
     assert not leftover.exists()
-    own = learner()
-    step(own, 2 * STEPS)
-    rows = [row(1)]
+    step(own := learner(), 2 * STEPS)
     own.step -= 1
-    kept = keeper(own, rows=rows)
+    kept = keeper(own, rows=(rows := [row(1)]))
     kept.save()
     with pytest.raises(ValueError, match="not finished"):
         resume.claim(Path("run"), resume.State())
     own.step += 1
     rows.append(row(2))
     kept.end_epoch()
-    assert len(resume.states(Path("run"))) == 2, "the last epoch's state is saved, though none is due"
+    assert len(resume.states(Path("run"))) == 2, "the last epoch's is saved, though not due"
     resume.claim(Path("run"), resume.State())
     assert resume.states(Path("run")) == [], "a finished run may be followed by another"
 
@@ -435,8 +417,7 @@ NOT_DEAD = {
 
 @pytest.mark.parametrize("name", NOT_DEAD)
 def test_a_run_that_cannot_be_read_is_not_taken_for_dead(monkeypatch, name):
-    own = learner()
-    kept = keeper(own, rows=[row(1)])
+    kept = keeper(own := learner(), rows=[row(1)])
     for own.step in (STEPS, STEPS + 1):
         kept.save()
     newest, older = resume.states(Path("run"))
@@ -459,33 +440,13 @@ def test_a_run_that_cannot_be_read_is_not_taken_for_dead(monkeypatch, name):
     assert resume.states(Path("run")) == [older] and Path(f"{newest}.unread").read_bytes() == before
 
 
-DEAD = {
-    "cut": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
-    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
-    "zeros": lambda data: bytes(len(data)),
-}
-
-
-@pytest.mark.parametrize("name", DEAD)
-def test_what_is_proved_to_be_damaged_is_dead(name):
-    keeper(learner()).save()
-    (path,) = resume.states(Path("run"))
-    path.write_bytes(DEAD[name](path.read_bytes()))
-    with pytest.raises(checkpoint.DamagedError):
-        resume.find(str(path), "")
-    resume.claim(Path("run"), resume.State())
-    assert not path.exists()
-
-
 def test_a_change_of_environment_is_one_line():
-    kept = keeper(learner())
-    kept.save()
+    keeper(learner()).save()
     state = replace(resume.find("run", ""), environment=HERE | {"threads": "2", "gpu": "none of these"})
-    notes = keeper(learner(), state=state).notes
-    assert notes[0] == "not the environment it began in (gpu none of these -> none, threads 2 -> 1): weights may differ"
-    assert notes[1].startswith("going on from run/resume-00000000.pt: epoch 1, step 0 of 8")
-    assert len(keeper(learner(), state=replace(state, environment=HERE)).notes) == 1
+    changed, going_on = keeper(learner(), state=state).notes
+    assert changed == "not the environment it began in (gpu none of these -> none, threads 2 -> 1): weights may differ"
+    assert going_on == "going on from run/resume-00000000.pt: epoch 1, step 0 of 8"
+    assert keeper(learner(), state=replace(state, environment=HERE)).notes == [going_on]
 
 
 # Signals
@@ -502,127 +463,116 @@ def test_an_ignored_signal_stays_ignored():
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Weights, log and metrics of a run that nothing stopped."""
-    found: dict = {}
+def whole(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
 
-    def get(capsys):
-        if not found:
-            folder = str(tmp_path_factory.mktemp("whole"))
-            assert call(capsys, *QUICK, "--run-dir", folder, "--out", f"{folder}/model.pt")[0] == 0
-            found.update(weights=weights(f"{folder}/model.pt"), rows=rows(folder))
-        return found
 
-    return get
+@pytest.fixture
+def undisturbed(capsys, whole):
+    """Weights and log of a run that nothing stopped."""
+    if not (whole / "model.pt").exists():
+        assert call(capsys, *QUICK, "--run-dir", str(whole), "--out", str(whole / "model.pt"))[0] == 0
+    return {"weights": weights(whole / "model.pt"), "rows": rows(whole)}
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "at"),
+    ("name", "code", "at", "done"),
     [
-        ("SIGINT", 130, "step 1"),
-        ("SIGTERM", 143, "step 1"),
-        ("SIGHUP", 129, "step 2"),
-        ("SIGTERM", 143, "step 4"),
-        ("SIGINT", 130, "evaluation"),
-        ("SIGTERM", 143, "last evaluation"),
+        ("SIGINT", 130, "step", 1),
+        ("SIGTERM", 143, "step", 1),
+        ("SIGHUP", 129, "step", 2),
+        ("SIGTERM", 143, "step", 4),
+        ("SIGINT", 130, "evaluation", 4),
+        ("SIGTERM", 143, "last evaluation", 8),
     ],
 )
-def test_a_signal_stops_after_the_step_and_nothing_is_lost(capsys, monkeypatch, undisturbed, name, code, at):
-    expected = undisturbed(capsys)
+def test_a_signal_stops_after_the_step_and_nothing_is_lost(
+    capsys, monkeypatch, at_step, undisturbed, name, code, at, done
+):
+    real, moments = Learner.evaluate, iter(["evaluation", "", "last evaluation"])
     computed = []
-    real_step, real_evaluate = Learner.train_step, Learner.evaluate
-    evaluations = []
 
-    def stop():
-        os.kill(os.getpid(), getattr(signal, name))
-
-    def counted(own, *batch):
-        real_step(own, *batch)
-        computed.append(own.step)
-        if at == f"step {own.step}":
-            stop()
+    def reached(moment):
+        if moment == at:
+            os.kill(os.getpid(), getattr(signal, name))
 
     def evaluated(*arguments):
-        evaluations.append(1)
-        if (at, len(evaluations)) in (("evaluation", 1), ("last evaluation", 3)):
-            stop()
-        return real_evaluate(*arguments)
+        reached(next(moments, ""))
+        return real(*arguments)
 
-    monkeypatch.setattr(Learner, "train_step", counted)
+    def after(step):
+        computed.append(step)
+        reached("step" if step == done else "")
+
+    at_step({step: partial(after, step) for step in range(1, 9)})
     monkeypatch.setattr(Learner, "evaluate", evaluated)
-    command = [*QUICK, "--run-dir", "run", "--resume", "auto"]
+    command = [*RUN, "--resume", "auto"]
     ended, _, err = call(capsys, *command)
     assert ended == code
-    done = {"evaluation": 4, "last evaluation": 8}.get(at) or int(at[-1])
-    lines = err.strip().splitlines()
-    assert lines[-1].startswith("train.py: stopped and saved at epoch ")
-    assert lines[-1].endswith(f"step {done} of 8; go on with: python train.py --resume run --device cpu --threads 1")
+    line = err.strip().splitlines()[-1]
+    assert line.startswith("train.py: stopped and saved at epoch ")
+    assert line.endswith(f"step {done} of 8; go on with: python train.py --resume run --device cpu --threads 1")
     assert resume.find("run", "").learner["step"] == done
     assert not Path("model.pt").exists()
     ended, out, _ = call(capsys, *command)
     assert ended == 0
     assert f"going on from run/resume-{done:08d}.pt" in out
     assert computed == list(range(1, 9)), "no step twice"
-    assert same(expected["weights"], weights("model.pt"))
-    assert rows("run") == expected["rows"]
+    assert same(undisturbed["weights"], weights("model.pt"))
+    assert rows() == undisturbed["rows"]
 
 
 def test_saving_every_step_changes_nothing_and_times_add_up(capsys, undisturbed):
-    code, out, _ = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+    code, out, _ = call(capsys, *RUN, "--checkpoint-every", "0")
     assert code == 0
-    assert same(undisturbed(capsys)["weights"], weights("model.pt"))
+    assert same(undisturbed["weights"], weights("model.pt"))
     summary = json.loads(out.splitlines()[-1])
     assert 0 < summary["save_seconds"] < summary["train_seconds"] + 1
-    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    assert sum(row["train_seconds"] for row in log) == pytest.approx(summary["train_seconds"])
-    state = resume.find("run", "")
-    assert state.seconds["train"] <= summary["train_seconds"]
+    assert sum(row["train_seconds"] for row in log()) == pytest.approx(summary["train_seconds"])
+    assert resume.find("run", "").seconds["train"] <= summary["train_seconds"]
 
 
-def test_the_time_that_an_epoch_waited_for_data_counts_over_a_stop(capsys, monkeypatch):
-    real_epoch, real_step = DaliLoader.epoch, Learner.train_step
+def test_the_time_that_an_epoch_waited_for_data_counts_over_a_stop(capsys, monkeypatch, at_step):
+    real = DaliLoader.epoch
 
     def slow(own, epoch, start=0):
-        for batch in real_epoch(own, epoch, start):
+        for batch in real(own, epoch, start):
             time.sleep(0.1)
             yield batch
 
-    def stopping(own, *batch):
-        real_step(own, *batch)
-        if own.step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     monkeypatch.setattr(DaliLoader, "epoch", slow)
-    monkeypatch.setattr(Learner, "train_step", stopping)
-    assert call(capsys, *QUICK, "--run-dir", "run")[0] == 143
-    monkeypatch.setattr(Learner, "train_step", real_step)
+    at_step({3: terminate})
+    assert call(capsys, *RUN)[0] == 143
     code, out, _ = call(capsys, "--resume", "run")
     assert code == 0
-    summary = json.loads(out.splitlines()[-1])
-    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
-    for row in log:
+    for row in log():
         assert STEPS * 0.1 <= row["wait_seconds"] <= row["train_seconds"]
     for kind in ("train_seconds", "wait_seconds"):
-        assert sum(row[kind] for row in log) == pytest.approx(summary[kind])
+        assert sum(row[kind] for row in log()) == pytest.approx(json.loads(out.splitlines()[-1])[kind])
 
 
-def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, monkeypatch, undisturbed):
-    stop_after_six_steps(capsys, monkeypatch)
+def test_a_run_goes_on_in_another_folder_with_the_whole_log(capsys, at_step, undisturbed):
+    at_step({6: terminate})
+    assert call(capsys, *RUN)[0] == 143
     os.rename("run", "moved")
     free = ["--run-dir", "other", "--out", "other.pt", "--checkpoint-every", "5"]
     assert call(capsys, "--resume", "moved", *HOW, *free)[0] == 0
-    assert rows("other") == undisturbed(capsys)["rows"]
+    assert rows("other") == undisturbed["rows"]
     assert json.loads(Path("other/config.json").read_text())["run_dir"] == "other"
     assert call(capsys, "--resume", "moved", *HOW)[0] == 0
     assert same(weights("model.pt"), weights("other.pt"))
+    foreign = "model.pt is not a resume checkpoint"
+    for wrong, message in (("--seed 7 --resume moved", "--seed 0 -> 7"), ("--resume model.pt", foreign)):
+        err = refused(capsys, *wrong.split())
+        assert message in err
 
 
 def test_the_second_run_in_a_folder_is_told_who_holds_it(capsys):
-    with RunFolder("run"):
-        code, _, err = call(capsys, *QUICK, "--run-dir", "run")
-    assert (code, err.count("\n")) == (2, 1)
-    assert f"run is in use by process {os.getpid()} on " in err
-    assert call(capsys, *QUICK, "--epochs", "1", "--run-dir", "run")[0] == 0
+    with RunFolder("run") as folder:
+        folder.write_config({})
+        assert f"run is in use by process {os.getpid()} on " in refused(capsys, *RUN)
+        assert Path("run/config.json").read_text() == "{}\n", "left alone"
+    assert call(capsys, *RUN, "--epochs", "1")[0] == 0
 
 
 # Failures under way
@@ -638,16 +588,11 @@ def test_the_second_run_in_a_folder_is_told_who_holds_it(capsys):
     ],
 )
 def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error):
-    def fail(*args):
-        raise error
-
-    monkeypatch.setattr(Learner, "train_step", fail)
-    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
-    assert (code, err) == (2, "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n")
-    monkeypatch.setattr(train, "create", fail)
-    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
+    monkeypatch.setattr(Learner, "train_step", Mock(side_effect=error))
+    assert refused(capsys, *RUN) == "train.py: out of memory on cpu with --batch-size 32: try --batch-size 16\n"
+    monkeypatch.setattr(train, "create", Mock(side_effect=error))
     advice = "a narrower network or smaller batches need less; or end other programs"
-    assert (code, err) == (2, f"train.py: out of memory: {advice}\n")
+    assert refused(capsys, *RUN) == f"train.py: out of memory: {advice}\n"
 
 
 def test_other_errors_are_not_taken_for_it():
@@ -663,51 +608,36 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(capsys, monkeypatc
         return (loss * float("nan") if own.step == 6 else loss), correct
 
     monkeypatch.setattr(Learner, "loss", spoilt)
-    code, _, err = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "the loss was not finite at epoch 2, step 6 (images " in err
-    assert "last good resume state: run/resume-00000006.pt" in err, "that is before step 6, counted from 0"
-    assert json.loads(Path("run/bad_batch.json").read_text())["step"] == 6
+    err = refused(capsys, *RUN, "--checkpoint-every", "0")
+    step, indices = json.loads(Path("run/bad_batch.json").read_text()).values()
+    assert (step, indices) == (6, Plan(side=32, count=32 * STEPS, batch_size=32).draws(1, 2).indices.tolist())
+    named = f"images {', '.join(map(str, indices[:8]))}, ...: all 32 in run/bad_batch.json"
+    assert f"the loss was not finite at epoch 2, step 6 ({named}): try a smaller --max-lr; " in err
+    assert "last good resume state: run/resume-00000006.pt" in err, "before step 6, counted from 0"
+    assert not Path("model.pt").exists()
     monkeypatch.setattr(Learner, "loss", real)
     assert call(capsys, "--resume", "run")[0] == 0
 
 
-def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, monkeypatch, undisturbed):
+def test_a_disk_that_fills_under_way_is_one_line_and_costs_no_state(capsys, at_step, undisturbed):
     """A limit on the size of files stands in for the disk."""
-    real, before = Learner.train_step, resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def filling(own, *batch):
-        real(own, *batch)
-        if own.step == 6:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-
-    monkeypatch.setattr(Learner, "train_step", filling)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step({6: lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))})
     try:
-        code, _, err = call(capsys, *QUICK, "--run-dir", "run", "--checkpoint-every", "0")
+        err = refused(capsys, *RUN, "--checkpoint-every", "0")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (code, err.count("\n")) == (2, 1)
     assert "run/resume-00000006.pt: " in err
     assert "last good resume state: run/resume-00000005.pt" in err
     assert [path.name for path in resume.states(Path("run"))] == ["resume-00000005.pt", "resume-00000004.pt"]
-    monkeypatch.setattr(Learner, "train_step", real)
     assert call(capsys, "--resume", "run", *HOW)[0] == 0
-    assert same(undisturbed(capsys)["weights"], weights("model.pt"))
+    assert same(undisturbed["weights"], weights("model.pt"))
 
 
-def test_a_folder_deleted_under_way_is_one_line(capsys, monkeypatch):
-    real = Learner.evaluate
-
-    def deleted(*arguments):
-        for path in Path("run").iterdir():
-            path.unlink()
-        Path("run").rmdir()
-        return real(*arguments)
-
-    monkeypatch.setattr(Learner, "evaluate", deleted)
-    code, _, err = call(capsys, *QUICK, "--run-dir", "run")
-    assert (code, err.count("\n")) == (2, 1)
-    assert "cannot write run/" in err
+def test_a_folder_deleted_under_way_is_one_line(capsys, at_step):
+    at_step({4: lambda: shutil.rmtree("run")})
+    err = refused(capsys, *RUN)
+    assert "cannot write run/" in err and "No such file or directory; make room there" in err
 
 
 # Processes
@@ -726,14 +656,14 @@ def test_killed_anywhere_and_resumed_equals_undisturbed(tmp_path, data):
 
 def memory(key):
     """A number of /proc/self/status."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1])
+    return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
 
 
 @pytest.mark.parametrize("steps", [300, pytest.param(3000, marks=pytest.mark.slow)])
 def test_memory_descriptors_and_threads_do_not_grow(steps):
     config = Config(epochs=1000, width=4, resolutions=(8,), batch_size=16, cutout=4)
-    loader, own = small_loop(config)
+    plan = Plan(side=32, count=64, batch_size=16, translate=4, flip="random", cutout=4)
+    loader, own = DaliLoader(generated(64), plan, CPU, 1, config.resolution), learner(config)
     seen: list[tuple[int, int, int]] = []
     gc.collect()  # pipelines of tests before this one, with their threads
     for epoch in range(5):
@@ -746,15 +676,6 @@ def test_memory_descriptors_and_threads_do_not_grow(steps):
     print(f"{4 * len(seen)} steps: RSS {first[0]} -> {last[0]} kB, {first[1]} descriptors, {first[2]} threads")
     assert last[0] < first[0] * 1.02
     assert last[1] <= first[1] and last[2] <= first[2]
-
-
-def small_loop(config):
-    split = generated(64)
-    plan = Plan(side=32, count=64, batch_size=config.batch_size, translate=4, flip="random", cutout=config.cutout)
-    loader = DaliLoader(split, plan, CPU, 1, config.resolution)
-    model = ResNet(split.classes, config.depth, config.width, config.resolutions[-1])
-    model = model.to(memory_format=torch.channels_last)
-    return loader, Learner(model, config, plan.steps_per_epoch, Machine(CPU))
 
 
 def test_stopped_is_no_error_that_anything_else_takes_for_its_own():
