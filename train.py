@@ -38,7 +38,7 @@ from run import resume
 from run.budget import decide
 from run.pretrained import require_unseen, start_from, take_shape
 from run.resume import State
-from run.run import Run, RunData
+from run.run import RunData, open_run
 from run.stopwatch import Stopwatch
 
 
@@ -72,9 +72,9 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         resume.restore(learner, state, config, digest, train.digest)
 
     run_data = RunData(digest, data.identity(), train.contents, reported.name)
-    with Run(state, learner, loader, run_data, clock) as run:
+    with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
-        for epoch in range(len(run.rows), config.epochs):  # the log has a row for each that is done
+        for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):  # timed; its bar
                 for images, labels in run.batches(epoch):  # what is left of the epoch
                     learner.train_step(images, labels)

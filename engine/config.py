@@ -190,7 +190,7 @@ class Config:
     @property
     def side(self) -> int:
         """Side of the stored images in pixels, from which the resolutions are made."""
-        return self.size if self.own_pictures else 32
+        return (self.size or self.resolutions[-1]) if self.own_pictures else 32
 
     def compiles(self, cuda: bool) -> bool:
         """Whether `compile` means yes on a CUDA GPU or on a CPU."""

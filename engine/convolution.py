@@ -31,8 +31,8 @@ class Conv2d(nn.Conv2d):
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         stride, padding = int(self.stride[0]), int(self.padding[0])
         positions = x.shape[0] * (x.shape[2] // stride) * (x.shape[3] // stride)
-        # oneDNN writes past its memory here (torch 2.11 and 2.15): 2 to 12 channels of 64 or 128 pixels, stride 2.
-        corrupts = self.kernel_size == (1, 1) and dtype == torch.float32 and self.in_channels < 16 and x.shape[2] > 32
+        # oneDNN writes past its memory here (torch 2.11 and 2.15): 2 to 12 channels of more than 48 pixels, stride 2.
+        corrupts = self.kernel_size == (1, 1) and stride == 2 and self.in_channels < 16 and x.shape[2] > 32
         if not corrupts and not 0 < positions <= POSITIONS_PER_CHANNEL.get(dtype, 0) * self.out_channels:
             return super().forward(x)
         return _Convolve.apply(x.to(dtype), self.weight.to(dtype), stride, padding)

@@ -25,16 +25,21 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_advice(batch_size: int, place: object) -> Iterator[None]:
-    """Turn running out of memory at `place`, a device, into a Mistake that names a batch size to try."""
+def memory_advice(batch_size: int, place: object, evaluated_at: int = 0) -> Iterator[None]:
+    """Turn running out of memory at `place`, a device, into a Mistake that says what to try.
+
+    Args:
+        batch_size: of training; a smaller one does not help an evaluation, of images of `evaluated_at` pixels.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise Mistake(
-            f"out of memory on {place} with --batch-size {batch_size}: try --batch-size {max(2, batch_size // 2)}"
-        ) from error
+        what, advice = f"with --batch-size {batch_size}", f"--batch-size {max(2, batch_size // 2)}"
+        if evaluated_at:
+            what, advice = f"while evaluating at {evaluated_at} px", "smaller --resolutions or --size, or --width"
+        raise Mistake(f"out of memory on {place} {what}: try {advice}") from error
 
 
 def keep_freed_memory() -> None:

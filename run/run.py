@@ -1,18 +1,18 @@
 """One run of train.py, behind one object: its folder, resume states, clock, bar and rows.
 
-    with Run(state, learner, loader, data, clock) as run:
+    with open_run(state, learner, loader, data, clock) as run:
         run.begin("cpu")
-        for epoch in range(len(run.rows), config.epochs):
+        for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):
                 for images, labels in run.batches(epoch): ...
 
-Every rank has one and goes through the same calls. Only the first, rank 0, speaks and writes.
+Every rank has one and goes through the same calls. Rank 0 has a RecordedRun, which also speaks and writes.
 """
 
 import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -47,67 +47,46 @@ class RunData:
     reported: str  # name of the images that the run reports on
 
 
-@dataclass(eq=False)
 class Run:
-    """Trains, evaluates and adds up; on rank 0 it also keeps all there is of the run in its folder, and says it.
+    """What every rank does of a run: train, evaluate and add up.
 
-    In its `with` the run folder is held, and a lack of memory is a line of advice. From `begin` on, a stop signal waits
-    for the end of a step.
+    In its `with`, running out of memory is a line of advice.
+
+    Args:
+        state: where the run goes on; empty for a fresh one.
+        learner: what trains; its config is the run's.
+        loader: the training batches.
+        data: what is trained on and reported on.
+        clock: has the seconds that the run took so far.
 
     Attributes:
         rows: of the epochs that are finished.
-
-    Raises:
-        Mistake: the run folder cannot be written or belongs to another run.
     """
 
-    state: State  # where the run goes on
-    learner: Learner  # what trains; its config is the run's
-    loader: DaliLoader  # the training batches
-    data: RunData
-    clock: Stopwatch  # has the seconds that the run took so far
-
-    def __post_init__(self) -> None:
-        self.config, self.machine = self.learner.config, self.learner.machine
-        self.first = self.machine.world.first
-        self.rows = list(self.state.rows)
-        self.bar: Tracker | None = None
+    def __init__(self, state: State, learner: Learner, loader: DaliLoader, data: RunData, clock: Stopwatch) -> None:
+        self.config, self.machine = learner.config, learner.machine
+        self.state, self.learner, self.loader, self.clock = state, learner, loader, clock
+        self.data = data
+        self.rows = list(state.rows)
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            if self.first:
-                self.folder = stack.enter_context(RunFolder(self.config.run_dir, self.state, self.learner.lr_at))
-                self.rows = self.folder.rows
-            stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
-            if self.first:
-                folder, digest = self.folder.path, self.data.digest
-                self.config = replace(self.config, run_dir=str(folder))
-                self.keeper = Keeper(folder, self.rows, self.learner, digest, self.clock, self.state)
-                self.folder.write_config(checkpoint.config_dict(self.config))
-                self.reporter = Reporter(stdout_console())
-                self._out_before = _status(self.config.out)
-            self._open = stack.pop_all()
+        self._open.enter_context(memory_advice(self.config.batch_size, self.machine.device))
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._open.__exit__(*error)
 
-    def begin(self, preset: str) -> None:
-        """Say what is to come; compile, and do whatever else must be done before the first step."""
-        if self.first:
-            self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
-            self.reporter.choice(preset, self.config, self.machine)
-            self._say(*self.keeper.notes, self.machine.crowded())
-        if needs_warm_up(self.learner):
-            with self.clock.on("compile"):
-                self._say(*warm_up(self.learner, self.loader.plan.share))
-        if self.first:
-            self._open.enter_context(self.keeper)
+    def begin(self, preset: str) -> list[str]:
+        """Compile, and whatever else must be done before the first step; returns what could not be, in lines."""
+        if not needs_warm_up(self.learner):
+            return []
+        with self.clock.on("compile"):
+            return warm_up(self.learner, self.loader.plan.share)
 
-    def _say(self, *notes: str) -> None:
-        for note in notes:
-            if self.first and note:
-                self.reporter.say(note)
+    @property
+    def epochs_done(self) -> int:
+        return len(self.rows)
 
     def first_step(self, epoch: int) -> int:
         """Steps of an epoch, counted from 0, that were done before the run stopped."""
@@ -115,91 +94,64 @@ class Run:
 
     @contextmanager
     def training(self, epoch: int) -> Iterator[None]:
-        """Around the steps of an epoch: they are timed, and shown in a bar.
-
-        Raises:
-            Mistake: a step's loss is not finite; names its images and the state before it.
-        """
-        steps, done, plan = len(self.loader), self.first_step(epoch), self.loader.plan
-        epochs, peek = self.config.epochs, self.learner.peek
-        if self.first:
-            self.bar = self.reporter.epoch(epoch + 1, epochs, steps, plan.batch_size, peek, done)
-        try:
-            with self.bar or nullcontext(), self.clock.on("train"):
-                yield
-        except NonFiniteLoss as error:
-            if not self.first:
-                raise
-            draws = replace(plan, rank=0, world=1).draws(*divmod(error.step, steps))
-            where = self.folder.note_bad_batch(error.step, draws.indices.tolist())
-            raise Mistake(f"{error} ({where}): {self._advice}") from None
+        """Around the steps of an epoch: what they take is the training time."""
+        with self.clock.on("train"):
+            yield
 
     def batches(self, epoch: int) -> Iterator[Batch]:
         """What is left of an epoch's batches; the time until each arrives is noted."""
         return self.clock.waiting("wait", self.loader.epoch(epoch, self.first_step(epoch)))
 
     def after_step(self) -> None:
-        """Move the bar; stop where a signal asks for it; save what is due. Raises as Keeper.after_step."""
-        if self.bar:
-            self.bar.advance()
-            self.keeper.after_step()
+        """To be called when a training step is on its way."""
 
-    def _after_batch(self) -> None:
-        if self.first:
-            self.keeper.stop_if_asked()
+    def after_batch(self) -> None:
+        """Is called after each batch that is evaluated."""
 
     def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
-        """The model on these batches.
-
-        Raises:
-            Mistake: the loss is not finite, though that of training was.
-            Stopped: by a signal; the state is saved.
-        """
-        with self.clock.on("eval"):
-            result = self.learner.evaluate(batches, flip, self._after_batch)
-        if self.first and not math.isfinite(result.loss):
-            what = f"the loss of the {self.data.reported} images is not finite after step {self.learner.step}"
-            raise Mistake(f"{what}: {self._advice}")
-        return result
+        """The model on these batches."""
+        side = self.config.resolution(len(self.rows))
+        with self.clock.on("eval"), memory_advice(0, self.machine.device, side):
+            return self.learner.evaluate(batches, flip, self.after_batch)
 
     def temperature(self, unseen: Iterable[Batch]) -> float:
         """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
         with self.clock.on("eval"):
-            fitted = fit_temperature(self.learner.model.eval(), unseen, self.machine, self._after_batch)
+            fitted = fit_temperature(self.learner.model.eval(), unseen, self.machine, self.after_batch)
         return fitted or self.config.temperature
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
-        """Add the row of an epoch, show it, and save the state if one is due."""
-        train, wait, evaluation = map(self._gained, ("train", "wait", "eval"))
-        row = EpochRow(
-            epoch=epoch + 1,
-            epochs=self.config.epochs,
-            step=self.learner.step,
-            steps=self.learner.total_steps,
-            resolution=self.config.resolution(epoch),
-            lr=self.learner.lr_at(self.learner.step),
-            train_seconds=train,
-            wait_seconds=wait,
-            eval_seconds=evaluation,
-            it_per_s=len(self.loader) / train,
-            images_per_s=progress.images / train,
-            split=self.data.reported,
-            loss=progress.loss,
-            train_accuracy=progress.accuracy,
-            last_loss=progress.last_loss,
-            last_accuracy=progress.last_accuracy,
-            reported_loss=result.loss,
-            reported_correct=result.correct,
-            reported_total=result.total,
-            reported_accuracy=result.accuracy,
-            reported_class_accuracy=result.class_accuracy,
+        """Add the row of an epoch."""
+        train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
+        self.record(
+            EpochRow(
+                epoch=epoch + 1,
+                epochs=self.config.epochs,
+                step=self.learner.step,
+                steps=self.learner.total_steps,
+                resolution=self.config.resolution(epoch),
+                lr=self.learner.lr_at(self.learner.step),
+                train_seconds=train,
+                wait_seconds=wait,
+                eval_seconds=evaluation,
+                it_per_s=len(self.loader) / train,
+                images_per_s=progress.images / train,
+                split=self.data.reported,
+                loss=progress.loss,
+                train_accuracy=progress.accuracy,
+                last_loss=progress.last_loss,
+                last_accuracy=progress.last_accuracy,
+                reported_loss=result.loss,
+                reported_correct=result.correct,
+                reported_total=result.total,
+                reported_accuracy=result.accuracy,
+                reported_class_accuracy=result.class_accuracy,
+            )
         )
-        if not self.first:
-            self.rows.append(row)
-            return
-        self.folder.add(row)
-        self.reporter.row(row)
-        self.keeper.end_epoch()
+
+    def record(self, row: EpochRow) -> None:
+        """Add the row of a finished epoch."""
+        self.rows.append(row)
 
     def _gained(self, kind: str) -> float:
         """Seconds of a kind since the last row, over stops too: the largest of the ranks'."""
@@ -208,13 +160,104 @@ class Run:
         return max(0.0, self.clock[kind] - before)
 
     def end(self, flipped: Evaluation, temperature: float) -> None:
+        """To be called at last, with the evaluation by test-time augmentation."""
+
+
+class RecordedRun(Run):
+    """Rank 0's: keeps all there is of the run in its folder, and says it.
+
+    In its `with` the run folder is held. From `begin` on, a stop signal waits for the end of a step.
+
+    Raises:
+        Mistake: the run folder cannot be written or belongs to another run.
+    """
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.folder = stack.enter_context(RunFolder(self.config.run_dir, self.state, self.learner.lr_at))
+            self.rows = self.folder.rows
+            stack.enter_context(memory_advice(self.config.batch_size, self.machine.device))
+            self.config = replace(self.config, run_dir=str(self.folder.path))
+            self.keeper = Keeper(self.folder.path, self.rows, self.learner, self.data.digest, self.clock, self.state)
+            self.folder.write_config(checkpoint.config_dict(self.config))
+            self._open = stack.pop_all()
+        self._out_before = _status(self.config.out)
+        self.reporter = Reporter(stdout_console())
+        self.bar: Tracker | None = None
+        return self
+
+    def begin(self, preset: str) -> list[str]:
+        """Say what is to come, and compile it."""
+        self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
+        self.reporter.choice(preset, self.config, self.machine)
+        for note in (*self.keeper.notes, self.machine.crowded()):
+            if note:
+                self.reporter.say(note)
+        notes = super().begin(preset)
+        for note in notes:
+            self.reporter.say(note)
+        self._open.enter_context(self.keeper)
+        return notes
+
+    @contextmanager
+    def training(self, epoch: int) -> Iterator[None]:
+        """Around the steps of an epoch: they are timed, and shown in a bar.
+
+        Raises:
+            Mistake: a step's loss is not finite; names its images and the state before it.
+        """
+        steps, plan = len(self.loader), self.loader.plan
+        self.bar = self.reporter.epoch(
+            epoch + 1, self.config.epochs, steps, plan.batch_size, self.learner.peek, self.first_step(epoch)
+        )
+        try:
+            with self.bar, super().training(epoch):
+                yield
+        except NonFiniteLoss as error:
+            draws = replace(plan, rank=0, world=1).draws(*divmod(error.step, steps))
+            where = self.folder.note_bad_batch(error.step, draws.indices.tolist())
+            raise Mistake(f"{error} ({where}): {self._advice}") from None
+
+    def after_step(self) -> None:
+        """Move the bar; stop where a signal asks for it; save what is due.
+
+        Raises:
+            Stopped: by a signal; the state is saved.
+            NonFiniteLoss: found when saving; nothing is saved.
+            OSError: the state cannot be saved; those before it are intact.
+        """
+        if self.bar:
+            self.bar.advance()
+        self.keeper.after_step()
+
+    def after_batch(self) -> None:
+        """Stop where a signal asks for it; raises as `after_step`."""
+        self.keeper.stop_if_asked()
+
+    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+        """The model on these batches.
+
+        Raises:
+            Mistake: the loss is not finite, though that of training was.
+        """
+        result = super().evaluate(batches, flip)
+        if not math.isfinite(result.loss):
+            what = f"the loss of the {self.data.reported} images is not finite after step {self.learner.step}"
+            raise Mistake(f"{what}: {self._advice}")
+        return result
+
+    def record(self, row: EpochRow) -> None:
+        """Add the row of a finished epoch, show it, and save the state if one is due."""
+        self.folder.add(row)
+        self.reporter.row(row)
+        self.keeper.end_epoch()
+
+    def end(self, flipped: Evaluation, temperature: float) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
 
         Raises:
             OSError: the model cannot be written; the state is saved, so that only this is left to do.
         """
-        if not self.first:
-            return
         reported = {name: value for name, value in self.rows[-1].items() if name.startswith("reported_")}
         metrics = {
             **{name.replace("reported", "test"): value for name, value in reported.items()},
@@ -251,3 +294,9 @@ def _status(path: str) -> tuple[int, ...]:
     except OSError:
         return ()
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def open_run(state: State, learner: Learner, loader: DaliLoader, data: RunData, clock: Stopwatch) -> Run:
+    """This rank's run: rank 0 records it. The arguments are those of Run."""
+    kind = RecordedRun if learner.machine.world.first else Run
+    return kind(state, learner, loader, data, clock)
