@@ -15,7 +15,6 @@ A file is not trusted, whatever its digest. Its directory and its pickle, of whi
 before torch is given them; what torch makes of them must fit the schema before a byte of a tensor is read.
 """
 
-import dataclasses
 import errno
 import hashlib
 import io
@@ -27,7 +26,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,11 +82,7 @@ def save_model(
     path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any], trained_on: torch.Tensor | None = None
 ) -> None:
     """Write a finished model: its weights as they are, and in its metrics the `temperature` that `load` applies.
-
-    Raises:
-        OSError: the file cannot be written; one that was there before is intact.
-        ValueError: as `write`.
-    """
+    Raises as `write` does."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
     if trained_on is not None and len(trained_on):
@@ -96,12 +91,7 @@ def save_model(
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a finished model.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        Mistake: it is damaged, or no checkpoint of this program.
-    """
+    """Read a finished model. Raises as `read` does."""
     content = read(path, MODEL)
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
@@ -113,18 +103,16 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:
-    """The model of a checkpoint, ready to use: `load_model("model.pt").predict(images)`. Raises as `load` does.
+    """The model of a checkpoint, in eval mode: `load_model("model.pt").predict(images)`. Raises as `read` does.
 
-    It is in eval mode. Its parameters are frozen unless it is to be `trainable`: trained further, or given to a library
-    that reads gradients.
+    Its parameters are frozen unless it is to be trained, or given to a library that reads gradients.
     """
     return load(path).model.requires_grad_(trainable)
 
 
 def config_dict(config: Config) -> dict[str, Any]:
     """Plain values only."""
-    values = dataclasses.asdict(config)
-    return values | {"resolutions": list(config.resolutions)}
+    return asdict(config) | {"resolutions": list(config.resolutions)}
 
 
 def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:

@@ -35,11 +35,7 @@ C = TypeVar("C", bound="Config")
 
 
 def setting(default: T, role: Role = "weights", **bounds: float) -> T:
-    """A field of Config.
-
-    Args:
-        bounds: of the number, or of each of several: ge, gt, le, lt, as in the module operator.
-    """
+    """A field of Config; the bounds of its number, or of each of several, are named as in the module operator."""
     made: Any = field(default=default, metadata={"role": role, "bounds": bounds})
     return cast(T, made)
 
@@ -179,7 +175,6 @@ class Config:
         return self.values("batches")
 
     def values(self, *roles: Role) -> dict[str, Any]:
-        """The settings of these roles."""
         return {f.name: getattr(self, f.name) for f in fields(Config) if f.metadata.get("role", "weights") in roles}
 
     @property
@@ -209,35 +204,21 @@ PRESETS: dict[str, Config] = {
     "full": Config(resolutions=(32, 40, 48, 48), max_lr=0.1, muon_lr=0.1, cutout=12, temperature=0.67),
     # Two CPU cores with bfloat16: 90.19 +- 0.06% in 8 min 38 s on slow ones. Chosen on held-out images: docs/RECIPE.md.
     "cpu": Config(
-        epochs=5,
-        batch_size=256,
-        resolutions=(16, 24, 24, 32, 32),
-        width=32,
-        max_lr=0.1,
-        muon_lr=0.1,
-        muon_momentum=0.8,
-        weight_decay=1e-3,
-        translate=2,
-        cutout=0,
+        epochs=5, batch_size=256, resolutions=(16, 24, 24, 32, 32), width=32, translate=2, cutout=0,
+        max_lr=0.1, muon_lr=0.1, weight_decay=1e-3,
         temperature=0.68,  # as one training with --validate fitted it
     ),
     # A folder of some thousand pictures in minutes on two CPU cores: python train.py --data FOLDER
     PICTURES: Config(
-        minutes=5.0,
-        batch_size=64,
-        resolutions=(32, 32, 48, 48, 64),
-        width=32,
-        max_lr=0.1,
-        muon_lr=0.1,
-        weight_decay=1e-3,
-        translate=6,
-        cutout=0,
+        minutes=5.0, batch_size=64, resolutions=(32, 32, 48, 48, 64), width=32, translate=6, cutout=0,
+        max_lr=0.1, muon_lr=0.1, weight_decay=1e-3,
     ),
     # Seconds, no data set.
     "smoke": Config(
-        epochs=2, batch_size=64, resolutions=(16, 32), width=8, max_lr=0.1, data="generated", run_dir="runs/smoke"
+        epochs=2, batch_size=64, resolutions=(16, 32), width=8, max_lr=0.1,
+        data="generated", run_dir="runs/smoke",
     ),
-}
+}  # fmt: skip
 
 
 def default_preset(cuda: bool) -> str:
@@ -250,12 +231,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 
     Without a preset, the flags' defaults are those of `resumed`, or else of the preset `default`, or with a folder of
     pictures of the preset for these. With a preset and `resumed`, they are the preset's in the resumed run's folder:
-    the command that started a run may be given again to go on with it.
-
-    Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
-
-    Raises:
-        Mistake: there is no such preset, or both --epochs and --minutes are given.
+    the command that started a run may be given again to go on with it. Raises as the two below.
     """
     preset, flags = preset_and_flags(arguments)
     if preset:
@@ -272,11 +248,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 
 
 def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name, "" without one, and the flags.
-
-    Raises:
-        Mistake: there is no such preset.
-    """
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name, "" without one, and the flags. Raises Mistake."""
     if not arguments or arguments[0].startswith("-"):
         return "", list(arguments)
     preset, *flags = arguments
@@ -288,12 +260,8 @@ def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
     """`base` with what the flags change; without its `minutes` where they give the epochs.
 
-    Args:
-        program, summary: what --help calls the command and says of it.
-
-    Raises:
-        Mistake: both --epochs and --minutes are given.
-        SystemExit: after --help, or one message on stderr about a flag.
+    `program` and `summary` are what --help calls the command and says of it. Raises Mistake where the flags give both
+    --epochs and --minutes; SystemExit after --help (0), or after one message on stderr about a flag (2).
     """
     config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
     given = given_flags(flags)
@@ -310,6 +278,5 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:
     """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
     before, after = (config.values(*roles or DECIDING) for config in (old, new))
-    return [
-        f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
-    ]
+    differing = [name for name in before if before[name] != after[name]]
+    return [f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in differing]

@@ -1,7 +1,7 @@
 """FLOPs of one training image, counted from the operators that really run.
 
-The count is torch's FlopCounterMode: convolutions and matrix products, a multiply-add being 2. Norms, activations and
-pooling (0.2% of this network) are not counted.
+They are those of convolutions and matrix products, a multiply-add being 2; without norms, activations and pooling,
+which are 0.2% of this network.
 """
 
 import copy
@@ -14,10 +14,7 @@ from engine.convolution import use_torch_gradients
 
 
 def training_flops(model: nn.Module, resolution: int) -> int:
-    """FLOPs of the forward and backward pass of one image.
-
-    Counting runs one black image through a copy of the model on the CPU.
-    """
+    """FLOPs of the forward and backward pass of one image."""
     image, replica = one_image_and_copy(model, resolution)
     counter = FlopCounterMode(display=False)
     with counter, torch.enable_grad():

@@ -22,8 +22,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, NoReturn, Self, TypeVar
 from uuid import uuid4
 
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.device import pick_device
+from ground.entry import describe
 from ground.entry import execute as execute_alone
 from ground.mistake import Mistake
 
@@ -42,28 +43,22 @@ TIMEOUT = timedelta(minutes=10)  # for a rank that is alive but does not come: o
 FIRST_WORD = 5.0  # seconds that rank 0 has to tell what went wrong in all ranks alike
 
 
+@dataclass(eq=False)
 class World:
-    """This process among those of the run; by itself, the only one.
+    """This process among those of the run; by itself, the only one."""
 
-    Attributes:
-        rank, size: 0 .. size - 1, and how many there are on all machines.
-        local_rank, local_size: the same on this machine.
-        restarted: torchrun started these processes in place of some of which one failed.
-    """
-
-    def __init__(
-        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, restarted: bool = False
-    ) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.restarted = restarted
+    rank: int = 0
+    size: int = 1
+    """Processes on all machines; their ranks are 0 .. size - 1."""
+    local_rank: int = 0
+    local_size: int = 1
+    """The same on this machine."""
+    restarted: bool = False
+    """Whether torchrun started these processes in place of some of which one failed."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What torchrun says in RANK and the like; the only process where it says nothing.
-
-        Raises:
-            Mistake: one of them is no number, or they do not fit together.
-        """
+        """What torchrun says in RANK and the like, or Mistake; the only process where it says nothing."""
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
         texts = {name: os.environ.get(name) or str(number) for name, number in alone.items()}  # some are set to ""
         for name, text in texts.items():
@@ -80,11 +75,7 @@ class World:
         return self.rank == 0
 
     def device(self, wanted: str) -> torch.device:
-        """This rank's own device, as `pick_device` says it.
-
-        Raises:
-            Mistake: CUDA is wanted and there is none, or not one GPU for each process of this machine.
-        """
+        """As `pick_device`. Raises Mistake also where there is not one GPU for each process of this machine."""
         device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
             raise Mistake(
@@ -97,18 +88,11 @@ class World:
         """CPU threads: as wanted, or for 0 this process's share of the cores (0 still, for one process)."""
         return wanted or (0 if self.size == 1 else max(1, len(os.sched_getaffinity(0)) // self.local_size))
 
-    def card(self) -> dict[str, str]:
-        """For the environment card."""
-        return {} if self.size == 1 else {"processes": str(self.size)}
-
     def replicate(self, model: nn.Module, sync_batch_norm: bool = False) -> Callable[..., Any]:
         """A callable (function, *inputs) -> function(model, *inputs) whose backward averages gradients over the ranks.
 
         All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms, which are replaced,
-        normalise by the whole global batch. With one process, nothing is wrapped and nothing replaced.
-
-        Raises:
-            Mistake: `sync_batch_norm` on a CPU, where torch has none.
+        normalise by the whole global batch; Mistake on a CPU, where torch has none. One process wraps nothing.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
             raise Mistake("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
@@ -146,11 +130,7 @@ class World:
         return values.item()
 
     def require_agreement(self, make: Callable[[], Mapping[str, object]]) -> None:
-        """All ranks must make the same values, by name.
-
-        Raises:
-            Mistake: on every rank, where two of them differ; says in what.
-        """
+        """All ranks must make the same values, by name. Raises Mistake on every rank, where two of them differ."""
         if self.size == 1:
             return
         gathered: list[Any] = [None] * self.size
@@ -194,7 +174,8 @@ def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoRetur
     try:
         world = World.from_environment()
     except Mistake as error:
-        execute_alone(partial(_fail, error), entry)
+        print(f"{entry}: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
     if world.size == 1:
         execute_alone(lambda arguments: main(arguments, world), entry)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -210,10 +191,6 @@ def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoRetur
     os._exit(code)  # destructors of a group whose other members are gone may wait for them
 
 
-def _fail(error: Mistake, arguments: Sequence[str]) -> None:
-    raise error
-
-
 def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[str], world: World) -> None:
     store = _own_store(world)
     device = None
@@ -221,13 +198,9 @@ def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[st
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device else "gloo",
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        timeout=TIMEOUT,
-        device_id=device,
-    )
+        "cpu:gloo,cuda:nccl" if device else "gloo", store=store, timeout=TIMEOUT,
+        rank=world.rank, world_size=world.size, device_id=device,
+    )  # fmt: skip
     world.restarted = world.largest(world.restarted) > 0  # each machine counts those that it caused
     try:
         with open(os.devnull, "w") as nowhere:
@@ -245,11 +218,7 @@ def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[st
 
 def _own_store(world: World) -> dist.Store:
     """A part of torchrun's store that is new: the store outlives a restart (torch 2.15), and ranks would go on waiting
-    for one that is dead but has left its address there.
-
-    Raises:
-        TimeoutError: a rank did not come.
-    """
+    for one that is dead but has left its address there. Raises TimeoutError where a rank did not come."""
     store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     token = uuid4().hex
     if world.first:

@@ -23,19 +23,14 @@ class StepGraph:
         images, labels: a batch of the shape to record, on the device; they become what batches are copied to.
 
     Recording trains: two steps, at a learning rate of 0. It must happen on a stream of its own, on which everything
-    that it meets ran before, and before DALI's first batch, since freeing memory would end the recording.
-
-    Raises:
-        RuntimeError: the step cannot be recorded.
+    that it meets ran before, and before DALI's first batch, since freeing memory would end the recording. Raises
+    RuntimeError where the step cannot be recorded.
     """
 
     def __init__(
-        self,
-        update: Callable[[Tensor, Tensor, Tensor], None],
-        optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
-    ) -> None:
+        self, update: Callable[[Tensor, Tensor, Tensor], None], optimizer: torch.optim.Optimizer,
+        images: Tensor, labels: Tensor,
+    ) -> None:  # fmt: skip
         self._images, self._labels = images, labels
         self._step = torch.zeros((), dtype=torch.float64, device=images.device)
         self._rates = [torch.zeros((), device=images.device) for _ in optimizer.param_groups]

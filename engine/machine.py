@@ -1,15 +1,38 @@
 """What this process computes on: device, precision, threads and its place among the ranks, decided once."""
 
 import os
+import platform
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Self
 
 import torch
 
 from engine.config import Config
-from engine.device import configure, environment_card, pick_precision
+from engine.device import configure, cpu_info, pick_precision
 from engine.distributed import ALONE, World
-from ground.cpu import busy_cores
+
+CORE_TIMES = Path("/proc/stat")
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many of the cores that this process may use are used by other programs, while it sleeps for `seconds`.
+
+    From the kernel's count for each core, in hundredths of a second; 0 where the kernel does not give it.
+    """
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+
+    def used() -> int:
+        """Hundredths: as a user, nice, in the kernel and its interrupts; not idle, waiting for a disk, or stolen."""
+        lines = [line.split() for line in CORE_TIMES.read_text().splitlines()] if CORE_TIMES.exists() else []
+        return sum(int(line[i]) for line in lines if line[0] in ours for i in (1, 2, 3, 6, 7))
+
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / 100 / seconds
 
 
 @dataclass(frozen=True)
@@ -25,11 +48,7 @@ class Machine:
 
     @classmethod
     def of(cls, config: Config, world: World = ALONE) -> Self:
-        """What "auto" in the config means here; sets torch's threads and fast paths.
-
-        Raises:
-            Mistake: the device is not here; or as `on`.
-        """
+        """As `on`, with what "auto" in the config means here. Raises Mistake also where the device is not here."""
         device, threads = world.device(config.device), world.threads(config.threads)
         machine = cls.on(device, config.precision, threads, config.deterministic)
         return replace(machine, compiled=config.compiles(device.type == "cuda"), world=world)
@@ -38,8 +57,7 @@ class Machine:
     def on(cls, device: torch.device, precision: str = "auto", threads: int = 0, deterministic: bool = False) -> Self:
         """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths.
 
-        Raises:
-            Mistake: the device cannot compute in that precision, or there are fewer cores.
+        Raises Mistake where the device cannot compute in that precision, or there are fewer cores.
         """
         return cls(device, pick_precision(device, precision), configure(device, threads, deterministic))
 
@@ -61,7 +79,25 @@ class Machine:
 
     def card(self) -> dict[str, str]:
         """What a number must carry to mean something: hardware, driver, versions, processes."""
-        return environment_card(self.device) | self.world.card()
+        card = {
+            "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
+            "cores": str(len(os.sched_getaffinity(0))),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "dali": "not installed",
+        }
+        for package in ("nvidia-dali-cuda120", "nvidia-dali-cuda130"):  # with both, the newer counts
+            with suppress(PackageNotFoundError):
+                card["dali"] = version(package)
+        if self.device.type == "cuda":
+            driver = Path("/proc/driver/nvidia/version")
+            text = driver.read_text().split("\n")[0] if driver.exists() else "unknown"
+            card |= {
+                "gpu": torch.cuda.get_device_name(self.device),
+                "driver": next((word for word in text.split() if word[0].isdigit() and "." in word), text),
+                "cuda": str(torch.version.cuda),
+            }
+        return card | ({"processes": str(self.world.size)} if self.world.size > 1 else {})
 
     def choices(self) -> dict[str, str]:
         """What may change the rounding of results besides the card's: to compare with another run's."""

@@ -30,18 +30,13 @@ class Images(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]: ...
-
     @property
     def statistics(self) -> tuple[Channels, Channels]: ...
-
     @property
     def labels(self) -> np.ndarray: ...
-
     @property
     def side(self) -> int: ...
-
     def __len__(self) -> int: ...
-
     def sample(self, count: int) -> np.ndarray: ...
 
 
@@ -271,13 +266,11 @@ def dirac_(model: ResNet) -> None:
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], ...]:
     """Parameters in four lists: the stages' filters, the stem's and the head's weights, norms' weights, all biases."""
-    filters: list[nn.Parameter] = []
-    weights: list[nn.Parameter] = []
-    gains: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    groups: tuple[list[nn.Parameter], ...] = ([], [], [], [])
+    filters, weights, gains, biases = groups
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             (gains if name.endswith("weight") else biases).append(parameter)
         else:
             (weights if name.startswith(("stem", "fc")) else filters).append(parameter)
-    return filters, weights, gains, biases
+    return groups

@@ -8,13 +8,9 @@ from ground.mistake import Mistake
 
 # In what DALI's, oneDNN's, CUDA's and the CPU's allocators say, in small letters.
 OUT_OF_MEMORY = (
-    "out of memory",
-    "allocate memory",
-    "bad_alloc",
-    "could not create a primitive",
-    "unable to resize file",
+    "out of memory", "allocate memory", "bad_alloc", "could not create a primitive", "unable to resize file",
     "resource temporarily unavailable",
-)
+)  # fmt: skip
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -32,9 +28,8 @@ def memory_advice(batch_size: int, place: object) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        raise Mistake(
-            f"out of memory on {place} with --batch-size {batch_size}: try --batch-size {max(2, batch_size // 2)}"
-        ) from error
+        fewer = max(2, batch_size // 2)
+        raise Mistake(f"out of memory on {place} with --batch-size {batch_size}: try --batch-size {fewer}") from error
 
 
 def keep_freed_memory() -> None:
@@ -42,8 +37,8 @@ def keep_freed_memory() -> None:
 
     A step of width 64 at 32 pixels and batch 256 then runs 1.27 times as fast; width 32 at 20 pixels, 1.03 times.
     """
-    _mallopt(M_MMAP_MAX, 0)  # no block is a mapping of its own
-    _mallopt(M_TRIM_THRESHOLD, -1)  # the heap's end is never given back
+    _libc("mallopt", M_MMAP_MAX, 0)  # no block is a mapping of its own
+    _libc("mallopt", M_TRIM_THRESHOLD, -1)  # the heap's end is never given back
 
 
 def map_large_blocks() -> None:
@@ -53,18 +48,16 @@ def map_large_blocks() -> None:
     on the heap, which grew by 0.9 GB a step of width 32 at 32 pixels and batch 256, and a step took three times as long
     (2 cores, Intel Xeon without AMX, 2026-11-27). Mapped, it takes 1.25 times as long and the memory stays.
     """
-    _mallopt(M_MMAP_MAX, 1 << 16)  # as it is by default
-
-
-def _mallopt(option: int, value: int) -> None:
-    """Set what glibc's allocator does; nothing with another libc."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(option, value)
+    _libc("mallopt", M_MMAP_MAX, 1 << 16)  # as it is by default
 
 
 def release_freed_memory() -> None:
     """Give back what `configure` has glibc keep, so that what the process holds is what it needs."""
+    _libc("malloc_trim", 0)
+
+
+def _libc(function: str, *arguments: int) -> None:
+    """Call a function of glibc's; nothing with another libc."""
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
+    if hasattr(libc, function):
+        getattr(libc, function)(*arguments)

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 
 from engine import checkpoint
 from engine.config import PRESETS, Config
-from engine.device import configure, pick_device, pick_precision
+from engine.device import configure, cpu_info, pick_device, pick_precision
 from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.machine import Machine
 from engine.model import ResNet, create
 from engine.optimizer import one_cycle
 from engine.warm_up import warm_up
-from ground.cpu import cpu_info
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
