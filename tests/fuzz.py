@@ -400,7 +400,7 @@ KINDS: dict[str, Any] = {
 def verdict(kind: Any, path: Path, made: Any) -> str:
     """What comes of reading a file: "right", "refused: what it was told", or the defect."""
     wanted, content = made or ("", None)
-    began, before = time.process_time(), high_water()
+    began, before = time.process_time(), forgery.high_water()
     said = "right"
     try:
         kind.use(path, content)
@@ -409,17 +409,10 @@ def verdict(kind: Any, path: Path, made: Any) -> str:
         said = f"refused: {line.replace(str(path), '')}" if line and line.isprintable() else f"no line: {line!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error} {' '.join(traceback.format_exc().split()[-40:])}"
-    seconds, megabytes = time.process_time() - began, (high_water() - before) / 1e3
+    seconds, megabytes = time.process_time() - began, (forgery.high_water() - before) / 1e3
     if seconds > kind.seconds or megabytes > kind.megabytes:
         return f"dear: {seconds:.1f} s, {megabytes:.0f} MB"
     return said if said.startswith((wanted, "no line")) else f"it is {wanted}, but: {said}"
-
-
-def high_water() -> int:
-    """Kilobytes: the most memory that this process has had since it was asked last."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(line.split()[1])
 
 
 def guard(place: Path) -> None:
