@@ -23,10 +23,8 @@ def training_flops(model: nn.Module, resolution: int) -> int:
 
 
 def one_image_and_copy(model: nn.Module, resolution: int) -> tuple[Tensor, nn.Module]:
-    """One black uint8 image (1, 3, R, R) and a copy of the model on the CPU, in eval mode so that one image will do.
-
-    Not on the meta device, which would compute nothing: torch.autocast, which the model's head leaves, refuses it.
-    """
+    """One black uint8 image (1, 3, R, R) and a copy of the model on the CPU, in eval mode so that one will do.
+    Not on the meta device, which would compute nothing: torch.autocast refuses it."""
     image = torch.zeros(1, 3, resolution, resolution, dtype=torch.uint8, device="cpu")
     replica = copy.deepcopy(model).cpu().eval()
     use_torch_gradients(replica)  # what is counted is the convolution, whatever computes it

@@ -15,14 +15,14 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def cpu_info(field: str, path: Path = Path("/proc/cpuinfo")) -> str:
-    """What Linux says of the first core under this name; "" elsewhere (torch tells of its flags only from 2.15 on)."""
+    """What Linux says of the first core under this name; "" elsewhere (torch tells flags from 2.15 on)."""
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     pairs = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device that "auto", "cuda" or "cpu" means here. Raises Mistake where torch finds no CUDA for "cuda"."""
+    """The device that "auto", "cuda" or "cpu" means here. Raises Mistake for "cuda" without a GPU."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -34,8 +34,8 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
     """Type for "auto": bf16 where it is fast, fp16 on older CUDA, else fp32; anything else as asked.
 
     On a CPU bf16 is fast with AMX, and on AMD's with AVX512-BF16. An Intel Xeon that has that but no AMX, which a
-    virtual machine may hide, trains faster in float32: measured in docs/RESULTS.md, "The CPU runs". Raises Mistake for
-    fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
+    virtual machine may hide, trains faster in float32: docs/RESULTS.md, "The CPU runs". Raises Mistake for fp16 on a
+    CPU, where it is slower than fp32 and has no gradient scaler.
     """
     if wanted not in ("auto", *DTYPES):
         raise ValueError(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
@@ -55,10 +55,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def configure(device: torch.device, threads: int = 0, deterministic: bool = False) -> int:
-    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core).
+    """Set torch's threads (0: one per core), which it returns, and on CUDA its fast paths.
 
-    With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there. Raises
-    Mistake for more threads than cores, which would wait for each other at every operation.
+    With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there.
+    Raises Mistake for more threads than cores, which would wait for each other at every operation.
     """
     cores = len(os.sched_getaffinity(0))
     if threads > cores:

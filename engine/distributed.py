@@ -4,13 +4,12 @@
     python train.py                                             # one process: no group, nothing here does anything
 
 Every rank has the same weights and takes its share of each global batch. Rank 0 alone speaks and writes files, and
-what it holds is the run: so it can save at any moment without asking the others. Batch norm normalises by each rank's
-own share; the running statistics that are evaluated and saved are rank 0's, of every size-th image of the shuffled
-training set. The mean over the ranks would need all of them at each save, and would differ by rounding with how often
-that is.
+what it holds is the run: so it can save at any moment without asking the others. Batch norm normalises by each
+rank's own share; the running statistics that are evaluated and saved are rank 0's. (Their mean would need all ranks
+at each save, and would differ by rounding with how often that is.)
 
-The first rank to fail says why, and torchrun ends the others. A stop signal ends a process at once, wherever it is:
-a step that waits for the others could not be finished without them.
+The first rank to fail says why, and torchrun ends the others. A stop signal ends a process at once, wherever it
+is: a step that waits for the others could not be finished without them.
 """
 
 import os
@@ -58,7 +57,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What torchrun says in RANK and the like, or Mistake; the only process where it says nothing."""
+        """What torchrun says in RANK and the like, or Mistake; one process where it says nothing."""
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
         texts = {name: os.environ.get(name) or str(number) for name, number in alone.items()}  # some are set to ""
         for name, text in texts.items():
@@ -75,7 +74,7 @@ class World:
         return self.rank == 0
 
     def device(self, wanted: str) -> torch.device:
-        """As `pick_device`. Raises Mistake also where there is not one GPU for each process of this machine."""
+        """As `pick_device`. Raises Mistake also without a GPU for each process of this machine."""
         device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
             raise Mistake(
@@ -85,13 +84,15 @@ class World:
         return device
 
     def threads(self, wanted: int) -> int:
-        """CPU threads: as wanted, or for 0 this process's share of the cores (0 still, for one process)."""
-        return wanted or (0 if self.size == 1 else max(1, len(os.sched_getaffinity(0)) // self.local_size))
+        """CPU threads: as wanted, or for 0 this process's share of the cores; still 0 for one process."""
+        if wanted or self.size == 1:
+            return wanted
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
     def replicate(self, model: nn.Module, sync_batch_norm: bool = False) -> Callable[..., Any]:
-        """A callable (function, *inputs) -> function(model, *inputs) whose backward averages gradients over the ranks.
+        """(function, *inputs) -> function(model, *inputs), whose backward averages gradients over the ranks.
 
-        All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms, which are replaced,
+        All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms are replaced and
         normalise by the whole global batch; Mistake on a CPU, where torch has none. One process wraps nothing.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
@@ -109,14 +110,12 @@ class World:
             )
 
     def scale_loss(self, mean: Tensor, images: int, global_batch: int) -> Tensor:
-        """What to minimise, from the mean loss over this rank's `images`: its sum * size / global_batch.
-
-        The average of it over the ranks is the mean over the global batch, however uneven their shares are.
-        """
+        """What to minimise, from the mean loss over this rank's `images`: averaged over the ranks it is the mean
+        over the global batch, however uneven their shares are."""
         return mean if self.size == 1 else mean * (images * self.size / global_batch)
 
     def sum_(self, values: Tensor) -> Tensor:
-        """In place: the sum over the ranks, on each of them. On CUDA the host does not wait for it."""
+        """In place, the sum over the ranks. On CUDA the host does not wait for it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -130,14 +129,15 @@ class World:
         return values.item()
 
     def require_agreement(self, make: Callable[[], Mapping[str, object]]) -> None:
-        """All ranks must make the same values, by name. Raises Mistake on every rank, where two of them differ."""
+        """Raises Mistake on every rank unless all of them make the same values, by name."""
         if self.size == 1:
             return
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, {name: str(value) for name, value in make().items()})
         first = gathered[0]
         for rank, other in enumerate(gathered):
-            unlike = [f"{name} ({first.get(name)}, {other[name]})" for name in other if first.get(name) != other[name]]
+            names = [name for name in other if first.get(name) != other[name]]
+            unlike = [f"{name} ({first.get(name)}, {other[name]})" for name in names]
             if unlike:
                 raise Mistake(f"ranks 0 and {rank} differ in {', '.join(unlike)}: start all ranks alike")
 
@@ -159,7 +159,7 @@ ALONE = World()
 
 
 class _Applied(nn.Module):
-    """Forward and loss as one module, so that DistributedDataParallel sees both and they compile as one graph."""
+    """Forward and loss as one module: DistributedDataParallel sees both, and they compile as one graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class _Applied(nn.Module):
 
 
 def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
-    """`ground.entry.execute` of one process, or of one that torchrun started: RANK and the like say which."""
+    """`ground.entry.execute` of one process, or of one of those that torchrun started."""
     try:
         world = World.from_environment()
     except Mistake as error:

@@ -1,4 +1,4 @@
-"""What this process computes on: device, precision, threads and its place among the ranks, decided once."""
+"""What this process computes on: device, precision, threads, its place among the ranks; decided once."""
 
 import os
 import platform
@@ -19,15 +19,13 @@ CORE_TIMES = Path("/proc/stat")
 
 
 def busy_cores(seconds: float = 0.2) -> float:
-    """How many of the cores that this process may use are used by other programs, while it sleeps for `seconds`.
-
-    From the kernel's count for each core, in hundredths of a second; 0 where the kernel does not give it.
-    """
+    """How many of this process's cores other programs use while it sleeps; 0 where the kernel does not say."""
     ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
 
     def used() -> int:
-        """Hundredths: as a user, nice, in the kernel and its interrupts; not idle, waiting for a disk, or stolen."""
-        lines = [line.split() for line in CORE_TIMES.read_text().splitlines()] if CORE_TIMES.exists() else []
+        """Hundredths of a second: user, nice, kernel, interrupts; not idle, waiting for a disk, or stolen."""
+        text = CORE_TIMES.read_text() if CORE_TIMES.exists() else ""
+        lines = [line.split() for line in text.splitlines()]
         return sum(int(line[i]) for line in lines if line[0] in ours for i in (1, 2, 3, 6, 7))
 
     before = used()
@@ -48,17 +46,14 @@ class Machine:
 
     @classmethod
     def of(cls, config: Config, world: World = ALONE) -> Self:
-        """As `on`, with what "auto" in the config means here. Raises Mistake also where the device is not here."""
+        """As `on`, for a config and this rank. Raises Mistake also where its device is not here."""
         device, threads = world.device(config.device), world.threads(config.threads)
         machine = cls.on(device, config.precision, threads, config.deterministic)
         return replace(machine, compiled=config.compiles(device.type == "cuda"), world=world)
 
     @classmethod
     def on(cls, device: torch.device, precision: str = "auto", threads: int = 0, deterministic: bool = False) -> Self:
-        """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths.
-
-        Raises Mistake where the device cannot compute in that precision, or there are fewer cores.
-        """
+        """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths, or raises Mistake."""
         return cls(device, pick_precision(device, precision), configure(device, threads, deterministic))
 
     def crowded(self) -> str:
@@ -100,5 +95,5 @@ class Machine:
         return card | ({"processes": str(self.world.size)} if self.world.size > 1 else {})
 
     def choices(self) -> dict[str, str]:
-        """What may change the rounding of results besides the card's: to compare with another run's."""
+        """What, besides the card, may change the rounding of results."""
         return {"threads": str(self.threads), "precision": self.precision, "compiled": str(self.compiled)}

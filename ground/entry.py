@@ -49,7 +49,7 @@ def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, the file first where it has one, without control characters that a name may hold."""
+    """An error in one line, the file first where it has one, without control characters."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = (f"{error.filename}: " if error.filename else "") + error.strerror

@@ -19,12 +19,12 @@ MINIMUM_BAR = 8  # columns
 
 
 def printable(text: str) -> str:
-    """The text with what is not printed but moves the cursor, or is no Unicode, as escapes: "\\x1b", "\\udcff"."""
+    """The text with what moves the cursor, or is no Unicode, as escapes: "\\x1b", "\\udcff"."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def stdout_console() -> Console:
-    """A console on stdout. In a pipe it is wide enough for any table, and has no control characters (FORCE_COLOR)."""
+    """A console on stdout. In a pipe it is wide, and has no control characters whatever FORCE_COLOR says."""
     live = sys.stdout.isatty()
     return Console(force_terminal=live, highlight=False, width=None if live else 140)
 
@@ -99,7 +99,7 @@ class Tracker:
 
 
 def tracked(items: Iterable[T], title: str, total: int, count: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """The items, while a Tracker on stderr shows how far they are; `total` is the sum of `count` over them."""
+    """The items, while a Tracker on stderr shows how far they are; `total` is the sum of their `count`."""
     with Tracker(title, total) as tracker:
         for item in items:
             yield item
@@ -114,12 +114,12 @@ def clock(seconds: float) -> str:
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """`values`, plain ones, as one line of JSON, with null for NaN and infinity, which JSON lacks."""
+    """Plain values as one line of JSON, with null for NaN and infinity, which JSON lacks."""
     return json.dumps(_finite(values))
 
 
 def print_result(lines: Iterable[str], result: Mapping[str, Any]) -> None:
-    """What a command ends with: lines for a person, then its result for a program, as `json_line`."""
+    """What a command ends with: lines for a person, then its result for a program."""
     for line in lines:
         print(printable(line))
     print(json_line(result))

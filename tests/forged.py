@@ -76,7 +76,7 @@ def equal(found: dict[str, Any], forged: dict[str, Any]) -> bool:
 
 
 def rewritten(path, change):
-    """The file at `path` with its content changed by `change` and a digest that fits, as an attacker would."""
+    """Change the content of a file and make its digest fit, as an attacker would."""
     content = torch.load(path, weights_only=True)
     before = content["sha256"]
     change(content)
@@ -104,7 +104,7 @@ def _key(content: Any, key: str) -> Any:
 
 
 def archive(path: Path, members: Iterable[tuple[str, bytes | int]], method: int = 0) -> None:
-    """A zip as torch.save ends it, of these members in this order; a number is a hole of so many bytes."""
+    """A zip as torch.save ends it, of these members; a number is a hole of so many bytes."""
     directory, count = b"", 0
     with path.open("wb") as file:
         for name, data in members:

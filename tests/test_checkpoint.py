@@ -36,12 +36,16 @@ def saved(tmp_path):
     return path, model
 
 
+def digest(model):
+    return checkpoint.digest(dict(model.state_dict()))
+
+
 def test_gives_back_weights_config_and_metrics_exactly(saved):
     path, model = saved
     loaded = checkpoint.load(path)
     assert loaded.config == CONFIG
     assert loaded.metrics == {"test_accuracy": 0.5, "test_correct": 5, "precision": "fp32"}
-    assert checkpoint.digest(dict(loaded.model.state_dict())) == checkpoint.digest(dict(model.state_dict()))
+    assert digest(loaded.model) == digest(model)
     assert not loaded.model.training and loaded.model.resolution == 24
     assert loaded.model.classes == tuple("abcdefghij")
     content = torch.load(path, weights_only=True)
@@ -77,7 +81,7 @@ def test_every_truncation_and_bit_flip_loads_exactly_or_is_refused(saved, tmp_pa
             refused += 1
             continue
         assert loaded.config == CONFIG
-        assert checkpoint.digest(dict(loaded.model.state_dict())) == checkpoint.digest(dict(model.state_dict()))
+        assert digest(loaded.model) == digest(model)
     print(f"{trials} damaged files: {refused} refused, {trials - refused} whole in all that counts")
     assert refused > trials * 2 / 3
 
@@ -230,18 +234,16 @@ def test_a_foreign_file_or_one_made_to_cost_much_is_refused_at_once(tmp_path, mo
 
 
 def test_what_no_right_archive_tells_its_digest_does(saved, tmp_path):
-    """Right checksums of each part, with other numbers in one, or with another digest; and parts of other sizes."""
+    """Right checksums of each part, other numbers in one, or another digest; and parts of other sizes."""
     own, path = members(saved[0]), tmp_path / "other.pt"
     data = bytearray(own["archive/data/2"])
     data[0] ^= 1
     digest = torch.load(saved[0], weights_only=True)["sha256"].encode()
     pickled = own["archive/data.pkl"].replace(digest, digest[::-1])
-    changes: list[dict[str, bytes]] = [{}, {"archive/data/2": bytes(data)}, {"archive/data.pkl": pickled}]
-    for change in changes:
+    archive(path, own.items())
+    checkpoint.load(path)
+    for change in ({"archive/data/2": bytes(data)}, {"archive/data.pkl": pickled}):
         archive(path, (own | change).items())
-        if not change:
-            checkpoint.load(path)
-            continue
         with pytest.raises(checkpoint.DamagedError, match=r"other\.pt is damaged: its SHA-256 does not match"):
             checkpoint.load(path)
     for size in (len(data) - 4, len(data) + 4):
@@ -359,7 +361,7 @@ def test_so_many_names_as_no_checkpoint_holds_are_refused():
 
 
 def test_a_disk_that_fills_at_any_byte_leaves_the_old_file(saved, tmp_path):
-    """A limit on the size of files stands in for the disk: the kernel stops the write at that byte."""
+    """A limit on the size of files stands in for the disk: the kernel stops the write there."""
     path, model = saved
     old = path.read_bytes()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -396,7 +398,7 @@ def test_the_digest_sees_names_types_shapes_and_bytes():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_comes_back_as_it_was(preset, tmp_path):
-    """Also where a setting of fractions is given as a whole number, as `minutes` of one's own pictures."""
+    """Also where a setting of fractions is given as a whole number, as `minutes`."""
     for config in (replace(PRESETS[preset], width=4), replace(PRESETS[preset], width=4, minutes=7)):
         checkpoint.save_model(tmp_path / "m.pt", create(replace(config, whiten=False), generated(20)), config, {})
         assert checkpoint.load(tmp_path / "m.pt").config == config

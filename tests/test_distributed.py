@@ -1,4 +1,4 @@
-"""Several processes: the same batches, the same weights, one voice. Two gloo ranks here; `gpu` tests are for CUDA."""
+"""Several processes: the same batches, the same weights, one voice. Two gloo ranks; `gpu` tests are for CUDA."""
 
 import json
 import os
@@ -32,6 +32,7 @@ from tests.commands import weights
 CPU = torch.device("cpu")
 SCRIPT = Path(ranks.__file__)
 LIMIT = 600  # seconds; on a quiet machine each takes 20
+STREAMS: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 def same(one, two):
@@ -39,15 +40,14 @@ def same(one, two):
 
 
 def start_ranks(task, folder, size=2, **more):
-    """A task of tests/ranks.py in so many processes, as torchrun would start them, but without importing it."""
+    """A task of tests/ranks.py in so many processes, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    streams: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return [
         subprocess.Popen(
-            [sys.executable, SCRIPT, task, str(folder)], **streams,
+            [sys.executable, SCRIPT, task, str(folder)], **STREAMS,
             env={**os.environ, **common, **more, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(size)
@@ -209,8 +209,7 @@ def launched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launched")
     command = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1".split()]
     command += [str(SCRIPT), "train", str(folder)]
-    streams: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(command, cwd=folder, timeout=LIMIT, **streams)
+    done = subprocess.run(command, cwd=folder, timeout=LIMIT, **STREAMS)
     return folder, done.returncode, done.stdout, time.time()
 
 

@@ -1,4 +1,4 @@
-"""Learning: it learns, repeats bitwise, resumes bitwise, follows the schedule, and reports what happened."""
+"""Learning: it learns, repeats and resumes bitwise, follows the schedule, and reports what happened."""
 
 import io
 import subprocess
@@ -124,8 +124,9 @@ def test_the_schedule_is_torchs_onecycle_to_the_last_bit(pct_start, div_factor, 
             assert one_cycle(config, peak, step, steps) == optimizer.param_groups[0]["lr"]
             optimizer.step()
             oracle.step()
-    first_is_peak = [one_cycle(replace(SMALL, pct_start=0.2), 1.0, step, 5) for step in range(5)]  # torch divides by 0
-    assert first_is_peak[0] == 1.0 and first_is_peak == sorted(first_is_peak, reverse=True)
+    config = replace(SMALL, pct_start=0.2)
+    falling = [one_cycle(config, 1.0, step, 5) for step in range(5)]  # torch divides by 0 here
+    assert falling[0] == 1.0 and falling == sorted(falling, reverse=True)
 
 
 def test_each_group_has_the_schedule_under_its_own_peak():
@@ -141,7 +142,7 @@ def test_each_group_has_the_schedule_under_its_own_peak():
 
 
 def test_one_step_equals_the_textbook():
-    """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled; against plain torch."""
+    """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled."""
     config = replace(SMALL, lookahead=False, weight_decay=0.1, label_smoothing=0.2, bias_lr_scale=2.0)
     learner = Learner(ResNet("abcdefghij", width=8), config, 10, Machine(CPU))
     oracle = ResNet("abcdefghij", width=8)
@@ -264,7 +265,7 @@ def test_compiled_training_has_one_graph_and_learns_the_same():
 
 
 def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
-    """Three resolutions, which is more than the limit of graphs set here, evaluation in between, a smaller batch."""
+    """Three resolutions, more than the limit of graphs set here, evaluation in between, a smaller batch."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
