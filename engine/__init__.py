@@ -1,1 +1,1 @@
-"""Learning: the model, its training and its checkpoints. Knows nothing of files of pictures or of DALI."""
+"""Learning: the model, its training, its checkpoints. Knows nothing of pictures' files or of DALI."""

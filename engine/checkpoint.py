@@ -1,21 +1,19 @@
 """Checkpoints: written whole or not at all, checked byte for byte when read.
 
-Format: a `torch.save` archive of one dict of plain values and tensors (so that `torch.load(weights_only=True)` reads
-it and nothing in it can run), with the keys
+Format: a `torch.save` archive of one dict of plain values and tensors, which `torch.load(weights_only=True)`
+reads, so that nothing in it can run. Its keys:
 
     format   "cifar10-resnet model" or "cifar10-resnet resume"
     version  2
     sha256   hexadecimal digest over the names, types, shapes and bytes of all the rest
     config   the run's Config as a dict
-    model:   classes (list of names), weights (name -> tensor; the images' mean and std among them), metrics (name ->
-             number or string)
+    model:   classes, weights and metrics, as engine/schema.py says
     resume:  what run/resume.py says
 
-A file is not trusted, whatever its digest. Its directory and its pickle, of which both are small, are looked through
-before torch is given them; what torch makes of them must fit the schema before a byte of a tensor is read.
+A file is not trusted, whatever its digest. Its directory and its pickle, both small, are looked through before
+torch is given them; what torch makes of them must fit the schema before a byte of a tensor is read.
 """
 
-import dataclasses
 import errno
 import hashlib
 import io
@@ -27,7 +25,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,8 +44,8 @@ MAX_BYTES = 8 * 2**30  # 60 times the resume state of the full preset
 MAX_DIRECTORY_BYTES = 512 * 1024  # ten times that of ResNet-34's state
 # Of the pickle; 10,000 epochs' rows have 2.2 MB and 430,000 opcodes, 600 tensors 1,200 calls.
 MAX_PICKLE_BYTES, MAX_OPCODES, OPCODES_A_CALL, MAX_WHOLE, LONGEST_KEY = 6 * 2**20, 1_000_000, 100, 2**53, 1000
-# The end of torch.save's files: size and place of the directory, place of this end, length of a comment. With all that
-# right, Python's zipfile and torch, which parse an archive each in its own way, find the same directory.
+# The end of torch.save's files: size and place of the directory, place of this end, length of a comment. With that
+# right, zipfile and torch, which parse an archive each in its own way, find the same directory.
 END = struct.Struct("<4s36xQQ 4s4xQ4x 4s16xH")
 SMALL = ("byteorder", "version", ".format_version", ".storage_alignment", ".data/serialization_id")
 OPCODES = set(
@@ -58,7 +56,7 @@ OPCODES = set(
 # What the pickle may call, and with what: a dict that is made by a call could be given any keys.
 CALLS = {"torch._utils _rebuild_tensor_v2": "TUPLE", "collections OrderedDict": "EMPTY_TUPLE"}
 GLOBALS = {*CALLS, "torch FloatStorage", "torch DoubleStorage", "torch LongStorage"}
-# The name of a kind of checkpoints, and its schema: gives the content as this version has it, or raises MisfitError.
+# A kind's name, and its schema, which gives the content as this version has it or raises MisfitError.
 Kind = tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 MODEL: Kind = ("model", schema.model)
 
@@ -70,24 +68,18 @@ class DamagedError(Mistake):
 @dataclass(frozen=True)
 class Checkpoint:
     model: ResNet
-    """In eval mode, float32, channels_last, on the CPU. Its logits are divided by the checkpoint's temperature."""
+    """In eval mode, float32, channels_last, on the CPU; its logits are divided by the temperature."""
     config: Config
     metrics: dict[str, Any]
-    """What the run reported; `precision`, the type that it evaluated in; `temperature`, that of the model; `identity`,
-    what the data set was."""
+    """What the run reported; among it the `precision` it evaluated in, `temperature`, the data's `identity`."""
     trained_on: torch.Tensor
-    """(n,) int64: pipeline.split.Split.contents of the pictures that it was trained on; empty of other data."""
+    """(n,) int64: pipeline.split.Split.contents of the pictures trained on; empty of other data."""
 
 
 def save_model(
     path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any], trained_on: torch.Tensor | None = None
 ) -> None:
-    """Write a finished model: its weights as they are, and in its metrics the `temperature` that `load` applies.
-
-    Raises:
-        OSError: the file cannot be written; one that was there before is intact.
-        ValueError: as `write`.
-    """
+    """Write a finished model: its weights as they are; `load` applies its metrics' `temperature`. Raises as `write`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
     if trained_on is not None and len(trained_on):
@@ -96,12 +88,7 @@ def save_model(
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Read a finished model.
-
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        Mistake: it is damaged, or no checkpoint of this program.
-    """
+    """Read a finished model. Raises as `read` does."""
     content = read(path, MODEL)
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
@@ -113,27 +100,23 @@ def load(path: str | Path) -> Checkpoint:
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:
-    """The model of a checkpoint, ready to use: `load_model("model.pt").predict(images)`. Raises as `load` does.
+    """The model of a checkpoint, in eval mode: `load_model("model.pt").predict(images)`. Raises as `read` does.
 
-    It is in eval mode. Its parameters are frozen unless it is to be `trainable`: trained further, or given to a library
-    that reads gradients.
+    Its parameters are frozen unless it is to be trained, or given to a library that reads gradients.
     """
     return load(path).model.requires_grad_(trainable)
 
 
 def config_dict(config: Config) -> dict[str, Any]:
     """Plain values only."""
-    values = dataclasses.asdict(config)
-    return values | {"resolutions": list(config.resolutions)}
+    return asdict(config) | {"resolutions": list(config.resolutions)}
 
 
 def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:
     """Write `content` whole or not at all, and force it to the disk.
 
-    Raises:
-        OSError: the folder is missing or read-only, or the disk is full; `path` is as it was before.
-        Mistake: it is larger than `read` takes.
-        ValueError, TypeError: it holds what `read` would refuse.
+    Raises OSError, with `path` as it was before; Mistake for more bytes than `read` takes; ValueError or TypeError
+    for what `read` would refuse.
     """
     path, (name, check) = Path(path), kind
     check(content)
@@ -150,10 +133,8 @@ def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:
 def read(path: str | Path, kind: Kind) -> dict[str, Any]:
     """The content of a file that `write` made, checked, with its config as a Config.
 
-    Raises:
-        OSError: there is no such file, or it cannot be read.
-        DamagedError: it is no whole archive of torch.save, or not what its SHA-256 is of.
-        Mistake: it is no checkpoint of this kind and version.
+    Raises OSError; DamagedError where it is no whole archive of torch.save, or not what its SHA-256 is of; another
+    Mistake where it is no checkpoint of this kind and version.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
@@ -207,9 +188,7 @@ def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
 
 def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     """The archive in a file, and its members of tensors in their order, once torch may be given it.
-
-    Raises BadZipFile where it is damaged, MisfitError where it could cost much or is none of torch.save's.
-    """
+    Raises BadZipFile where it is damaged, MisfitError where it could cost much or is not torch.save's."""
     file.seek(max(0, size - END.size))
     first, length, start, second, place, third, comment = END.unpack(file.read(END.size).rjust(END.size))
     if (first, second, third, comment) != (b"PK\6\6", b"PK\6\7", b"PK\5\6", 0):
@@ -233,9 +212,8 @@ def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.Zi
 
 
 def _check_pickle(data: bytes) -> None:
-    """Follow a pickle without building anything. Raises MisfitError where it takes more or other things than a dict of
-    plain values and tensors, or has a key that is no short text and no small number: others can be made to collide.
-    """
+    """Follow a pickle without building anything. Raises MisfitError where it takes more or other than a dict of plain
+    values and tensors, or has a key that is no short text or small number: others can be made to collide."""
     stack: list[Any] = []  # for each object of the unpickler's stack, what made it; True where it may be a key
     marks: list[int] = []
     memo: list[Any] = []
@@ -296,7 +274,7 @@ def _need_finite(tensor: torch.Tensor) -> None:
 
 
 def digest(content: Any) -> str:
-    """SHA-256, in hexadecimal, over the names, types, shapes and bytes of nested dicts, lists, tensors and values."""
+    """Hexadecimal SHA-256 over names, types, shapes and bytes of nested dicts, lists, tensors and values."""
     sha = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -304,7 +282,8 @@ def digest(content: Any) -> str:
             sha.update(f"tensor {value.dtype} {tuple(value.shape)} ".encode())
             sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         elif isinstance(value, dict | list | tuple):
-            sha.update(f"{'dict' if isinstance(value, dict) else type(value).__name__} {len(value)} ".encode())
+            kind = "dict" if isinstance(value, dict) else type(value).__name__
+            sha.update(f"{kind} {len(value)} ".encode())
             for item in chain.from_iterable(value.items()) if isinstance(value, dict) else value:
                 add(item)
         elif value is None or isinstance(value, bool | int | float | str):

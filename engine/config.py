@@ -2,8 +2,8 @@
 
     python train.py [full|cpu|pictures|smoke] --epochs 5 --max-lr 0.8
 
-Every field is a flag. Beside its default stand its bounds, which are checked before any work starts, and its role:
-what it decides. Where none is named it decides the weights, and so may not change on resume.
+Every field is a flag. Beside its default stand its bounds, checked before any work starts, and its role: what it
+decides. Where none is named it decides the weights, and so may not change on resume.
 """
 
 import math
@@ -35,11 +35,7 @@ C = TypeVar("C", bound="Config")
 
 
 def setting(default: T, role: Role = "weights", **bounds: float) -> T:
-    """A field of Config.
-
-    Args:
-        bounds: of the number, or of each of several: ge, gt, le, lt, as in the module operator.
-    """
+    """A field of Config; the bounds of its number, or of each, are named as in the module operator."""
     made: Any = field(default=default, metadata={"role": role, "bounds": bounds})
     return cast(T, made)
 
@@ -179,8 +175,8 @@ class Config:
         return self.values("batches")
 
     def values(self, *roles: Role) -> dict[str, Any]:
-        """The settings of these roles."""
-        return {f.name: getattr(self, f.name) for f in fields(Config) if f.metadata.get("role", "weights") in roles}
+        chosen = [f.name for f in fields(Config) if f.metadata.get("role", "weights") in roles]
+        return {name: getattr(self, name) for name in chosen}
 
     @property
     def own_pictures(self) -> bool:
@@ -197,7 +193,7 @@ class Config:
         return self.compile == "on" or (self.compile == "auto" and cuda and not self.sync_batch_norm)
 
     def resolution(self, epoch: int) -> int:
-        """Side in pixels of the images of an epoch, counted from 0: from the last epoch on, the last one."""
+        """Side in pixels of an epoch's images; epochs count from 0, and from the last on it stays."""
         epochs_to_come = max(0, self.epochs - 1 - epoch)
         return self.resolutions[-1 - epochs_to_come * len(self.resolutions) // self.epochs]
 
@@ -207,37 +203,23 @@ PRESETS: dict[str, Config] = {
     # 20 epochs of the 11.17 M-parameter network: 95.43% plain (one seed), 21.6 s of training on one H200. At 32 px
     # throughout 94.81% in 13.6 s; with SGD alone, at 16, 24 and 32 px, 93.6%.
     "full": Config(resolutions=(32, 40, 48, 48), max_lr=0.1, muon_lr=0.1, cutout=12, temperature=0.67),
-    # Two CPU cores with bfloat16: 90.19 +- 0.06% in 8 min 38 s on slow ones. Chosen on held-out images: docs/RECIPE.md.
+    # Two slow CPU cores with bfloat16: 90.19 +- 0.06% in 8 min 38 s. Chosen on held-out images: docs/RECIPE.md.
     "cpu": Config(
-        epochs=5,
-        batch_size=256,
-        resolutions=(16, 24, 24, 32, 32),
-        width=32,
-        max_lr=0.1,
-        muon_lr=0.1,
-        muon_momentum=0.8,
-        weight_decay=1e-3,
-        translate=2,
-        cutout=0,
+        epochs=5, batch_size=256, resolutions=(16, 24, 24, 32, 32), width=32, translate=2, cutout=0,
+        max_lr=0.1, muon_lr=0.1, weight_decay=1e-3,
         temperature=0.68,  # as one training with --validate fitted it
     ),
     # A folder of some thousand pictures in minutes on two CPU cores: python train.py --data FOLDER
     PICTURES: Config(
-        minutes=5.0,
-        batch_size=64,
-        resolutions=(32, 32, 48, 48, 64),
-        width=32,
-        max_lr=0.1,
-        muon_lr=0.1,
-        weight_decay=1e-3,
-        translate=6,
-        cutout=0,
+        minutes=5.0, batch_size=64, resolutions=(32, 32, 48, 48, 64), width=32, translate=6, cutout=0,
+        max_lr=0.1, muon_lr=0.1, weight_decay=1e-3,
     ),
     # Seconds, no data set.
     "smoke": Config(
-        epochs=2, batch_size=64, resolutions=(16, 32), width=8, max_lr=0.1, data="generated", run_dir="runs/smoke"
+        epochs=2, batch_size=64, resolutions=(16, 32), width=8, max_lr=0.1,
+        data="generated", run_dir="runs/smoke",
     ),
-}
+}  # fmt: skip
 
 
 def default_preset(cuda: bool) -> str:
@@ -248,14 +230,9 @@ def default_preset(cuda: bool) -> str:
 def parse(arguments: Sequence[str], default: str, resumed: Config | None = None) -> tuple[str, Config]:
     """`[PRESET] [--FLAG VALUE ...]` -> the preset's name and the config.
 
-    Without a preset, the flags' defaults are those of `resumed`, or else of the preset `default`, or with a folder of
-    pictures of the preset for these. With a preset and `resumed`, they are the preset's in the resumed run's folder:
-    the command that started a run may be given again to go on with it.
-
-    Prints help, or one message on stderr about what is wrong, and raises SystemExit (0 or 2) as command lines do.
-
-    Raises:
-        Mistake: there is no such preset, or both --epochs and --minutes are given.
+    Without a preset, the flags' defaults are those of `resumed`, else of the preset `default`, or with a folder of
+    pictures of theirs. With a preset and `resumed`, they are the preset's in the resumed run's folder: the command
+    that started a run may be given again to go on with it. Raises as the two below.
     """
     preset, flags = preset_and_flags(arguments)
     if preset:
@@ -272,11 +249,7 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
 
 
 def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name, "" without one, and the flags.
-
-    Raises:
-        Mistake: there is no such preset.
-    """
+    """`[PRESET] [--FLAG VALUE ...]` -> the preset's name or "", and the flags. Raises Mistake."""
     if not arguments or arguments[0].startswith("-"):
         return "", list(arguments)
     preset, *flags = arguments
@@ -288,12 +261,8 @@ def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
     """`base` with what the flags change; without its `minutes` where they give the epochs.
 
-    Args:
-        program, summary: what --help calls the command and says of it.
-
-    Raises:
-        Mistake: both --epochs and --minutes are given.
-        SystemExit: after --help, or one message on stderr about a flag.
+    --help calls the command `program` and prints `summary`. Raises Mistake where the flags give both --epochs and
+    --minutes; SystemExit after --help (0), or after one message on stderr about a flag (2).
     """
     config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
     given = given_flags(flags)
@@ -308,8 +277,7 @@ def given_flags(arguments: Sequence[str]) -> set[str]:
 
 
 def differences(old: Config, new: Config, *roles: Role) -> list[str]:
-    """Settings of these roles, by default those that decide a run's weights, that differ, as "--flag OLD -> NEW"."""
+    """Settings of these roles, by default those that decide the weights, that differ: "--flag OLD -> NEW"."""
     before, after = (config.values(*roles or DECIDING) for config in (old, new))
-    return [
-        f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in before if before[name] != after[name]
-    ]
+    differing = [name for name in before if before[name] != after[name]]
+    return [f"--{name.replace('_', '-')} {before[name]} -> {after[name]}" for name in differing]

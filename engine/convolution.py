@@ -1,8 +1,8 @@
 """A convolution whose weight gradient is one matrix product where that is faster: late stages, on a CPU.
 
-oneDNN's own weight gradient loses most of a CPU's matrix rate where the picture is small and the channels are many.
-Measured with bfloat16 on 2 cores with AMX, batch 256: 256 channels on 2x2 pixels 11.4 ms against 1.3 ms, 128 on 4x4 4.6
-against 2.0, 64 on 8x8 2.5 against 4.7. A training step of width 32 at 16 pixels takes two thirds of the time.
+oneDNN's own loses most of a CPU's matrix rate where the picture is small and the channels are many. Measured with
+bfloat16 on 2 cores with AMX, batch 256: 256 channels on 2x2 pixels 11.4 ms against 1.3, 128 on 4x4 4.6 against 2.0,
+64 on 8x8 2.5 against 4.7. A training step of width 32 at 16 pixels takes two thirds of the time.
 """
 
 from typing import Any
@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# Largest ratio of output positions (batch * height * width) to output channels at which the product wins, measured.
+# Output positions (batch * height * width) an output channel up to which the product wins, measured.
 POSITIONS_PER_CHANNEL = {torch.bfloat16: 80, torch.float32: 8}
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` without bias, groups and dilation: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+    """`nn.Conv2d` without bias: (N, in, H, W) -> (N, out, H / stride, W / stride)."""
 
     as_product = True
     """Take the product where it is faster; else it is `nn.Conv2d` in all."""
@@ -68,7 +68,7 @@ def use_torch_gradients(model: nn.Module) -> None:
 
 
 def weight_gradient(x: Tensor, gradient: Tensor, kernel_size: int, stride: int, padding: int) -> Tensor:
-    """Gradient (out, in, k, k) of a convolution's weight, given its input (N, in, H, W) and its output's gradient."""
+    """Gradient (out, in, k, k) of a convolution's weight, from its input (N, in, H, W) and its output's."""
     n, channels, height, width = gradient.shape
     nhwc = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
     by_image, by_row, by_column, by_channel = nhwc.stride()

@@ -1,34 +1,32 @@
 """Device, precision and threads: the one file that sets torch's global switches."""
 
 import os
-import platform
 import resource
 import warnings
 from contextlib import AbstractContextManager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from ground.cpu import cpu_info
 from ground.memory import keep_freed_memory
 from ground.mistake import Mistake
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device that "auto", "cuda" or "cpu" means here.
+def cpu_info(field: str, path: Path = Path("/proc/cpuinfo")) -> str:
+    """What Linux says of the first core under this name; "" elsewhere (torch tells flags from 2.15 on)."""
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in pairs if name.strip() == field), "")
 
-    Raises:
-        Mistake: CUDA was asked for and torch finds none.
-    """
+
+def pick_device(wanted: str) -> torch.device:
+    """The device that "auto", "cuda" or "cpu" means here. Raises Mistake for "cuda" without a GPU."""
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise Mistake(
-            "--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu"
-        )
+        raise Mistake("--device is cuda, but torch finds no usable NVIDIA GPU: check nvidia-smi, or use --device cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -36,10 +34,8 @@ def pick_precision(device: torch.device, wanted: str = "auto") -> str:
     """Type for "auto": bf16 where it is fast, fp16 on older CUDA, else fp32; anything else as asked.
 
     On a CPU bf16 is fast with AMX, and on AMD's with AVX512-BF16. An Intel Xeon that has that but no AMX, which a
-    virtual machine may hide, trains faster in float32: measured in docs/RESULTS.md, "The CPU runs".
-
-    Raises:
-        Mistake: it is none of DTYPES, or fp16 on a CPU, where it is slower than fp32 and has no gradient scaler.
+    virtual machine may hide, trains faster in float32: docs/RESULTS.md, "The CPU runs". Raises Mistake for fp16 on a
+    CPU, where it is slower than fp32 and has no gradient scaler.
     """
     if wanted not in ("auto", *DTYPES):
         raise ValueError(f"precision {wanted!r:.20} is unknown: it must be one of auto, {', '.join(DTYPES)}")
@@ -59,12 +55,10 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
 
 
 def configure(device: torch.device, threads: int = 0, deterministic: bool = False) -> int:
-    """Set torch's threads and, on CUDA, its fast paths; returns the number of threads (`threads`, or one per core).
+    """Set torch's threads (0: one per core), which it returns, and on CUDA its fast paths.
 
     With `deterministic`, CUDA keeps to algorithms that repeat bit for bit; call it before anything runs there.
-
-    Raises:
-        Mistake: more threads than cores, which would wait for each other at every operation.
+    Raises Mistake for more threads than cores, which would wait for each other at every operation.
     """
     cores = len(os.sched_getaffinity(0))
     if threads > cores:
@@ -102,30 +96,3 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
-
-def environment_card(device: torch.device) -> dict[str, str]:
-    """What a number must carry to mean something: hardware, driver and versions."""
-    def installed(*names: str) -> str:
-        for name in names:
-            try:
-                return version(name)
-            except PackageNotFoundError:
-                continue
-        return "not installed"
-
-    card = {
-        "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "dali": installed("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    }
-    if device.type == "cuda":
-        driver = Path("/proc/driver/nvidia/version")
-        text = driver.read_text().split("\n")[0] if driver.exists() else "unknown"
-        card |= {
-            "gpu": torch.cuda.get_device_name(device),
-            "driver": next((word for word in text.split() if word[0].isdigit() and "." in word), text),
-            "cuda": str(torch.version.cuda),
-        }
-    return card

@@ -4,13 +4,12 @@
     python train.py                                             # one process: no group, nothing here does anything
 
 Every rank has the same weights and takes its share of each global batch. Rank 0 alone speaks and writes files, and
-what it holds is the run: so it can save at any moment without asking the others. Batch norm normalises by each rank's
-own share; the running statistics that are evaluated and saved are rank 0's, of every size-th image of the shuffled
-training set. The mean over the ranks would need all of them at each save, and would differ by rounding with how often
-that is.
+what it holds is the run: so it can save at any moment without asking the others. Batch norm normalises by each
+rank's own share; the running statistics that are evaluated and saved are rank 0's. (Their mean would need all ranks
+at each save, and would differ by rounding with how often that is.)
 
-The first rank to fail says why, and torchrun ends the others. A stop signal ends a process at once, wherever it is:
-a step that waits for the others could not be finished without them.
+The first rank to fail says why, and torchrun ends the others. A stop signal ends a process at once, wherever it
+is: a step that waits for the others could not be finished without them.
 """
 
 import os
@@ -22,8 +21,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from typing import Any, NoReturn, Self, TypeVar
 from uuid import uuid4
 
@@ -33,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.device import pick_device
+from ground.entry import describe
 from ground.entry import execute as execute_alone
 from ground.mistake import Mistake
 
@@ -42,28 +42,22 @@ TIMEOUT = timedelta(minutes=10)  # for a rank that is alive but does not come: o
 FIRST_WORD = 5.0  # seconds that rank 0 has to tell what went wrong in all ranks alike
 
 
+@dataclass(eq=False)
 class World:
-    """This process among those of the run; by itself, the only one.
+    """This process among those of the run; by itself, the only one."""
 
-    Attributes:
-        rank, size: 0 .. size - 1, and how many there are on all machines.
-        local_rank, local_size: the same on this machine.
-        restarted: torchrun started these processes in place of some of which one failed.
-    """
-
-    def __init__(
-        self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, restarted: bool = False
-    ) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
-        self.restarted = restarted
+    rank: int = 0
+    size: int = 1
+    """Processes on all machines; their ranks are 0 .. size - 1."""
+    local_rank: int = 0
+    local_size: int = 1
+    """The same on this machine."""
+    restarted: bool = False
+    """Whether torchrun started these processes in place of some of which one failed."""
 
     @classmethod
     def from_environment(cls) -> Self:
-        """What torchrun says in RANK and the like; the only process where it says nothing.
-
-        Raises:
-            Mistake: one of them is no number, or they do not fit together.
-        """
+        """What torchrun says in RANK and the like, or Mistake; one process where it says nothing."""
         alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
         texts = {name: os.environ.get(name) or str(number) for name, number in alone.items()}  # some are set to ""
         for name, text in texts.items():
@@ -80,11 +74,7 @@ class World:
         return self.rank == 0
 
     def device(self, wanted: str) -> torch.device:
-        """This rank's own device, as `pick_device` says it.
-
-        Raises:
-            Mistake: CUDA is wanted and there is none, or not one GPU for each process of this machine.
-        """
+        """As `pick_device`. Raises Mistake also without a GPU for each process of this machine."""
         device = pick_device(wanted)
         if device.type == "cuda" and self.local_size > torch.cuda.device_count():
             raise Mistake(
@@ -94,21 +84,16 @@ class World:
         return device
 
     def threads(self, wanted: int) -> int:
-        """CPU threads: as wanted, or for 0 this process's share of the cores (0 still, for one process)."""
-        return wanted or (0 if self.size == 1 else max(1, len(os.sched_getaffinity(0)) // self.local_size))
-
-    def card(self) -> dict[str, str]:
-        """For the environment card."""
-        return {} if self.size == 1 else {"processes": str(self.size)}
+        """CPU threads: as wanted, or for 0 this process's share of the cores; still 0 for one process."""
+        if wanted or self.size == 1:
+            return wanted
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
     def replicate(self, model: nn.Module, sync_batch_norm: bool = False) -> Callable[..., Any]:
-        """A callable (function, *inputs) -> function(model, *inputs) whose backward averages gradients over the ranks.
+        """(function, *inputs) -> function(model, *inputs), whose backward averages gradients over the ranks.
 
-        All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms, which are replaced,
-        normalise by the whole global batch. With one process, nothing is wrapped and nothing replaced.
-
-        Raises:
-            Mistake: `sync_batch_norm` on a CPU, where torch has none.
+        All ranks leave with rank 0's weights. With `sync_batch_norm` the model's batch norms are replaced and
+        normalise by the whole global batch; Mistake on a CPU, where torch has none. One process wraps nothing.
         """
         if sync_batch_norm and next(model.parameters()).device.type != "cuda":
             raise Mistake("--sync-batch-norm is for CUDA, and this run is on a CPU: leave it out")
@@ -125,14 +110,12 @@ class World:
             )
 
     def scale_loss(self, mean: Tensor, images: int, global_batch: int) -> Tensor:
-        """What to minimise, from the mean loss over this rank's `images`: its sum * size / global_batch.
-
-        The average of it over the ranks is the mean over the global batch, however uneven their shares are.
-        """
+        """What to minimise, from the mean loss over this rank's `images`: averaged over the ranks it is the mean
+        over the global batch, however uneven their shares are."""
         return mean if self.size == 1 else mean * (images * self.size / global_batch)
 
     def sum_(self, values: Tensor) -> Tensor:
-        """In place: the sum over the ranks, on each of them. On CUDA the host does not wait for it."""
+        """In place, the sum over the ranks. On CUDA the host does not wait for it."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -146,18 +129,15 @@ class World:
         return values.item()
 
     def require_agreement(self, make: Callable[[], Mapping[str, object]]) -> None:
-        """All ranks must make the same values, by name.
-
-        Raises:
-            Mistake: on every rank, where two of them differ; says in what.
-        """
+        """Raises Mistake on every rank unless all of them make the same values, by name."""
         if self.size == 1:
             return
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, {name: str(value) for name, value in make().items()})
         first = gathered[0]
         for rank, other in enumerate(gathered):
-            unlike = [f"{name} ({first.get(name)}, {other[name]})" for name in other if first.get(name) != other[name]]
+            names = [name for name in other if first.get(name) != other[name]]
+            unlike = [f"{name} ({first.get(name)}, {other[name]})" for name in names]
             if unlike:
                 raise Mistake(f"ranks 0 and {rank} differ in {', '.join(unlike)}: start all ranks alike")
 
@@ -179,7 +159,7 @@ ALONE = World()
 
 
 class _Applied(nn.Module):
-    """Forward and loss as one module, so that DistributedDataParallel sees both and they compile as one graph."""
+    """Forward and loss as one module: DistributedDataParallel sees both, and they compile as one graph."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -190,11 +170,12 @@ class _Applied(nn.Module):
 
 
 def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoReturn:
-    """`ground.entry.execute` of one process, or of one that torchrun started: RANK and the like say which."""
+    """`ground.entry.execute` of one process, or of one of those that torchrun started."""
     try:
         world = World.from_environment()
     except Mistake as error:
-        execute_alone(partial(_fail, error), entry)
+        print(f"{entry}: {describe(error)}", file=sys.stderr)
+        sys.exit(2)
     if world.size == 1:
         execute_alone(lambda arguments: main(arguments, world), entry)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -210,10 +191,6 @@ def execute(main: Callable[[Sequence[str], World], None], entry: str) -> NoRetur
     os._exit(code)  # destructors of a group whose other members are gone may wait for them
 
 
-def _fail(error: Mistake, arguments: Sequence[str]) -> None:
-    raise error
-
-
 def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[str], world: World) -> None:
     store = _own_store(world)
     device = None
@@ -221,13 +198,9 @@ def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[st
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device else "gloo",
-        store=store,
-        rank=world.rank,
-        world_size=world.size,
-        timeout=TIMEOUT,
-        device_id=device,
-    )
+        "cpu:gloo,cuda:nccl" if device else "gloo", store=store, timeout=TIMEOUT,
+        rank=world.rank, world_size=world.size, device_id=device,
+    )  # fmt: skip
     world.restarted = world.largest(world.restarted) > 0  # each machine counts those that it caused
     try:
         with open(os.devnull, "w") as nowhere:
@@ -245,11 +218,7 @@ def _joined(main: Callable[[Sequence[str], World], None], arguments: Sequence[st
 
 def _own_store(world: World) -> dist.Store:
     """A part of torchrun's store that is new: the store outlives a restart (torch 2.15), and ranks would go on waiting
-    for one that is dead but has left its address there.
-
-    Raises:
-        TimeoutError: a rank did not come.
-    """
+    for one that is dead but has left its address there. Raises TimeoutError where a rank did not come."""
     store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
     token = uuid4().hex
     if world.first:

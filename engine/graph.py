@@ -14,28 +14,23 @@ from torch import Tensor
 class StepGraph:
     """`update(images, labels, step)` of batches of one shape, recorded once and replayed at each step.
 
-    A graph runs the same kernels on the same memory again. So each batch is copied into the memory of the recorded one,
-    and what changes from step to step, the number of the step and the learning rates, is read from the device.
+    A graph runs the same kernels on the same memory again. So each batch is copied into the recorded one's memory,
+    and what changes from step to step, its number and the learning rates, is read from the device.
 
     Args:
         update: one training step; `step` is a float64 tensor () on the device.
-        optimizer: its groups' "lr" are tensors () on the device while `update` is recorded, numbers again afterwards.
+        optimizer: its groups' "lr" are tensors () on the device while `update` is recorded, then numbers again.
         images, labels: a batch of the shape to record, on the device; they become what batches are copied to.
 
-    Recording trains: two steps, at a learning rate of 0. It must happen on a stream of its own, on which everything
-    that it meets ran before, and before DALI's first batch, since freeing memory would end the recording.
-
-    Raises:
-        RuntimeError: the step cannot be recorded.
+    Recording trains: two steps, at a learning rate of 0. It needs a stream of its own, on which everything that it
+    meets ran before, and comes before DALI's first batch, since freeing memory would end the recording. Raises
+    RuntimeError where the step cannot be recorded.
     """
 
     def __init__(
-        self,
-        update: Callable[[Tensor, Tensor, Tensor], None],
-        optimizer: torch.optim.Optimizer,
-        images: Tensor,
-        labels: Tensor,
-    ) -> None:
+        self, update: Callable[[Tensor, Tensor, Tensor], None], optimizer: torch.optim.Optimizer,
+        images: Tensor, labels: Tensor,
+    ) -> None:  # fmt: skip
         self._images, self._labels = images, labels
         self._step = torch.zeros((), dtype=torch.float64, device=images.device)
         self._rates = [torch.zeros((), device=images.device) for _ in optimizer.param_groups]

@@ -1,6 +1,6 @@
-"""Training and evaluation: takes any iterable of (images, labels) on the device; prints nothing, writes nothing.
+"""Training and evaluation on any iterable of (images, labels) on the device; prints and writes nothing.
 
-Inside an epoch nothing waits for the device: metrics stay on it, and `peek` reads them only when they have arrived.
+Inside an epoch nothing waits for the device: metrics stay on it until `peek` finds them arrived.
 """
 
 import math
@@ -30,7 +30,7 @@ LOOKAHEAD_DECAY = 0.95**5
 
 @dataclass(frozen=True)
 class Progress:
-    """Training metrics since the start of the epoch, as of some recent step, of all ranks together."""
+    """Training metrics of all ranks since the start of the epoch, as of some recent step."""
 
     loss: float
     accuracy: float
@@ -53,7 +53,7 @@ class Evaluation:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of `step` (global, from 0) was not a finite number, or the weights after it were not."""
+    """The loss of `step` (global, from 0) was not a finite number, or the weights after it."""
 
     def __init__(self, step: int, steps_per_epoch: int, what: str = "loss was") -> None:
         super().__init__(f"the {what} not finite at epoch {step // steps_per_epoch + 1}, step {step}")
@@ -61,17 +61,12 @@ class NonFiniteLoss(ArithmeticError):
 
 
 class Learner:
-    """A model with all that its training needs.
+    """A model, which is on the machine's device and is trained in place, with all that its training needs.
 
-    Args:
-        model: on the machine's device; trained in place.
-        config: the recipe.
-        steps_per_epoch: fixes the length of the schedule.
-        machine: what it computes on. If it compiles, forward and loss are one graph (the backward comes with it). With
-            several ranks each trains on its share of the batches, and the model ends up with rank 0's weights.
+    If the machine compiles, forward and loss are one graph (the backward comes with it). With several ranks each
+    trains on its share of the batches, and the model starts from rank 0's weights.
 
-    Raises:
-        Mistake: batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
+    Raises Mistake where batch norm across ranks is asked for on a CPU, or a rank's share is too small for batch norm.
     """
 
     def __init__(self, model: ResNet, config: Config, steps_per_epoch: int, machine: Machine) -> None:
@@ -96,7 +91,7 @@ class Learner:
         """By the images' shape: see engine/warm_up.py."""
 
     def use_backend(self, backend: str, mode: str | None = None) -> None:
-        """Compile forward and loss in one graph by a backend and mode of torch.compile; every shape gets its own."""
+        """Compile forward and loss as one graph, by a backend and mode of torch.compile; one for each shape."""
         self._forward_and_loss = torch.compile(
             _forward_and_loss, fullgraph=True, dynamic=False, backend=backend, mode=mode
         )
@@ -104,7 +99,7 @@ class Learner:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
-        if self.step % self.steps_per_epoch == 0:
+        if self.step % self.steps_per_epoch == 0:  # not at an epoch's end: a state saved there still holds its metrics
             self.metrics.reset()
         # A pure function of the step: a run that goes on needs no scheduler's state.
         rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
@@ -122,56 +117,52 @@ class Learner:
     def update(self, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
         """Forward, backward, optimizer and metrics."""
         loss, correct = self.loss(images, labels)
-        self.scaler.scale(self.machine.world.scale_loss(loss, len(labels), self.config.batch_size)).backward()
+        share = self.machine.world.scale_loss(loss, len(labels), self.config.batch_size)
+        # fp16 alone scales: small gradients would round to 0 there. For other types the scaler does nothing.
+        self.scaler.scale(share).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.metrics.add(step, loss.detach(), correct, len(labels))
 
     def loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss () and number of correct ones () of a batch, to be followed by a backward pass."""
+        """Mean loss () and number of correct ones () of a batch; a backward pass must follow."""
         if self.compiler_replays:
             torch.compiler.cudagraph_mark_step_begin()  # the replay may write over the last step's results
         smoothing, precision = self.config.label_smoothing, self.machine.precision
         return self._replica(self._forward_and_loss, images, labels, smoothing, precision)
 
     def end_epoch(self) -> Progress:
-        """Wait for the device; then the metrics of the epoch, or of what of it was done.
-
-        Raises:
-            NonFiniteLoss: some step's loss was not a finite number; the model is spoilt.
-        """
+        """Wait for the device; then the metrics of the epoch so far. Raises NonFiniteLoss: the model is spoilt."""
         self.check_finite()
         return self.metrics.read()
 
     def evaluate(
         self, batches: Iterable[Batch], flip: bool = False, after_batch: Callable[[], None] = lambda: None
     ) -> Evaluation:
-        """`evaluate` of the model as it is now."""
         return evaluate(self.model, batches, self.machine, flip, after_batch)
 
     def check_finite(self) -> None:
-        """Wait for the device, then raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
+        """Wait for the device; raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
         bad = float(self.metrics.values[6])
         if math.isfinite(bad):
             raise NonFiniteLoss(int(bad), self.steps_per_epoch)
-        norms = torch._foreach_norm([t for t in self.model.state_dict().values() if t.is_floating_point()])
+        norms = torch._foreach_norm(_floating(self.model))
         if not bool(torch.stack(norms).isfinite().all()):
             raise NonFiniteLoss(self.step - 1, self.steps_per_epoch, "weights were")
 
     def peek(self) -> Progress | None:
-        """The epoch's metrics so far without waiting: None while the device has not delivered them.
-
-        An epoch's metrics stay until the next one's first step, so that a state between the two still holds them.
-        """
+        """The epoch's metrics so far without waiting: None while the device has not delivered them."""
         return self.metrics.peek()
 
     def lr_at(self, step: int) -> float:
         """Learning rate of a step, counted from 0, by the peak `max_lr`; 0 after the last."""
-        return one_cycle(self.config, self.config.max_lr, step, self.total_steps) if step < self.total_steps else 0.0
+        if step >= self.total_steps:
+            return 0.0
+        return one_cycle(self.config, self.config.max_lr, step, self.total_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as tensors on the CPU and plain values: copies, all of them."""
+        """Copies of all that the next step depends on, as tensors on the CPU and plain values."""
         return _host_copy(
             {
                 "step": self.step,
@@ -186,8 +177,7 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict()` of a learner of the same config.
 
-        Raises:
-            ValueError, TypeError, KeyError, RuntimeError and the like: it does not fit; the learner is spoilt.
+        Raises ValueError, KeyError, RuntimeError or the like where it does not fit; the learner is spoilt then.
         """
         self.step = state["step"]
         self.graphs.clear()  # they write to the momentum of before
@@ -200,6 +190,11 @@ class Learner:
         if self.lookahead:
             torch._foreach_copy_(self.lookahead.slow, [t.to(self.machine.device) for t in state["lookahead"]])
         self.metrics.values.copy_(state["metrics"])
+
+
+def _floating(model: nn.Module) -> list[Tensor]:
+    """Weights and batch norm's statistics, without its counters."""
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
 
 
 def _host_copy(value: Any) -> Any:
@@ -225,19 +220,20 @@ def _forward_and_loss(
 
 
 class Lookahead:
-    """Slow weights that follow the fast ones every few steps, then replace them (Zhang et al. 2019, arXiv 1907.08610).
+    """Slow weights that follow the fast ones every few steps, then replace them; batch norm's statistics too.
 
-    Batch norm's statistics are averaged with the weights.
+    Zhang et al. 2019, arXiv 1907.08610.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.fast = [t for t in model.state_dict().values() if t.is_floating_point()]
+        self.fast = _floating(model)
         self.slow = [t.clone() for t in self.fast]
 
     @torch.no_grad()
     def update(self, progress: float) -> None:
-        """`progress` 0..1 of the training: the slow weights' inertia grows with its cube; at 1 they are the result."""
-        torch._foreach_lerp_(self.slow, self.fast, 0.0 if progress == 1 else 1 - LOOKAHEAD_DECAY * progress**3)
+        """The slow weights' inertia grows with the cube of `progress`, 0..1; at 1 they are the result."""
+        pull = 0.0 if progress == 1 else 1 - LOOKAHEAD_DECAY * progress**3
+        torch._foreach_lerp_(self.slow, self.fast, pull)
         torch._foreach_copy_(self.fast, self.slow)
 
 
@@ -290,17 +286,14 @@ def _progress(values: Tensor) -> Progress:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    machine: Machine,
-    flip: bool = False,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Evaluation:
+    model: nn.Module, batches: Iterable[Batch], machine: Machine,
+    flip: bool = False, after_batch: Callable[[], None] = lambda: None,
+) -> Evaluation:  # fmt: skip
     """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
 
-    Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror image
-    (test-time augmentation). Each rank gives its own batches, none of them too, and gets the result of all; the model's
-    running statistics become rank 0's. `after_batch` is called after each batch, and may stop the evaluation.
+    Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror
+    image. Each rank gives its own batches, none of them too, and gets the result of all; the model's running
+    statistics become rank 0's. `after_batch` is called after each batch, and may stop the evaluation.
     """
     machine.world.share_buffers(model)
     was_training = model.training
@@ -320,8 +313,8 @@ def evaluate(
     machine.world.sum_(sums)
     rights, counts = rights.cpu(), counts.cpu()
     total = int(counts.sum())
-    mean = float((rights / counts)[counts > 0].mean())
-    return Evaluation(float(loss_sum) / total, int(rights.sum()), total, mean)
+    by_class = (rights / counts)[counts > 0]
+    return Evaluation(float(loss_sum) / total, int(rights.sum()), total, float(by_class.mean()))
 
 
 def predict_logits(

@@ -1,15 +1,36 @@
-"""What this process computes on: device, precision, threads and its place among the ranks, decided once."""
+"""What this process computes on: device, precision, threads, its place among the ranks; decided once."""
 
 import os
+import platform
+import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Self
 
 import torch
 
 from engine.config import Config
-from engine.device import configure, environment_card, pick_precision
+from engine.device import configure, cpu_info, pick_precision
 from engine.distributed import ALONE, World
-from ground.cpu import busy_cores
+
+CORE_TIMES = Path("/proc/stat")
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """How many of this process's cores other programs use while it sleeps; 0 where the kernel does not say."""
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+
+    def used() -> int:
+        """Hundredths of a second: user, nice, kernel, interrupts; not idle, waiting for a disk, or stolen."""
+        text = CORE_TIMES.read_text() if CORE_TIMES.exists() else ""
+        lines = [line.split() for line in text.splitlines()]
+        return sum(int(line[i]) for line in lines if line[0] in ours for i in (1, 2, 3, 6, 7))
+
+    before = used()
+    time.sleep(seconds)
+    return (used() - before) / 100 / seconds
 
 
 @dataclass(frozen=True)
@@ -25,22 +46,14 @@ class Machine:
 
     @classmethod
     def of(cls, config: Config, world: World = ALONE) -> Self:
-        """What "auto" in the config means here; sets torch's threads and fast paths.
-
-        Raises:
-            Mistake: the device is not here; or as `on`.
-        """
+        """As `on`, for a config and this rank. Raises Mistake also where its device is not here."""
         device, threads = world.device(config.device), world.threads(config.threads)
         machine = cls.on(device, config.precision, threads, config.deterministic)
         return replace(machine, compiled=config.compiles(device.type == "cuda"), world=world)
 
     @classmethod
     def on(cls, device: torch.device, precision: str = "auto", threads: int = 0, deterministic: bool = False) -> Self:
-        """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths.
-
-        Raises:
-            Mistake: the device cannot compute in that precision, or there are fewer cores.
-        """
+        """What "auto", and 0 threads, mean on a device; sets torch's threads and fast paths, or raises Mistake."""
         return cls(device, pick_precision(device, precision), configure(device, threads, deterministic))
 
     def crowded(self) -> str:
@@ -61,8 +74,26 @@ class Machine:
 
     def card(self) -> dict[str, str]:
         """What a number must carry to mean something: hardware, driver, versions, processes."""
-        return environment_card(self.device) | self.world.card()
+        card = {
+            "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
+            "cores": str(len(os.sched_getaffinity(0))),
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "dali": "not installed",
+        }
+        for package in ("nvidia-dali-cuda120", "nvidia-dali-cuda130"):  # with both, the newer counts
+            with suppress(PackageNotFoundError):
+                card["dali"] = version(package)
+        if self.device.type == "cuda":
+            driver = Path("/proc/driver/nvidia/version")
+            text = driver.read_text().split("\n")[0] if driver.exists() else "unknown"
+            card |= {
+                "gpu": torch.cuda.get_device_name(self.device),
+                "driver": next((word for word in text.split() if word[0].isdigit() and "." in word), text),
+                "cuda": str(torch.version.cuda),
+            }
+        return card | ({"processes": str(self.world.size)} if self.world.size > 1 else {})
 
     def choices(self) -> dict[str, str]:
-        """What may change the rounding of results besides the card's: to compare with another run's."""
+        """What, besides the card, may change the rounding of results."""
         return {"threads": str(self.threads), "precision": self.precision, "compiled": str(self.compiled)}

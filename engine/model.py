@@ -26,34 +26,26 @@ Channels = Sequence[float]
 
 
 class Images(Protocol):
-    """What must be known of the images that a model will be trained on; pipeline.split.Split knows it."""
+    """What must be known of the images to train on; pipeline.split.Split knows it."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
-
     @property
     def statistics(self) -> tuple[Channels, Channels]: ...
-
     @property
     def labels(self) -> np.ndarray: ...
-
     @property
     def side(self) -> int: ...
-
     def __len__(self) -> int: ...
-
     def sample(self, count: int) -> np.ndarray: ...
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` that does not count its batches, which nothing reads: one kernel less a layer and step.
-
-    `num_batches_tracked` stays in the state, and stays as it is.
-    """
+    """`nn.BatchNorm2d` that does not count its batches: one kernel less a layer and step. Nothing reads the count."""
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = self.running_mean, self.running_var
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum or 0.0, self.eps)
+        mean, variance, momentum = self.running_mean, self.running_var, self.momentum or 0.0
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, momentum, self.eps)
 
 
 class Block(nn.Module):
@@ -80,32 +72,23 @@ class ResNet(nn.Module):
 
     Args:
         classes: name of each class, in the order of the logits.
-        depth: 18 or 34.
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
         mean, std: of each channel of the training images, in units of 0..1; kept among the weights, as buffers.
         stem_stride: 2 makes the activations of all stages half as wide and high.
 
-    Raises:
-        ValueError: depth is neither 18 nor 34, width is not positive, or there are no classes, or more of them or
-            longer names than a checkpoint holds.
+    Raises ValueError for another depth than 18 and 34, no width, no classes, or names that no checkpoint holds.
     """
 
     mean: Tensor
     std: Tensor
     loss_weights: Tensor | None
-    """(C,) float32: how much an image of each class counts in training, 1 on average; None: all the same. Not kept."""
+    """(C,) float32: what an image of each class counts in training, 1 on average; None: all the same."""
 
     def __init__(
-        self,
-        classes: Sequence[str],
-        depth: int = 18,
-        width: int = 64,
-        resolution: int = 32,
-        mean: Channels = (0.5, 0.5, 0.5),
-        std: Channels = (0.25, 0.25, 0.25),
-        stem_stride: int = 1,
-    ) -> None:
+        self, classes: Sequence[str], depth: int = 18, width: int = 64, resolution: int = 32,
+        mean: Channels = (0.5, 0.5, 0.5), std: Channels = (0.25, 0.25, 0.25), stem_stride: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
@@ -115,10 +98,9 @@ class ResNet(nn.Module):
         self.classes, self.depth, self.width, self.resolution = tuple(classes), depth, width, resolution
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
-        self.register_buffer("loss_weights", None, persistent=False)
-        self.stem = nn.Sequential(
-            Conv2d(3, width, 3, stem_stride, padding=1), BatchNorm2d(width), nn.ReLU(inplace=True)
-        )
+        self.register_buffer("loss_weights", None, persistent=False)  # of one training: no checkpoint holds it
+        stem = Conv2d(3, width, 3, stem_stride, padding=1)
+        self.stem = nn.Sequential(stem, BatchNorm2d(width), nn.ReLU(inplace=True))
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
             channels = width << i
@@ -135,19 +117,15 @@ class ResNet(nn.Module):
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
     def features(self, images: Tensor, stage: str = "layer4") -> Tensor:
-        """Activations of `stage`, (N, K, h, w) in the autocast type, of uint8 images (N, 3, H, W).
-
-        Raises:
-            ValueError: stage is not one of STAGES.
-        """
+        """Activations of `stage`, (N, K, h, w) in the autocast type, of uint8 images (N, 3, H, W)."""
         return self._run(self.normalise(images), 0, _position(stage) + 1)
 
     def from_stage(self, activations: Tensor, stage: str) -> Tensor:
-        """Logits of the activations that `features(images, stage)` gave: the rest of the network."""
+        """Logits of the activations that `features(images, stage)` gave."""
         return self.head(self._run(activations, _position(stage) + 1, len(STAGES)))
 
     def head(self, features: Tensor) -> Tensor:
-        """Logits (N, C) float32 of layer4's activations: global average pool and linear, outside autocast."""
+        """Logits (N, C) float32 of layer4's activations, outside autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.fc(features.to(self.fc.weight.dtype).mean((2, 3)))
 
@@ -165,11 +143,8 @@ class ResNet(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Probabilities (N, C) float32 of uint8 images (N, H, W, 3), of any size, on any device.
 
-        The images are resized (bilinear, antialiased) to the resolution that the weights were trained for. The model
-        is used as it is: call `eval()` first, as `load_model` does.
-
-        Raises:
-            ValueError: the images are not uint8 or not shaped (N, H, W, 3).
+        The images are resized (bilinear, antialiased) to the resolution that the weights were trained for. The
+        model is used as it is: call `eval()` first, as `load_model` does.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"predict takes uint8 images (N, H, W, 3): got {images.dtype} {tuple(images.shape)}")
@@ -205,10 +180,7 @@ def _position(stage: str) -> int:
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:
-    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear with antialiasing.
-
-    Images that have this size already come back unchanged.
-    """
+    """uint8 images (N, 3, H, W) -> (N, 3, resolution, resolution), bilinear, antialiased; or as they are."""
     if images.shape[-2:] == (resolution, resolution):
         return images
     resized = F.interpolate(images.float(), (resolution, resolution), mode="bilinear", antialias=True)
@@ -216,7 +188,7 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 
 
 def network(config: Config, classes: Sequence[str], *statistics: Channels) -> ResNet:
-    """The config's network for these classes, with random weights; mean and deviation as in ResNet."""
+    """The config's network with random weights; `statistics` are ResNet's mean and std."""
     mean, std = statistics or ((0.5,) * 3, (0.25,) * 3)
     return ResNet(classes, config.depth, config.width, config.resolutions[-1], mean, std, config.stem_stride)
 
@@ -243,9 +215,9 @@ def create(config: Config, train: Images) -> ResNet:
 def whiten_stem_(model: ResNet, images: Tensor, eps: float = 5e-4) -> None:
     """Start the stem as a whitening of 3x3 patches of `images`, uint8 (N, 3, H, W), and their negatives.
 
-    The 27 eigenvectors of the patches' covariance, each over the root of its eigenvalue (plus `eps`), then their
-    negatives, fill up to 54 filters in order of falling eigenvalue; other filters keep their random start. Idea:
-    Keller Jordan, arXiv 2404.00498. The architecture is unchanged and the filters stay trainable.
+    The 27 eigenvectors of the patches' covariance, each over the root of its eigenvalue (plus `eps`), then
+    their negatives, fill up to 54 filters in order of falling eigenvalue; other filters keep their random
+    start. All stay trainable. Idea: Keller Jordan, arXiv 2404.00498.
     """
     products, count = torch.zeros(27, 27, dtype=torch.float64, device=images.device), 0
     for some in images.split(max(1, WHITENING_PIXELS // images[0, 0].numel())):
@@ -260,9 +232,9 @@ def whiten_stem_(model: ResNet, images: Tensor, eps: float = 5e-4) -> None:
 
 @torch.no_grad()
 def dirac_(model: ResNet) -> None:
-    """Start every 3x3 convolution of the stages as a pass-through on its first input channels (torch's dirac_).
+    """Start every 3x3 convolution of the stages as a pass-through of its input (Keller Jordan, arXiv 2404.00498).
 
-    Filters beyond the input's channels keep their random start. Idea: Keller Jordan, arXiv 2404.00498.
+    Filters beyond the input's channels keep their random start.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3) and name != "stem.0":
@@ -270,14 +242,12 @@ def dirac_(model: ResNet) -> None:
 
 
 def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], ...]:
-    """Parameters in four lists: the stages' filters, the stem's and the head's weights, norms' weights, all biases."""
-    filters: list[nn.Parameter] = []
-    weights: list[nn.Parameter] = []
-    gains: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    """Four lists: the stages' filters, the stem's and the head's weights, norms' weights, all biases."""
+    groups: tuple[list[nn.Parameter], ...] = ([], [], [], [])
+    filters, weights, gains, biases = groups
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             (gains if name.endswith("weight") else biases).append(parameter)
         else:
             (weights if name.startswith(("stem", "fc")) else filters).append(parameter)
-    return filters, weights, gains, biases
+    return groups

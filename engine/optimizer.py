@@ -1,4 +1,4 @@
-"""SGD with Nesterov momentum, Muon for the filters of the stages where a config asks for it, and their schedule."""
+"""SGD with Nesterov momentum, Muon for the stages' filters where a config asks for it, and their schedule."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -18,21 +18,18 @@ FINAL_DIV_FACTOR = 1e4  # the last step's learning rate is the first step's divi
 
 
 def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> torch.optim.Optimizer:
-    """The optimizer of a config; the first group's learning rate is `config.max_lr`, each group's lr is its peak.
+    """The optimizer of a config: each group's lr is its peak, the first one's `config.max_lr`.
 
-    Args:
-        dtype: of Muon's matrix products, bfloat16 or float32.
-
-    Raises:
-        Mistake: a learning rate is too large for the weights' type.
+    `dtype` is that of Muon's matrix products. Raises Mistake for a learning rate that is too large for the weights.
     """
-    if not max(config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr) <= torch.finfo(torch.float32).max:
+    peaks = config.max_lr, config.max_lr * config.bias_lr_scale, config.muon_lr
+    if not max(peaks) <= torch.finfo(torch.float32).max:
         raise Mistake("--max-lr, --max-lr times --bias-lr-scale or --muon-lr is too large for a float32")
     filters, weights, gains, biases = parameter_groups(model)
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": config.weight_decay},
         {"params": gains},
-        {"params": biases, "lr": config.max_lr * config.bias_lr_scale},
+        {"params": biases, "lr": peaks[1]},
     ]
     if config.muon_lr:
         groups.append({"params": filters, "lr": config.muon_lr, "momentum": config.muon_momentum, "orthogonal": True})
@@ -42,9 +39,9 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
 
 
 def one_cycle(config: Config, peak: float, step: int, steps: int) -> float:
-    """The learning rate of `step`, counted from 0, in a run of `steps`: a straight line up to `peak` and one down.
+    """Learning rate of `step`, counted from 0, in a run of `steps`: a straight line up to `peak`, one down.
 
-    OneCycle (Smith and Topin 2017, arXiv 1708.07120), to the last bit that of torch.optim.lr_scheduler.OneCycleLR with
+    OneCycle (Smith and Topin 2017, arXiv 1708.07120), to the last bit as torch's OneCycleLR with
     anneal_strategy="linear".
     """
     first = peak / config.div_factor
@@ -58,24 +55,16 @@ def one_cycle(config: Config, peak: float, step: int, steps: int) -> float:
 class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum that replaces the update of a filter bank by its nearest orthogonal matrix.
 
-    That is for groups with "orthogonal" set, whose filters (out, in, h, w) count as matrices (out, in * h * w). Before
-    each step they are scaled to the norm sqrt(out), so their lr is relative and they need no weight decay. Other groups
-    are torch's SGD. Source: Keller Jordan et al. 2024, Muon, and airbench94_muon.
-
-    Args:
-        params: groups, or parameters.
-        lr, momentum, weight_decay: of groups without their own.
-        dtype: of the matrix products, bfloat16 or float32.
+    That is for groups with "orthogonal" set, whose filters (out, in, h, w) count as matrices (out, in * h * w).
+    Before each step they are scaled to the norm sqrt(out), so their lr is relative and they need no weight decay.
+    Other groups are torch's SGD. `dtype` is that of the matrix products, bfloat16 or float32. Source: Keller Jordan
+    et al. 2024, Muon, and airbench94_muon.
     """
 
     def __init__(
-        self,
-        params: Iterable[Any],
-        lr: float,
-        momentum: float,
-        weight_decay: float = 0.0,
+        self, params: Iterable[Any], lr: float, momentum: float, weight_decay: float = 0.0,
         dtype: torch.dtype = torch.float32,
-    ) -> None:
+    ) -> None:  # fmt: skip
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": False}
         super().__init__(params, defaults)
         self._dtype = dtype
@@ -90,10 +79,13 @@ class Muon(torch.optim.Optimizer):
             gradients = [p.grad for p in parameters]
             if group["weight_decay"]:
                 gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-            buffers = [self._momentum_of(p) for p in parameters]
+            for p in parameters:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_mul_(buffers, group["momentum"])
             torch._foreach_add_(buffers, gradients)
-            updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+            updates = list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))  # Nesterov's look ahead
             if group["orthogonal"]:
                 updates = orthogonalize(updates, self._dtype)
                 scales = torch._foreach_norm(parameters)
@@ -106,18 +98,11 @@ class Muon(torch.optim.Optimizer):
             else:
                 torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
-    def _momentum_of(self, parameter: Tensor) -> Tensor:
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        buffer: Tensor = state["momentum_buffer"]
-        return buffer
-
 
 def orthogonalize(updates: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Each tensor (out, in, h, w) as a matrix with all singular values near 1; those of one shape go together.
 
-    The matrix is (out, h * w * in), of which a channels_last tensor is a view: the order of columns does not matter.
+    The matrix is (out, h * w * in), of which a channels_last tensor is a view: its columns may have any order.
     """
     same_shape: dict[torch.Size, list[int]] = defaultdict(list)
     for i, update in enumerate(updates):

@@ -1,7 +1,7 @@
 """What may stand in a checkpoint: types, ranges, lengths and shapes.
 
-Whoever made a file could make its digest fit too. So what is read is held against this before it is used, and what is
-to be written before it is written.
+Whoever made a file could make its digest fit too. So what is read is held against this before it is used, and
+what is to be written before it is written.
 """
 
 import math
@@ -87,7 +87,7 @@ SETTINGS: dict[type, Check] = {list: many(WHOLE, 10_000), str: text(4096)}
 
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A finished model's content (config, classes, weights, metrics), its config as a Config. Raises MisfitError."""
+    """A finished model's content, its config as a Config. Raises MisfitError."""
     fit(content, MODEL | ({"trained_on": CONTENTS} if "trained_on" in content else {}), "it")
     config, classes, metrics = config_from(content["config"]), content["classes"], content["metrics"]
     fit(metrics, {key: METRICS.get(key, anything) for key in metrics}, "metrics")
@@ -99,7 +99,7 @@ def model(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The network's state, without its memory: a file may only claim to be wide. Raises MisfitError."""
+    """The network's state, without memory: a file may only claim to be wide. Raises MisfitError."""
     try:
         with torch.device("meta"):
             return dict(network(config, classes).state_dict())
@@ -108,7 +108,7 @@ def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def config_from(values: Any) -> Config:
-    """The inverse of `checkpoint.config_dict`. Raises MisfitError where the fields are not those of this version."""
+    """The inverse of `checkpoint.config_dict`. Raises MisfitError for other fields than this version's."""
     own = asdict(Config()) | {"resolutions": [32]}
     kinds = {key: type(own[key]) for key in own if type(values) is not dict or key in values}
     fit(values, {key: SETTINGS.get(kind, within(-math.inf, math.inf, kind)) for key, kind in kinds.items()}, "config")

@@ -1,7 +1,7 @@
 """One number by which logits are divided, so that a class is as often right as the model is sure of it.
 
-Label smoothing makes a network less sure than it could be, long training surer. Neither changes which class is the
-likeliest, and one division mends both (Guo et al. 2017, arXiv 1706.04599).
+Label smoothing makes a network less sure than it could be, long training surer; one division mends both, and
+changes no likeliest class (Guo et al. 2017, arXiv 1706.04599).
 """
 
 from collections.abc import Callable, Iterable
@@ -21,16 +21,13 @@ HALVINGS = 40
 def fit_temperature(
     model: nn.Module, batches: Iterable[Batch], machine: Machine, after_batch: Callable[[], None] = lambda: None
 ) -> float | None:
-    """The temperature of the smallest cross-entropy on these images, which the model must not have been trained on.
+    """The temperature, COLDEST to HOTTEST, of the smallest cross-entropy on these images, which the model, in eval
+    mode, must not have been trained on; None of fewer than FEWEST images.
 
-    In effect one more of the N images is wrong: of each label 1 / (N + 2), after Laplace's rule of succession, goes to
-    the likeliest other class. Else a model that is right on all of them would be made as sure as can be.
+    In effect one more of the N images is wrong: of each label 1 / (N + 2), after Laplace's rule of succession, goes
+    to the likeliest other class. Else a model that is right on all of them would be made as sure as can be.
 
-    The model is in eval mode. Labels of -1 are padding. Each rank gives its own batches, none of them too, and gets the
-    result of all.
-
-    Returns:
-        COLDEST to HOTTEST; None of fewer than FEWEST images.
+    Labels of -1 are padding. Each rank gives its own batches, none of them too, and gets the result of all.
     """
     parts = []
     for images, labels in batches:

@@ -1,4 +1,4 @@
-"""Before the first step: torch.compile's graphs and the GPU's recordings are made, and nothing is trained."""
+"""Before the first step: torch.compile's graphs and the GPU's recordings are made; nothing is trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,21 +15,17 @@ PASSES = 3  # on CUDA: torch.compile's own CUDA graphs are recorded in the secon
 
 
 def needs_warm_up(learner: Learner) -> bool:
-    """Whether `warm_up` has something to do."""
     return learner.machine.compiled or _records(learner) or learner.machine.world.size > 1
 
 
 def warm_up(learner: Learner, batch_size: int) -> list[str]:
     """Compile, and on a GPU record, the step of every resolution, for batches of (batch_size, 3, R, R).
 
-    Recording takes steps; all that they changed is put back, so nothing is trained.
+    Recording takes steps; what they changed is put back. Returns what could not be done, in lines for a person.
 
-    With several ranks it also makes DistributedDataParallel settle the groups in which gradients are sent, which it
-    would otherwise change after the first step of a process. The groups decide in what order numbers are added, so
-    a resumed run would round differently.
-
-    Returns:
-        What could not be done, in lines for a person.
+    With several ranks DistributedDataParallel also settles the groups in which gradients are sent, which else it
+    would change after a process's first step. They decide in what order numbers are added: a resumed run would
+    round differently.
     """
     device, notes = learner.machine.device, []
     with _put_back(learner), _stream_of_its_own(_records(learner)):
@@ -56,18 +52,17 @@ def warm_up(learner: Learner, batch_size: int) -> list[str]:
 
 
 def _records(learner: Learner) -> bool:
-    """Whether each shape of batch gets a CUDA graph of the whole step.
-
-    fp16 decides at each step on the host whether to skip it; several ranks have not been tried.
-    """
+    """Whether each shape of batch gets a CUDA graph of the whole step. Not with fp16, which decides at each step on
+    the host whether to skip it; nor with several ranks, not tried."""
     machine = learner.machine
     alone = machine.world.size == 1 and not learner.compiler_replays
-    return learner.config.cuda_graph and machine.device.type == "cuda" and machine.precision != "fp16" and alone
+    wanted = learner.config.cuda_graph and machine.device.type == "cuda"
+    return wanted and machine.precision != "fp16" and alone
 
 
 @contextmanager
 def _stream_of_its_own(wanted: bool) -> Iterator[None]:
-    """What is recorded may meet nothing of the default stream, and autograd keeps each parameter's node on the stream
+    """What is recorded may meet nothing of the default stream, and autograd keeps a parameter's node on the stream
     where it was made."""
     if not wanted:
         yield

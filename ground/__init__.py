@@ -1,1 +1,1 @@
-"""What every package may stand on: files that are written whole, locks, and the terminal. Imports nothing of ours."""
+"""What every package may stand on: whole files, locks, the terminal. Imports nothing of ours."""

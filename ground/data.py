@@ -8,7 +8,7 @@ GENERATED = re.compile(r"generated(?::([1-9]\d{0,4})/([1-9]\d{0,4}))?")  # at mo
 
 
 def kind_of(name: str) -> Kind:
-    """CIFAR-10, generated images, or else a folder or a table of pictures: ./generated is a folder."""
+    """CIFAR-10, generated images, or else a folder or a table: ./generated is a folder."""
     if name == "cifar10":
         return "cifar10"
     return "generated" if GENERATED.fullmatch(name) else "pictures"

@@ -14,6 +14,7 @@ from ground.terminal import printable
 
 STREAM_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of what is printed to
 
+
 def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
     """Run `main` on the command line's words and exit.
 
@@ -36,8 +37,7 @@ def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
         if isinstance(error, RuntimeError | MemoryError):
             if not out_of_memory(error):
                 raise
-            advice = "a narrower network or smaller batches need less; or end other programs"
-            error = Mistake(f"out of memory: {advice}")
+            error = Mistake("out of memory: a narrower network or smaller batches need less; or end other programs")
         elif isinstance(error, OSError) and not error.filename:
             if error.errno not in STREAM_ERRORS:
                 raise
@@ -49,7 +49,7 @@ def execute(main: Callable[[Sequence[str]], None], entry: str) -> NoReturn:
 
 
 def describe(error: Exception) -> str:
-    """An error in one line, the file first where it has one, without control characters that a name may hold."""
+    """An error in one line, the file first where it has one, without control characters."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = (f"{error.filename}: " if error.filename else "") + error.strerror

@@ -18,31 +18,24 @@ MARK = b"cifar10-resnet"  # in a checkpoint's format; who writes another kind of
 MARK_BYTES = 65_536
 
 
-def open_regular(path: str | Path) -> BinaryIO:
-    """A file to read, if it is a regular one: no pipe that would be waited for, no device without an end.
-
-    Raises:
-        OSError: it is not, or cannot be read.
-    """
+def open_regular(path: str | Path, otherwise: str = "not a regular file") -> BinaryIO:
+    """A file to read, or OSError, with the words `otherwise` for a pipe to wait for or a device without an end."""
     if stat.S_ISREG(os.stat(path).st_mode):
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it is still
             return file
         file.close()
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
+    raise OSError(errno.EINVAL, otherwise, str(path))
 
 
 def write_whole(path: Path, *parts: Any, durable: bool = False) -> None:
-    """Write the parts one after the other under a temporary name in the same folder, then rename it to `path`.
+    """Write the parts under a temporary name in the same folder, then rename it to `path`.
 
-    So a reader, or a crash, meets the old file or the new one.
+    A reader, or a crash, meets the old file or the new one. An OSError names `path`, which is as it was.
 
     Args:
         parts: bytes, or anything else that gives its bytes as a buffer; or an iterator of such.
-        durable: force the bytes to the disk before the renaming, so that a power cut too leaves one of the two.
-
-    Raises:
-        OSError: the folder cannot be written or the disk is full; names `path`, which is as it was before.
+        durable: force the bytes to the disk before the renaming, so that a power cut leaves one of the two.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -73,13 +66,8 @@ def _synchronise(folder: Path) -> None:
 
 
 def destination(path: str | Path) -> Path:
-    """The file that a person means by `path`, there or to come: where a symbolic link leads.
-
-    Raises:
-        OSError: no file can be written there: it is a folder, a device or a pipe, a file that this user may not write,
-            a link in a loop.
-        Mistake: it begins with ~, which a shell would have replaced.
-    """
+    """The file that a person means by `path`, there or to come: where a symbolic link leads. Raises OSError for what
+    cannot be written, as a folder, a device, another's file, a link in a loop; Mistake for ~."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -97,27 +85,16 @@ def destination(path: str | Path) -> Path:
 
 
 def read_bounded(path: str | Path, most: int) -> bytes:
-    """All of a plain file that may be anybody's: a pipe is not waited for, and a huge file fills no memory.
-
-    Raises:
-        OSError: it cannot be read, or is no plain file.
-        Mistake: it has more than `most` bytes.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no plain file", str(path))
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            content = file.read(most + 1)
-    finally:
-        os.close(descriptor)
+    """All of a regular file that may be anybody's. Raises OSError, and Mistake beyond `most` bytes."""
+    with open_regular(path, "it is no plain file") as file:
+        content = file.read(most + 1)
     if len(content) > most:
         raise Mistake(f"{path} has more than {most:,} bytes")
     return content
 
 
 def check_writable(path: str | Path) -> None:
-    """Try, before hours of work, whether `path` can be written later; raises as `destination`, or OSError."""
+    """Try, before hours of work, whether `path` can be written later; raises as `destination`."""
     real = destination(path)
     try:
         with tempfile.NamedTemporaryFile(prefix=f".{real.name}.", suffix=".tmp", dir=real.parent):
@@ -127,18 +104,15 @@ def check_writable(path: str | Path) -> None:
 
 
 def check_output(path: str | Path, flag: str = "--out", inputs: Iterable[str | Path] = (), mark: bytes = MARK) -> None:
-    """Try, before hours of work, whether a result can be written to `path` later, and takes nothing of a person's.
+    """`check_writable`, and that a result there takes nothing of a person's.
 
     Args:
-        path: the file, there or to come; a symbolic link is followed, as `destination` does.
         flag: by which a person can name another one.
         inputs: files and folders that the command reads; empty names are left out.
-        mark: bytes that each file of this kind that we write has among its first or its last MARK_BYTES. A file that
-            is there without them is a person's own, unless it is empty.
+        mark: bytes that each such file of ours has among its first or its last MARK_BYTES. One that is there
+            without them is a person's own, unless it is empty.
 
-    Raises:
-        OSError: as `check_writable`.
-        Mistake: as `check_apart`; or there is a person's own file.
+    Raises OSError as `check_writable`; Mistake as `check_apart`, and where a person's own file is there.
     """
     check_apart(path, flag, inputs)
     check_writable(path)
@@ -154,7 +128,7 @@ def check_output(path: str | Path, flag: str = "--out", inputs: Iterable[str | P
 
 
 def check_apart(path: str | Path, flag: str, inputs: Iterable[str | Path]) -> None:
-    """Raises Mistake where the file or folder `path` is one of the inputs, or lies in one that is a folder."""
+    """Raises Mistake where the file or folder `path` is one of the inputs, or lies in one."""
     real = Path(os.path.realpath(path))
     for source in filter(None, map(str, inputs)):
         place = os.path.realpath(os.path.expanduser(source))
@@ -165,15 +139,11 @@ def check_apart(path: str | Path, flag: str, inputs: Iterable[str | Path]) -> No
 
 
 def lock(path: Path, taken: Callable[[str], None]) -> int:
-    """Take a lock file, made if it is missing; returns its descriptor.
-
-    Closing the descriptor frees the lock. So does the end of this process, however it ends.
+    """Take a lock file, made if it is missing; returns its descriptor. Closing it frees the lock, as the process's end
+    does. Raises OSError where the file cannot be written, or its file system has no locks.
 
     Args:
-        taken: called with "PROCESS on HOST" where another process holds it. Where this returns, the lock is waited for.
-
-    Raises:
-        OSError: the file cannot be written, or its file system has no locks.
+        taken: called with "PROCESS on HOST" where another process holds it; where it returns, the lock is waited for.
     """
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is a link or no regular file: remove it", str(path))

@@ -54,7 +54,7 @@ class StopSignals:
         os.write(2, b"\nstopping after this step; once more to stop at once\n")
 
     def _let_end(self) -> None:
-        """From now on the system ends the process, also inside a long operation. (Python's own function for this may be
-        called in the main thread alone, which may be in that operation.)"""
+        """From now on the system ends the process, also inside a long operation. (Python's own function for this
+        works in the main thread alone, which may be in that operation.)"""
         for signum in self._before:
             ctypes.CDLL(None).signal(int(signum), 0)  # SIG_DFL

@@ -2,8 +2,5 @@
 
 
 class Mistake(ValueError):
-    """Something that the user can mend. Its text says what is wrong, where, and what to do.
-
-    `ground.entry.execute` prints it and ends with exit code 2. Any other ValueError is a defect of this program, and
-    keeps its traceback.
-    """
+    """Its text says what is wrong, where, and what to do; `ground.entry.execute` prints it, with exit code 2. Any other
+    ValueError is a defect of this program, and keeps its traceback."""

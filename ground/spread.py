@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles."""
-
     median: float
     q1: float
     q3: float

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Self, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 T = TypeVar("T")
 
@@ -19,12 +19,12 @@ MINIMUM_BAR = 8  # columns
 
 
 def printable(text: str) -> str:
-    """The text with what is not printed but moves the cursor, or is no Unicode, as escapes: "\\x1b", "\\udcff"."""
+    """The text with what moves the cursor, or is no Unicode, as escapes: "\\x1b", "\\udcff"."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def stdout_console() -> Console:
-    """A console on stdout. In a pipe it is wide enough for any table, and has no control characters (FORCE_COLOR)."""
+    """A console on stdout. In a pipe it is wide, and has no control characters whatever FORCE_COLOR says."""
     live = sys.stdout.isatty()
     return Console(force_terminal=live, highlight=False, width=None if live else 140)
 
@@ -36,7 +36,6 @@ class Tracker:
     step that draws nothing costs 0.2 microseconds (one core of a Xeon).
 
     Args:
-        title: what is done.
         total: items to do, of which `first` are done already.
         console: where to draw; stderr by default, so that stdout is free for results.
         parts: says how far it is at `done` items, the most important first; by default the count and the ETA.
@@ -63,12 +62,8 @@ class Tracker:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[text]}", markup=False),
-            console=self.console,
-            auto_refresh=False,
-            transient=True,
-            expand=True,
-            disable=not self._live,
-        )
+            console=self.console, auto_refresh=False, transient=True, expand=True, disable=not self._live,
+        )  # fmt: skip
         self._task = self._bar.add_task(printable(title), total=total, completed=first, text=f"{first:,}/{total:,}")
 
     def __enter__(self) -> Self:
@@ -84,17 +79,15 @@ class Tracker:
         return perf_counter() - self._start
 
     def advance(self, count: int = 1) -> None:
-        """Say that `count` more items are done, and draw if it is time to."""
+        """`count` more items are done; draws if it is time to."""
         self.done += count
         if perf_counter() >= self._due:
             self.draw()
 
     def draw(self) -> None:
-        """Draw now."""
         parts = list(self._parts(self.done))
         if self._live:
-            room = self.console.width - len(self.title) - MINIMUM_BAR - 2
-            text = _fitting(parts, room)
+            text = _fitting(parts, self.console.width - len(self.title) - MINIMUM_BAR - 2)
             self._bar.update(self._task, total=self.total, completed=self.done, text=text, refresh=True)
         else:
             print(printable("  ".join([self.title, *parts])), file=self.console.file, flush=True)
@@ -106,11 +99,7 @@ class Tracker:
 
 
 def tracked(items: Iterable[T], title: str, total: int, count: Callable[[T], int] = lambda item: 1) -> Iterator[T]:
-    """The items, while a Tracker on stderr shows how far they are.
-
-    Args:
-        total: the sum of `count` over the items.
-    """
+    """The items, while a Tracker on stderr shows how far they are; `total` is the sum of their `count`."""
     with Tracker(title, total) as tracker:
         for item in items:
             yield item
@@ -125,16 +114,12 @@ def clock(seconds: float) -> str:
 
 
 def json_line(values: Mapping[str, Any]) -> str:
-    """`values` as one line of JSON, with null for NaN and infinity, which JSON lacks.
-
-    Raises:
-        TypeError: a value that is no plain number, string, list or mapping.
-    """
+    """Plain values as one line of JSON, with null for NaN and infinity, which JSON lacks."""
     return json.dumps(_finite(values))
 
 
 def print_result(lines: Iterable[str], result: Mapping[str, Any]) -> None:
-    """What a command ends with: lines for a person, then its result for a program, as `json_line`."""
+    """What a command ends with: lines for a person, then its result for a program."""
     for line in lines:
         print(printable(line))
     print(json_line(result))
@@ -158,22 +143,3 @@ def _fitting(parts: Sequence[str], room: int) -> str:
             break
         line += "  " + part
     return line
-
-
-def bar(console: Console, *columns: ProgressColumn) -> Progress:
-    """A description, a bar and these columns in one line, which is gone at the end; nothing where there is no terminal.
-
-    It is drawn when it is told to (`refresh`). A thread that redraws it would take the interpreter from the work that
-    it shows.
-    """
-    description = TextColumn("{task.description}", markup=False)
-    return Progress(
-        description,
-        BarColumn(bar_width=None),
-        *columns,
-        console=console,
-        auto_refresh=False,
-        transient=True,
-        expand=True,
-        disable=not console.is_terminal,
-    )

@@ -76,7 +76,7 @@ def equal(found: dict[str, Any], forged: dict[str, Any]) -> bool:
 
 
 def rewritten(path, change):
-    """The file at `path` with its content changed by `change` and a digest that fits, as an attacker would."""
+    """Change the content of a file and make its digest fit, as an attacker would."""
     content = torch.load(path, weights_only=True)
     before = content["sha256"]
     change(content)
@@ -104,7 +104,7 @@ def _key(content: Any, key: str) -> Any:
 
 
 def archive(path: Path, members: Iterable[tuple[str, bytes | int]], method: int = 0) -> None:
-    """A zip as torch.save ends it, of these members in this order; a number is a hole of so many bytes."""
+    """A zip as torch.save ends it, of these members; a number is a hole of so many bytes."""
     directory, count = b"", 0
     with path.open("wb") as file:
         for name, data in members:
@@ -125,6 +125,19 @@ def members(path: Path) -> dict[str, bytes]:
     """Of an archive, by their names."""
     with zipfile.ZipFile(path) as source:
         return {name: source.read(name) for name in source.namelist()}
+
+
+def kilobytes(key: str) -> int:
+    """Memory of this process, as Linux counts it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(key)).split()[1])
+
+
+def high_water() -> int:
+    """Kilobytes: the most memory that this process has had since it was asked last."""
+    most = kilobytes("VmHWM")
+    Path("/proc/self/clear_refs").write_text("5")
+    return most
 
 
 def fraction(path: str, low: float, high: float, *wrong: Any) -> Field:
@@ -207,11 +220,8 @@ MODEL = [
     wrong("weights/more", torch.zeros(2), 1),
     tensor("weights/fc.bias", *NO_TENSOR, torch.zeros(9), torch.zeros(11)),
     tensor("weights/stem.1.weight", torch.zeros(3)),
-    Field(
-        "weights/stem.1.num_batches_tracked",
-        [torch.tensor(2)],
-        [torch.tensor(2.0), torch.zeros(1), 2, GONE],
-    ),
+    Field("weights/stem.1.num_batches_tracked", [torch.tensor(2)], [torch.tensor(2.0), 2, GONE]),
+    wrong("weights/stem.1.num_batches_tracked", torch.zeros(1)),
 ]
 STATE = [
     *HEAD,
@@ -237,34 +247,23 @@ STATE = [
     Field("learner/step", [4, 8], [3, 9, -1, 5.0, "5", None, 2**53 + 1]),
     wrong("learner/model", {}, [], None, 3),
     wrong("learner/model/more", torch.zeros(2)),
-    tensor(
-        "learner/model/fc.bias",
-        *(*NO_TENSOR, torch.zeros(9), torch.zeros(2, 5), torch.zeros(100_001)),
-    ),
+    tensor("learner/model/fc.bias", *NO_TENSOR),
+    wrong("learner/model/fc.bias", torch.zeros(9), torch.zeros(2, 5), torch.zeros(100_001)),
     tensor("learner/model/stem.1.weight"),
     wrong("learner/lookahead", [], {}, None, lambda averages: averages[1:], lambda averages: averages[::-1]),
     tensor("learner/lookahead/2", torch.zeros(7), torch.zeros(1), GONE, None),
-    Field(
-        "learner/metrics",
-        [lambda t: t * 2],
-        [lambda t: t * NAN, torch.zeros(7), torch.zeros(8).double(), None, GONE],
-    ),
+    Field("learner/metrics", [lambda t: t * 2], [torch.zeros(7), torch.zeros(8).double(), None, GONE]),
+    wrong("learner/metrics", lambda t: t * NAN),
     wrong("learner/optimizer", {}, None, [], GONE),
-    wrong(
-        "learner/optimizer/state",
-        *([], None, 3),
-        lambda state: dict(zip(state, [*state.values()][::-1], strict=True)),
-    ),
+    wrong("learner/optimizer/state", [], None, 3),
+    wrong("learner/optimizer/state", lambda state: dict(zip(state, [*state.values()][::-1], strict=True))),
     wrong("learner/optimizer/state/0", {}, None, [], GONE),
     wrong("learner/optimizer/state/0/more", 1),
     wrong("learner/optimizer/state/999", {}),
     tensor("learner/optimizer/state/0/momentum_buffer", *NO_TENSOR, torch.zeros(7)),
     Field("learner/optimizer/param_groups", [[]], [None, {}, "many", [{}] * 11, GONE]),
-    Field(
-        "learner/optimizer/param_groups/0/lr",
-        [0.5, None, True, [1], torch.tensor(0.5)],
-        ["fast", [[1]], {}, NAN, 1e61],
-    ),
+    Field("learner/optimizer/param_groups/0/lr", [0.5, None, True, [1]], ["fast", [[1]], {}, NAN, 1e61]),
+    Field("learner/optimizer/param_groups/0/lr", [torch.tensor(0.5)], [torch.tensor(NAN)]),
     wrong("learner/scaler", {"scale": 1.0}, {"scale": "1"}, None, [], GONE),
 ]
 FIELDS = {"model": MODEL, "state": STATE}

@@ -3,12 +3,11 @@
     make fuzz
     make fuzz ARGS="--inputs 5000 --seed 1 --only model,state"
 
-The number of an input and the seed make it: damage at random, or a well-formed file with a right digest and a changed
-content, some of them with one field at its bounds or beyond them. It is read, and what was read is used and compared
-with what was written, in a forked process. There every write, program and connection outside of the process's own
-folder is a defect, and so is whatever is no ValueError or OSError, takes too long or too much memory, takes what is
-wrong or refuses what is right. Files that were defects are kept and named. For each kind there is a table of what the
-refused ones were told: how many reached which check. The last line is JSON.
+The number of an input and the seed make it: damage at random, or a right digest of a changed content, at times of
+one field at its bounds or beyond. In a forked process it is read, used, and compared with what was written. There
+every write, program and connection outside of the process's own folder is a defect, and so is whatever is no
+ValueError or OSError, takes too long or too much memory, takes what is wrong or refuses what is right. Files that
+were defects are kept and named. A table for each kind tells how many reached which check. The last line is JSON.
 """
 
 import argparse
@@ -154,7 +153,7 @@ class Model:
         self.members = forgery.members(path)
 
     def make(self, rng: random.Random, path: Path) -> Any:
-        """Write an input; returns what comes of it ("right", "refused", or "" where that is open), and its content."""
+        """Write an input; returns what must come of it ("right", "refused" or "": either), and its content."""
         what = rng.randrange(10)
         if what < 3:
             path.write_bytes(damaged(self.data, rng))
@@ -181,7 +180,7 @@ class Model:
         return content
 
     def packed(self, rng: random.Random, path: Path) -> None:
-        """The archive written anew, with a damaged pickle, or members renamed, doubled, emptied, cut or left out."""
+        """The archive with a damaged pickle, or members renamed, doubled, emptied, cut or left out."""
         parts: list[tuple[str, bytes | int]] = []
         for name, data in self.members.items():
             if rng.random() < 0.003:
@@ -400,7 +399,7 @@ KINDS: dict[str, Any] = {
 def verdict(kind: Any, path: Path, made: Any) -> str:
     """What comes of reading a file: "right", "refused: what it was told", or the defect."""
     wanted, content = made or ("", None)
-    began, before = time.process_time(), high_water()
+    began, before = time.process_time(), forgery.high_water()
     said = "right"
     try:
         kind.use(path, content)
@@ -409,17 +408,10 @@ def verdict(kind: Any, path: Path, made: Any) -> str:
         said = f"refused: {line.replace(str(path), '')}" if line and line.isprintable() else f"no line: {line!r}"
     except BaseException as error:
         return f"{type(error).__name__}: {error} {' '.join(traceback.format_exc().split()[-40:])}"
-    seconds, megabytes = time.process_time() - began, (high_water() - before) / 1e3
+    seconds, megabytes = time.process_time() - began, (forgery.high_water() - before) / 1e3
     if seconds > kind.seconds or megabytes > kind.megabytes:
         return f"dear: {seconds:.1f} s, {megabytes:.0f} MB"
     return said if said.startswith((wanted, "no line")) else f"it is {wanted}, but: {said}"
-
-
-def high_water() -> int:
-    """Kilobytes: the most memory that this process has had since it was asked last."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(line.split()[1])
 
 
 def guard(place: Path) -> None:
@@ -441,7 +433,7 @@ def guard(place: Path) -> None:
 
 
 def read_some(kind: Any, numbers: range, seed: str, place: Path) -> dict[int, str]:
-    """The verdicts of these inputs; the process that reads them may end before its time, by the last one's fault."""
+    """The verdicts of these inputs; the process that reads them may end early, by the last one's fault."""
     found: dict[int, str] = {}
     reading, writing = os.pipe()
     child = os.fork()
@@ -470,7 +462,7 @@ def read_some(kind: Any, numbers: range, seed: str, place: Path) -> dict[int, st
 
 
 def fuzz(name: str, inputs: int, seed: int, place: Path, kept: Path) -> dict[str, Any]:
-    """Reads all inputs of a kind; counts of the verdicts and of what the refused ones were told, the defects apart."""
+    """Reads all inputs of a kind; counts of the verdicts and of the checks that refused."""
     place.mkdir()
     kind, began = KINDS[name](place), time.perf_counter()
     counts: Counter[str] = Counter()

@@ -75,7 +75,7 @@ def recording(graph: Graph, **options: object) -> Iterator[None]:
         yield
 
 
-ANSWERS: dict[str, Callable[..., Any]] = {
+ANSWERS: dict[str, Any] = {
     "is_available": lambda: True,
     "device_count": lambda: 1,
     "current_device": lambda: 0,
@@ -134,8 +134,7 @@ def pretend() -> Iterator[None]:
     cudnn = torch._C._ConvBackend.Cudnn  # type: ignore[attr-defined]
     with ExitStack() as stack:
         stack.enter_context(no_context())
-        for name, answer in ANSWERS.items():
-            stack.enter_context(patch.object(torch.cuda, name, answer))
+        stack.enter_context(patch.multiple(torch.cuda, **ANSWERS))
         stack.enter_context(patch.object(FakeTensorMode, "avoid_device_init", True))
         stack.enter_context(patch.object(fake_tensor, "init_gpu_context", lambda device: None))
         stack.enter_context(patch.object(torch._C, "_select_conv_backend", lambda *given, **named: cudnn))

@@ -104,11 +104,15 @@ def planted(module, old, new):
     return faulty, f"{path.relative_to(ROOT)}:{len(before.splitlines())}"
 
 
-def test_a_read_in_the_step_is_found():
+def test_a_read_and_an_upload_in_the_step_are_found():
     faulty, line = planted(learning, "self.scaler.update()", "self.scaler.update(); loss.item()")
     with pretend():
         seen = step(start(learner=faulty))
     assert len(seen.waits) == 1 and seen.waits[0].endswith(f" at {line}")
+    old = "self.optimizer.zero_grad(set_to_none=True)\n        self.metrics"
+    faulty, line = planted(learning, old, old.replace("\n", "; torch.zeros(9).to(self.machine.device)\n"))
+    with pretend():
+        assert step(start(learner=faulty)).uploads == [f"_to_copy at {line}"]
 
 
 def test_metrics_on_the_cpu_are_found():
@@ -116,14 +120,6 @@ def test_metrics_on_the_cpu_are_found():
     with pretend(), pytest.raises(RuntimeError, match="devices") as caught:
         step(start(learner=faulty))
     assert caught.value.__notes__ == [f"in add_ at {line}"]
-
-
-def test_an_upload_in_the_step_is_found():
-    old = "self.optimizer.zero_grad(set_to_none=True)\n        self.metrics"
-    faulty, line = planted(learning, old, old.replace("\n", "; torch.zeros(9).to(self.machine.device)\n"))
-    with pretend():
-        seen = step(start(learner=faulty))
-    assert seen.uploads == [f"_to_copy at {line}"]
 
 
 def test_another_layout_is_found():

@@ -15,18 +15,15 @@ from engine import checkpoint, schema
 from engine.config import PRESETS, Config, differences, parse
 from ground.entry import execute
 
-WHOLE = st.integers(-3, 40) | st.sampled_from([0, 1, 2, 255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
-REAL = (
-    st.floats(-1, 2, allow_nan=False)
-    | st.floats(0, 1e-300)
-    | st.sampled_from([0.0, 1.0, -0.0, 1e30, 1e308, math.inf, -math.inf, math.nan])
-)
+WHOLE = st.integers(-3, 40) | st.sampled_from([255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
+EDGES = [0.0, 1.0, -0.0, 1e30, 1e308, math.inf, -math.inf, math.nan]
+REAL = st.floats(-1, 2, allow_nan=False) | st.floats(0, 1e-300) | st.sampled_from(EDGES)
 TEXT = st.sampled_from(["", "auto", "on", "off", "random", "alternating", "none", "cpu", "fp32", "bf16", "int8", "a b"])
 SWITCH = st.booleans()
 KINDS = {int: WHOLE, float: REAL, str: TEXT, bool: SWITCH, tuple: st.lists(WHOLE, max_size=4).map(tuple)}
 ANY = st.fixed_dictionaries({}, optional={f.name: KINDS[type(f.default)] for f in fields(Config)})
 
-SHARE = st.floats(0, 1, exclude_min=True, exclude_max=True)
+SHARE, BELOW_1 = st.floats(0, 1, exclude_min=True, exclude_max=True), st.floats(0, 1, exclude_max=True)
 RUNNABLE = st.fixed_dictionaries(
     {
         "epochs": st.integers(1, 2),
@@ -35,29 +32,21 @@ RUNNABLE = st.fixed_dictionaries(
         "depth": st.sampled_from([18, 34]),
         "width": st.integers(1, 8),
         "max_lr": st.floats(0, 1e3, exclude_min=True),
-        "weight_decay": st.floats(0, 1, exclude_max=True),
-        "momentum": st.floats(0, 1, exclude_max=True),
+        **dict.fromkeys(["weight_decay", "momentum", "label_smoothing", "muon_momentum"], BELOW_1),
+        **dict.fromkeys(["whiten", "dirac", "lookahead", "deterministic"], SWITCH),
         "pct_start": SHARE,
         "div_factor": st.floats(1, 1e6),
-        "label_smoothing": st.floats(0, 1, exclude_max=True),
         "muon_lr": st.floats(0, 1e3),
-        "muon_momentum": st.floats(0, 1, exclude_max=True),
         "bias_lr_scale": st.floats(0, 1e3, exclude_min=True),
-        "whiten": SWITCH,
-        "dirac": SWITCH,
-        "lookahead": SWITCH,
         "translate": st.integers(0, 16),
         "flip": st.sampled_from(["random", "alternating", "none"]),
         "cutout": st.integers(0, 32),
         "seed": st.integers(0, 2**31 - 1),
         "precision": st.sampled_from(["auto", "bf16", "fp32"]),
         "checkpoint_every": st.floats(0, 100),
-        "deterministic": SWITCH,
         "compile_mode": st.sampled_from(["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]),
     }
 )
-
-
 HERE = ["--data", "generated:48/48", "--device", "cpu", "--threads", "1", "--run-dir", ""]
 
 
@@ -160,8 +149,5 @@ def test_presets_differ_and_keep_what_they_are_for():
     assert differences(PRESETS["full"], PRESETS["cpu"])
     full = PRESETS["full"]
     assert not differences(full, replace(full, out="x", run_dir="y", threads=3, device="cpu", checkpoint_every=1.0))
-    assert differences(full, replace(full, seed=1, width=8, max_lr=1.0)) == [
-        "--width 64 -> 8",
-        "--max-lr 0.1 -> 1.0",
-        "--seed 0 -> 1",
-    ]
+    changed = ["--width 64 -> 8", "--max-lr 0.1 -> 1.0", "--seed 0 -> 1"]
+    assert differences(full, replace(full, seed=1, width=8, max_lr=1.0)) == changed

@@ -1,4 +1,4 @@
-"""Several processes: the same batches, the same weights, one voice. Two gloo ranks here; `gpu` tests are for CUDA."""
+"""Several processes: the same batches, the same weights, one voice. Two gloo ranks; `gpu` tests are for CUDA."""
 
 import json
 import os
@@ -32,6 +32,7 @@ from tests.commands import weights
 CPU = torch.device("cpu")
 SCRIPT = Path(ranks.__file__)
 LIMIT = 600  # seconds; on a quiet machine each takes 20
+STREAMS: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
 
 
 def same(one, two):
@@ -39,21 +40,18 @@ def same(one, two):
 
 
 def start_ranks(task, folder, size=2, **more):
-    """A task of tests/ranks.py in so many processes, as torchrun would start them, but without importing it."""
+    """A task of tests/ranks.py in so many processes, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     return [
         subprocess.Popen(
-            [sys.executable, SCRIPT, task, str(folder)],
+            [sys.executable, SCRIPT, task, str(folder)], **STREAMS,
             env={**os.environ, **common, **more, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
         )
         for rank in range(size)
-    ]
+    ]  # fmt: skip
 
 
 def world_of_two(task, folder):
@@ -118,26 +116,21 @@ def test_two_ranks_learn_what_one_process_learns_from_the_same_shares(two):
     assert not any(torch.equal(moved[name], state["model"][name]) for name in named)
 
 
-def test_the_model_that_counts_is_rank_0s_and_evaluated_by_both(two):
+def test_the_model_that_counts_is_rank_0s_evaluated_by_both_and_fitted_to_the_images_of_all(two, monkeypatch):
     name = "layer1.0.bn1.running_mean"
     assert not torch.equal(two[0]["learner"]["model"][name], two[1]["learner"]["model"][name])
     assert same(two[0]["evaluated"], two[0]["learner"]["model"])
     assert same(two[1]["evaluated"], two[0]["learner"]["model"])
     model = ResNet("abcdefghij", width=8)
     model.load_state_dict(two[0]["evaluated"])
-    alone = evaluate(model.to(memory_format=torch.channels_last), ranks.batches(World()), Machine(CPU))
+    model = model.to(memory_format=torch.channels_last).eval()
+    alone = evaluate(model, ranks.batches(World()), Machine(CPU))
+    monkeypatch.setattr(temperature, "FEWEST", 33)
+    fitted = temperature.fit_temperature(model, ranks.batches(World()), Machine(CPU))
+    assert two[0]["temperature"] == two[1]["temperature"] == pytest.approx(fitted, rel=1e-9)
     for own in two:
         assert (own["evaluation"]["correct"], own["evaluation"]["total"]) == (alone.correct, 33)
         assert own["evaluation"]["loss"] == pytest.approx(alone.loss, rel=1e-12)
-
-
-def test_ranks_fit_one_temperature_to_the_images_of_all(two, monkeypatch):
-    monkeypatch.setattr(temperature, "FEWEST", 33)
-    model = ResNet("abcdefghij", width=8)
-    model.load_state_dict(two[0]["evaluated"])
-    model = model.to(memory_format=torch.channels_last).eval()
-    alone = temperature.fit_temperature(model, ranks.batches(World()), Machine(CPU))
-    assert two[0]["temperature"] == two[1]["temperature"] == pytest.approx(alone, rel=1e-9)
 
 
 def test_what_ranks_tell_each_other(two):
@@ -167,11 +160,9 @@ def test_sharded_evaluation_counts_as_one_process_does(count, batch):
     alone = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch), Machine(CPU))
     assert alone.total == count
     for size in (1, 2, 3, 4):
-        together = Counting()
+        machine = Machine(CPU, world=Counting())
         for rank in range(size):
-            found = evaluate(
-                model, evaluation_loader(split, 8, CPU, 1, batch, rank, size), Machine(CPU, world=together)
-            )
+            found = evaluate(model, evaluation_loader(split, 8, CPU, 1, batch, rank, size), machine)
         assert (found.correct, found.total) == (alone.correct, alone.total)
         assert [found.loss, found.class_accuracy] == pytest.approx([alone.loss, alone.class_accuracy], rel=1e-12)
 
@@ -183,15 +174,10 @@ def test_a_share_too_small_and_sync_batch_norm_on_a_cpu_are_refused():
         ranks.learner(config=replace(ranks.CONFIG, sync_batch_norm=True))
 
 
-def test_one_process_has_no_group_and_no_wrapper():
-    model = ResNet("abcdefghij", width=4)
-    call = World().replicate(model)
-    assert not isinstance(call, nn.Module)
-    assert call(lambda *given: given, 1, 2) == (model, 1, 2)
+def test_one_process_has_no_wrapper_and_each_needs_a_gpu_of_its_own(monkeypatch):
+    call = World().replicate(model := ResNet("abcdefghij", width=4))
+    assert not isinstance(call, nn.Module) and call(lambda *given: given, 1, 2) == (model, 1, 2)
     assert not torch.distributed.is_initialized()
-
-
-def test_each_process_needs_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(distributed, "pick_device", lambda wanted: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert World().device("cuda").type == "cuda"
@@ -221,18 +207,10 @@ def test_synchronised_batch_norm_learns_what_one_process_learns_from_whole_batch
 def launched(tmp_path_factory):
     """Folder, exit code, output and end of one torchrun with one restart."""
     folder = tmp_path_factory.mktemp("launched")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), "train", str(folder)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT,
-    )
-    end = time.time()
-    print(done.stdout)
-    return folder, done.returncode, done.stdout, end
+    command = [sys.executable, *"-m torch.distributed.run --standalone --nproc-per-node=2 --max-restarts=1".split()]
+    command += [str(SCRIPT), "train", str(folder)]
+    done = subprocess.run(command, cwd=folder, timeout=LIMIT, **STREAMS)
+    return folder, done.returncode, done.stdout, time.time()
 
 
 def rows(folder):
@@ -249,19 +227,13 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_weights(lau
     assert [row["reported_total"] for row in rows(folder / "whole")] == [1100, 1100]
 
 
-def test_only_rank_0_speaks_and_says_how_many_they_are(launched):
-    _, _, out, _ = launched
-    assert out.count("epoch  px") == 3  # whole, killed until it was, killed from there on
+def test_only_rank_0_speaks_and_a_rank_that_raises_ends_all_and_says_why_once(launched):
+    folder, code, out, end = launched
+    assert out.count("epoch  px") == 3, out  # whole, killed until it was, killed from there on
     assert out.count("processes 2") == 4  # and the one that fails
     assert out.count("Traceback") == 1  # torchrun's own
-
-
-def test_a_rank_that_raises_ends_all_and_says_why_once(launched):
-    folder, code, out, end = launched
-    assert code != 0
-    assert end - json.loads((folder / "failed_at").read_text()) < 30
-    assert out.count("there is a hole in the bucket") == 1
-    assert out.count("train.py, rank 1: there is a hole in the bucket") == 1
+    assert code != 0 and end - json.loads((folder / "failed_at").read_text()) < 30
+    assert out.count("there is a hole in the bucket") == 1 == out.count("train.py, rank 1: there is a hole in the")
     assert not (folder / "failed.pt").exists()
 
 
@@ -333,21 +305,9 @@ def test_sigterm_is_left_as_it_was_with_several_ranks(tmp_path):
 
 # Ranks that are not alike
 
-UNLIKE = [
-    (flags, 2)
-    for flags in (
-        "--max-lr 0.3",
-        "--seed 1",
-        "--epochs 3",
-        "--data generated:100/50",
-        "--precision bf16",
-        "--no-whiten",
-        "--resolutions 8",
-        "--validate",
-        "torch",
-        "dali",
-    )
-] + [("--max-lr 0.3", 3), ("--data generated:2048/50", 3), ("python", 3)]
+EACH = "--max-lr 0.3,--seed 1,--epochs 3,--data generated:100/50,--precision bf16,--no-whiten,--resolutions 8"
+UNLIKE = [(flags, 2) for flags in [*EACH.split(","), "--validate", "torch", "dali"]]
+UNLIKE += [("--max-lr 0.3", 3), ("--data generated:2048/50", 3), ("python", 3)]
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from engine import checkpoint
 from run import resume
 from tests.forged import FIELDS, Field, equal, learner, put, rewritten, write_model, write_state
 
-KINDS = {"model": (checkpoint.MODEL, write_model), "state": (resume.RESUME, write_state)}
+KINDS = {"model": checkpoint.MODEL, "state": resume.RESUME}
 CASES = [(kind, field) for kind, fields in FIELDS.items() for field in fields]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> dict[str, bytes]:
-    files = {kind: tmp_path_factory.mktemp(kind) / f"{kind}.pt" for kind in KINDS}
-    for kind, path in files.items():
-        KINDS[kind][1](path)
-    return {kind: path.read_bytes() for kind, path in files.items()}
+    place = tmp_path_factory.mktemp("written")
+    write_model(place / "model")
+    write_state(place / "state")
+    return {kind: (place / kind).read_bytes() for kind in KINDS}
 
 
 def use(path: Path, kind: str) -> None:
@@ -32,16 +32,15 @@ def use(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(("kind", "field"), CASES, ids=lambda case: str(getattr(case, "path", case))[:50])
 def test_a_field_is_taken_at_its_bounds_and_refused_beyond_them(kind, field: Field, written, tmp_path):
     path = tmp_path / "forged.pt"
-    for value in field.right:
+    for place, value in enumerate([*field.right, *field.wrong]):
         path.write_bytes(written[kind])
         rewritten(path, lambda content, value=value: put(content, field.path, value))
-        content = torch.load(path, weights_only=True)
-        forged = {key: content[key] for key in content if key not in ("format", "version", "sha256")}
-        assert equal(checkpoint.read(path, KINDS[kind][0]), forged), value
-        use(path, kind)
-    for value in field.wrong:
-        path.write_bytes(written[kind])
-        rewritten(path, lambda content, value=value: put(content, field.path, value))
+        if place < len(field.right):
+            content = torch.load(path, weights_only=True)
+            forged = {key: content[key] for key in content if key not in ("format", "version", "sha256")}
+            assert equal(checkpoint.read(path, KINDS[kind]), forged), value
+            use(path, kind)
+            continue
         with pytest.raises(ValueError, match=r"forged\.pt") as caught:
             use(path, kind)
             raise AssertionError(f"taken: {value!r:.100}")

@@ -1,4 +1,4 @@
-"""Learning: it learns, repeats bitwise, resumes bitwise, follows the schedule, and reports what happened."""
+"""Learning: it learns, repeats and resumes bitwise, follows the schedule, and reports what happened."""
 
 import io
 import subprocess
@@ -13,13 +13,12 @@ import torch.nn.functional as F
 
 from engine import checkpoint
 from engine.config import PRESETS, Config
-from engine.device import configure, pick_device, pick_precision
+from engine.device import configure, cpu_info, pick_device, pick_precision
 from engine.learner import Learner, NonFiniteLoss, evaluate
 from engine.machine import Machine
 from engine.model import ResNet, create
 from engine.optimizer import one_cycle
 from engine.warm_up import warm_up
-from ground.cpu import cpu_info
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.plan import Plan
 from pipeline.synthetic import generated
@@ -56,12 +55,10 @@ def test_overfits_32_images(precision):
     config = replace(SMALL, epochs=1, label_smoothing=0.0)
     model = create(config, split).to(memory_format=torch.channels_last)
     learner = Learner(model, config, 60, Machine(CPU, precision))
-    first = evaluate(model, [(images, labels)], Machine(CPU, precision))
+    first = learner.evaluate([(images, labels)])
     train_epoch(learner, [(images, labels)] * 60)
-    last = evaluate(model, [(images, labels)], Machine(CPU, precision))
-    assert first.accuracy < 0.5
-    assert last.accuracy == 1.0
-    assert last.loss < 0.1
+    last = learner.evaluate([(images, labels)])
+    assert first.accuracy < 0.5 and last.accuracy == 1.0 and last.loss < 0.1
 
 
 @pytest.mark.parametrize(("precision", "muon_lr"), [("fp32", 0.0), ("bf16", 0.0), ("bf16", 0.1)])
@@ -73,64 +70,43 @@ def test_two_runs_give_bitwise_equal_weights(precision, muon_lr):
             train_epoch(learner, loader.epoch(epoch))
         results.append(weights(learner))
     assert same(*results)
-    assert not same(*(weights(start(replace(SMALL, seed=seed), precision=precision)[0]) for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
-def test_resuming_at_an_epoch_border_equals_going_on_bitwise(tmp_path, muon_lr):
+@pytest.mark.parametrize(("precision", "muon_lr"), [("fp32", 0.0), ("bf16", 0.0), ("fp32", 0.1)])
+def test_resuming_anywhere_equals_going_on_bitwise(precision, muon_lr):
+    """From states that are copies: they are written when their learner has gone on to the end."""
     config = replace(SMALL, epochs=3, resolutions=(16, 24, 32), muon_lr=muon_lr)
-    whole, loader = start(config)
-    rows = [train_epoch(whole, loader.epoch(epoch)) for epoch in range(3)]
-
-    stopped, loader = start(config)
-    train_epoch(stopped, loader.epoch(0))
-    torch.save(stopped.state_dict(), tmp_path / "state.pt")
-    resumed, loader = start(replace(config, seed=9))
-    resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert resumed.step == loader.plan.steps_per_epoch
-    assert [train_epoch(resumed, loader.epoch(epoch)) for epoch in (1, 2)] == rows[1:]
-    assert same(weights(whole), weights(resumed))
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 11, 12])
-def test_resuming_anywhere_equals_going_on_bitwise(precision, stop):
-    config = replace(SMALL, epochs=3, resolutions=(16, 24))
     whole, loader = start(config, precision=precision)
-    rows = [train_epoch(whole, loader.epoch(epoch)) for epoch in range(3)]
-
-    stopped, loader = start(config, precision=precision)
+    rows, states = [], []
     for epoch in range(3):
-        for images, labels in loader.epoch(epoch):
-            if stopped.step < stop:
-                stopped.model.train()
-                stopped.train_step(images, labels)
-    file = io.BytesIO()
-    torch.save(stopped.state_dict(), file)
-    file.seek(0)
-    resumed, loader = start(replace(config, seed=9), precision=precision)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for epoch in range(max(0, stop - 1) // 4, 3):
-        assert train_epoch(resumed, loader.epoch(epoch, resumed.step - epoch * 4)) == rows[epoch]
-    assert same(weights(whole), weights(resumed))
-    assert all(torch.equal(*pair) for pair in zip(whole.lookahead.slow, resumed.lookahead.slow, strict=True))
+        for batch in loader.epoch(epoch):
+            states.append(whole.state_dict())
+            whole.train_step(*batch)
+        rows.append(whole.end_epoch())
+    states.append(whole.state_dict())
+    for stop in (0, 1, 3, 4, 6, 11, 12):
+        file = io.BytesIO()
+        torch.save(states[stop], file)
+        file.seek(0)
+        resumed, loader = start(replace(config, seed=9), precision=precision)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        assert resumed.step == stop
+        for epoch in range(max(0, stop - 1) // 4, 3):
+            assert train_epoch(resumed, loader.epoch(epoch, resumed.step - epoch * 4)) == rows[epoch]
+        assert checkpoint.digest(resumed.state_dict()) == checkpoint.digest(states[12]), stop
 
 
-def test_weights_that_are_not_finite_are_never_a_good_state():
+def test_weights_or_a_loss_that_are_not_finite_are_never_a_good_state():
     learner, loader = start()
     learner.train_step(*next(iter(loader)))
     learner.check_finite()
     next(learner.model.parameters()).data[0] = float("inf")
     with pytest.raises(NonFiniteLoss, match="weights were not finite at epoch 1, step 0"):
         learner.check_finite()
-
-
-def test_state_is_a_copy():
-    learner, loader = start()
-    state = learner.state_dict()
-    before = {name: tensor.clone() for name, tensor in state["model"].items()}
-    train_epoch(learner, loader.epoch(0))
-    assert same(before, state["model"])
+    learner, loader = start(replace(SMALL, max_lr=1e30, div_factor=1.0, lookahead=False))
+    with pytest.raises(NonFiniteLoss, match=r"loss was not finite at epoch 1, step \d") as caught:
+        train_epoch(learner, loader.epoch(0))
+    assert 1 <= caught.value.step <= 3
 
 
 @pytest.mark.parametrize(
@@ -148,14 +124,9 @@ def test_the_schedule_is_torchs_onecycle_to_the_last_bit(pct_start, div_factor, 
             assert one_cycle(config, peak, step, steps) == optimizer.param_groups[0]["lr"]
             optimizer.step()
             oracle.step()
-
-
-def test_a_peak_at_the_first_step_is_one():
-    """torch divides by zero there."""
     config = replace(SMALL, pct_start=0.2)
-    rates = [one_cycle(config, 1.0, step, 5) for step in range(5)]
-    assert rates[0] == 1.0
-    assert rates == sorted(rates, reverse=True)
+    falling = [one_cycle(config, 1.0, step, 5) for step in range(5)]  # torch divides by 0 here
+    assert falling[0] == 1.0 and falling == sorted(falling, reverse=True)
 
 
 def test_each_group_has_the_schedule_under_its_own_peak():
@@ -171,7 +142,7 @@ def test_each_group_has_the_schedule_under_its_own_peak():
 
 
 def test_one_step_equals_the_textbook():
-    """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled; against plain torch."""
+    """Nesterov SGD on the smoothed cross-entropy, decay on weights alone, biases' rate scaled."""
     config = replace(SMALL, lookahead=False, weight_decay=0.1, label_smoothing=0.2, bias_lr_scale=2.0)
     learner = Learner(ResNet("abcdefghij", width=8), config, 10, Machine(CPU))
     oracle = ResNet("abcdefghij", width=8)
@@ -219,14 +190,6 @@ def test_epoch_metrics_are_those_of_its_batches():
     assert learner.peek().images == 32
 
 
-def test_a_loss_that_is_not_finite_is_named_by_its_step():
-    config = replace(SMALL, max_lr=1e30, div_factor=1.0, lookahead=False)
-    learner, loader = start(config)
-    with pytest.raises(NonFiniteLoss, match=r"not finite at epoch 1, step \d") as caught:
-        train_epoch(learner, loader.epoch(0))
-    assert 1 <= caught.value.step <= 3
-
-
 def test_lookahead_pulls_every_five_steps_and_ends_on_the_slow_weights():
     learner, loader = start(replace(SMALL, epochs=3))
     plain, _ = start(replace(SMALL, epochs=3, lookahead=False))
@@ -265,8 +228,8 @@ def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
     model = ResNet("abcdefghij", width=8, resolution=32).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     split = generated(70)
-    result = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), Machine(CPU))
-    flipped = evaluate(model, evaluation_loader(split, 32, CPU, 2, batch_size=32), Machine(CPU), flip=True)
+    test = evaluation_loader(split, 32, CPU, 2, batch_size=32)
+    result, flipped = (evaluate(model, test, Machine(CPU), flip) for flip in (False, True))
     assert model.training
     assert same(before, model.state_dict())
     images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
@@ -277,9 +240,8 @@ def test_evaluation_equals_a_plain_count_and_leaves_the_model_alone():
     assert result.total == 70
     right = logits.argmax(1) == labels
     assert result.correct == int(right.sum())
-    assert result.class_accuracy == pytest.approx(
-        np.mean([right[labels == c].double().mean() for c in labels.unique()])
-    )
+    by_class = [right[labels == c].double().mean() for c in labels.unique()]
+    assert result.class_accuracy == pytest.approx(np.mean(by_class))
     assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert flipped.correct == int(((logits + mirrored).argmax(1) == labels).sum())
     assert flipped.loss == pytest.approx(F.cross_entropy((logits + mirrored) / 2, labels).item(), rel=1e-5)
@@ -303,7 +265,7 @@ def test_compiled_training_has_one_graph_and_learns_the_same():
 
 
 def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
-    """Three resolutions, which is more than the limit of graphs set here, evaluation in between, a smaller batch."""
+    """Three resolutions, more than the limit of graphs set here, evaluation in between, a smaller batch."""
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
@@ -328,13 +290,11 @@ def test_after_the_warm_up_nothing_is_compiled_again(monkeypatch):
     assert counters["stats"]["unique_graphs"] == len(sides) + 1
 
 
-@pytest.mark.parametrize(
-    ("capability", "precision"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp16")]
-)
-def test_precision_follows_cuda_capability(monkeypatch, capability, precision):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert pick_precision(torch.device("cuda", 0)) == precision
-    assert pick_precision(torch.device("cuda", 0), "fp32") == "fp32"
+def test_precision_follows_cuda_capability(monkeypatch):
+    for capability, precision in (((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16"), ((6, 1), "fp16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert pick_precision(torch.device("cuda", 0)) == precision
+        assert pick_precision(torch.device("cuda", 0), "fp32") == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -353,12 +313,9 @@ def test_precision_follows_the_cpus_maker_and_flags(monkeypatch, tmp_path, vendo
     cpuinfo.write_text(f"{first}\nprocessor\t: 1\nflags\t: amx_bf16\n")
     read = cpu_info
     assert read("flags", cpuinfo) == flags
+    assert read("flags", tmp_path / "none") == ""
     monkeypatch.setattr("engine.device.cpu_info", lambda field: read(field, cpuinfo))
     assert pick_precision(CPU) == precision
-
-
-def test_without_a_list_of_flags_there_are_none(tmp_path):
-    assert cpu_info("flags", tmp_path / "none") == ""
 
 
 def test_fp16_on_a_cpu_and_cuda_without_a_gpu_are_refused(monkeypatch):

@@ -8,8 +8,7 @@ import torch
 import train
 from bench.recipe import accuracy
 from engine.distributed import World
-from engine.machine import Machine
-from ground.cpu import busy_cores
+from engine.machine import Machine, busy_cores
 
 SMALL = ["smoke", "--epochs", "1", "--resolutions", "8", "--width", "4"]
 SMALL += ["--threads", "1", "--data", "generated:256/128"]
@@ -20,11 +19,11 @@ def test_busy_cores_are_those_of_other_programs_on_the_cores_this_one_may_use(tm
     before = ["cpu 9 9 9 9", "cpu0 100 10 20 5000 7 1 2 900 0 0", "cpu1 5 5 5 5 5 5 5", "cpu3 1 1 1 1 1 1 1 1 1 1"]
     after = ["cpu 9 9 9 99", "cpu0 110 10 25 5020 9 2 4 990 8 8", "cpu1 25 5 5 5 5 5 5", "cpu3 1 5 1 9 9 2 2 1 1 1"]
     count.write_text("\n".join([*before, "intr 1 2 3 4 5 6 7 8"]))
-    monkeypatch.setattr("ground.cpu.STATISTICS", count)
+    monkeypatch.setattr("engine.machine.CORE_TIMES", count)
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3})
     monkeypatch.setattr(time, "sleep", lambda seconds: count.write_text("\n".join(after)))
     assert busy_cores(0.2) == pytest.approx((10 + 5 + 1 + 2 + 4 + 1 + 1) / 100 / 0.2)
-    monkeypatch.setattr("ground.cpu.STATISTICS", tmp_path / "none")
+    monkeypatch.setattr("engine.machine.CORE_TIMES", tmp_path / "none")
     assert busy_cores() == 0
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import engine.model
-from engine.config import PRESETS, Config
+from engine.config import Config
 from engine.model import STAGES, ResNet, create, dirac_, parameter_groups, resize, whiten_stem_
 from pipeline.synthetic import generated
 
@@ -71,9 +71,7 @@ def test_predict_resizes_and_gives_probabilities():
 
 def test_resize_keeps_flat_colour_and_size():
     flat = torch.full((1, 3, 32, 32), 77, dtype=torch.uint8)
-    assert (resize(flat, 20) == 77).all()
-    assert resize(flat, 20).shape == (1, 3, 20, 20)
-    assert resize(flat, 32) is flat
+    assert torch.equal(resize(flat, 20), flat[..., :20, :20]) and resize(flat, 32) is flat
 
 
 def test_whitened_stem_gives_uncorrelated_channels_of_equal_power_and_their_negatives():
@@ -123,10 +121,9 @@ def test_a_start_depends_on_the_seed_alone():
     assert not torch.equal(one["fc.weight"], other["fc.weight"])
 
 
-def test_parameter_groups_hold_each_parameter_once():
+def test_parameter_groups_are_what_they_say():
     model = ResNet("abcdefghij", width=8)
     filters, weights, gains, biases = parameter_groups(model)
-    assert sum(map(len, (filters, weights, gains, biases))) == len(list(model.parameters()))
     assert all(p.ndim == 4 for p in filters) and len(filters) == 19
     assert [tuple(p.shape) for p in weights] == [(8, 3, 3, 3), (10, 64)]
     assert all((p == 1).all() for p in gains)
@@ -138,8 +135,3 @@ def test_impossible_networks_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         ResNet(**({"classes": "ab"} | wrong))
 
-
-def test_every_preset_builds_its_network():
-    for config in PRESETS.values():
-        with torch.device("meta"):
-            ResNet("abcdefghij", config.depth, config.width, config.resolutions[-1])
