@@ -4,7 +4,7 @@ import json
 
 import torch
 
-from bench.core.options import SpeedOptions, parse_speed
+from bench.core.session import SpeedOptions, parse_speed
 from bench.core.setup import Setup, prepare
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from bench import __main__ as entry
-from bench.core.options import SpeedOptions, parse_speed
+from bench.core.session import SpeedOptions, parse_speed
 from bench.recipe import reference
 from bench.speed import suite
 from engine.config import PRESETS

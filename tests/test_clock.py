@@ -45,7 +45,7 @@ def test_the_clock_agrees_with_known_times(virtual, fetch, step):
     assert rate.median == pytest.approx(10 / (fetch + step), rel=1e-6)
     assert rate.wait == pytest.approx(fetch / (fetch + step), abs=1e-6)
     assert rate.q1 == pytest.approx(rate.q3)
-    assert rate.warm_up.steady
+    assert rate.steady
 
 
 def test_the_clock_agrees_with_real_sleeps():
@@ -76,9 +76,9 @@ def test_the_warm_up_is_apart(virtual):
 def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
     step = virtual.step(*(0.004 * 1.3**i for i in range(50)))
     before = virtual.now
-    warm_up = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))
-    assert not warm_up.steady and virtual.now - before < 1
-    row = Row.of_rate("p", "n", Rate(1.0, 1.0, 1.0, 0.0, warm_up), "note")
+    _, steady = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))
+    assert not steady and virtual.now - before < 1
+    row = Row.of_rate("p", "n", Rate(1.0, 1.0, 1.0, 0.0, steady), "note")
     assert "note" in row.note and "steady" in row.note
 
 
@@ -123,7 +123,7 @@ def test_spreads_of_one_value_of_many_and_of_neighbouring_laps():
 def test_cuda_events_see_the_devices_time_and_not_the_hosts():
     device = torch.device("cuda")
     a = torch.randn(8192, 8192, device=device)
-    marks = Marks(device, 2)
+    marks = Marks(device)
     marks.mark()
     for _ in range(20):
         a @ a

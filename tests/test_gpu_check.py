@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from bench.core.options import parse_speed
 from bench.core.record import ROOT
+from bench.core.session import parse_speed
 from bench.speed.profile import ProfileOptions
 from bench.speed.suite import SuiteOptions
 from engine.config import parse

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,20 +20,19 @@ import torch
 from torch.autograd import DeviceType
 
 from bench.core.record import Row
-from bench.core.setup import constant_batch
 from bench.speed import profile
-from bench.speed.phases import Phases
-from tests.measured import CPU, TINY, tiny
+from tests.measured import TINY, tiny
 
 
 def test_phases_are_those_of_the_real_step_and_change_nothing():
     names: list[str] = []
     weights = []
-    for follow in (lambda learner: learner, lambda learner: Phases(learner, names.append)):
-        learner = tiny().cold_learner()
-        follower = follow(learner)
-        for batch in [constant_batch(4, 8, CPU, 10)] * 2:
-            follower.train_step(*batch)
+    for told in (False, True):
+        setup = tiny()
+        learner = setup.cold_learner()
+        step = profile.in_phases(learner, names.append) if told else learner.train_step
+        for batch in islice(setup.synthetic(4), 2):
+            step(*batch)
         weights.append(learner.model.state_dict())
     assert names == ["forward", "backward", "optimizer", ""] * 2
     assert all(map(torch.equal, weights[0].values(), weights[1].values()))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.core import record
-from bench.recipe import ablate, accuracy, curve, trial
+from bench.recipe import ablate, accuracy, curve
 from engine.config import PRESETS, parse
 from engine.learner import Evaluation
 from run import budget
@@ -29,7 +29,7 @@ def here(monkeypatch, tmp_path):
 
 def made_up(percent, seconds=1.0):
     result = Evaluation(0.5, round(100 * percent), 10_000, percent / 100)
-    return trial.Trial(result, result, seconds, 50_000)
+    return accuracy.Trial(result, result, seconds, 50_000)
 
 
 def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
@@ -38,7 +38,7 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     assert code == 0
     theirs = json.loads(out.splitlines()[-1])
     config = parse([*TINY, "--epochs", "2", "--seed", "3"], "smoke")[1]
-    trainer = trial.Trainer(config)
+    trainer = accuracy.Trainer(config)
     first, other, again = (trainer.run(replace(config, seed=seed), lambda what: None) for seed in (3, 4, 3))
     assert first.plain.loss == theirs["test_loss"] and first.plain.correct == theirs["test_correct"]
     assert first.flipped.accuracy == theirs["test_accuracy_tta"]
@@ -49,8 +49,8 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
 
 def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
     monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
-    config = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
-    assert trial.Trainer(config).decide(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
+    config = accuracy.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
+    assert accuracy.Trainer(config).decide(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
 
 
 def test_accuracy_reports_the_mean_and_its_deviation(capsys, tmp_path):
@@ -76,7 +76,7 @@ def test_what_is_done_is_kept_when_the_next_training_is_stopped(monkeypatch, tmp
             raise KeyboardInterrupt
         return made_up(91.0)
 
-    monkeypatch.setattr(trial.Trainer, "run", stops)
+    monkeypatch.setattr(accuracy.Trainer, "run", stops)
     with pytest.raises(KeyboardInterrupt):
         accuracy.main([*TINY, "--seeds", "2", "--out", "stopped"])
     (path,) = (tmp_path / "stopped").glob("*.json")
@@ -94,7 +94,7 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
         gain = sum(points for field, points in worth.items() if getattr(config, field))
         return made_up(80 + gain + noise * (1.0 if config.whiten else 0.4), 2.0 if config.whiten else 1.0)
 
-    monkeypatch.setattr(trial.Trainer, "run", known)
+    monkeypatch.setattr(accuracy.Trainer, "run", known)
     ablate.main([*TINY, "--seeds", "3", "--only", "lookahead,whitened-stem", "--out", "results"])
     report, _ = last_line(capsys)
     assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
@@ -118,7 +118,7 @@ def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monke
         trained.append(config)
         return made_up(50 + 10 * config.epochs, 60 * config.minutes)
 
-    monkeypatch.setattr(trial.Trainer, "run", known)
+    monkeypatch.setattr(accuracy.Trainer, "run", known)
     monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
     curve.main([TINY[0], *TINY[3:], "--budgets", "0.16", "0.12", "--out", "results"])
     report, _ = last_line(capsys)

@@ -9,12 +9,10 @@ import pytest
 import torch
 
 from bench.core import record
-from bench.core.clock import Lap, Rate, WarmUp
+from bench.core.clock import Lap, Rate
 from bench.core.record import Row
-from bench.core.setup import constant_batch
-from bench.core.torch_loader import for_ever, torch_loader
-from bench.speed import ladder, roofline, suite, sweep, throughput
-from bench.speed.first_version import FirstVersion
+from bench.speed import ladder, suite, sweep, throughput
+from bench.speed.first_version import FirstVersion, for_ever, torch_loader
 from bench.speed.resources import peak_memory, reset_peak_memory
 from engine.config import Config
 from ground.mistake import Mistake
@@ -25,14 +23,15 @@ from tests.measured import CPU, SMALL, TINY, last_line, tiny
 
 def test_the_roof_of_a_machine_whose_rate_is_known(monkeypatch):
     """2 TFLOP/s over 4 GFLOP an image are 500 images/s, of which 100 are a fifth."""
-    monkeypatch.setattr(roofline, "training_flops", lambda *_: 4_000_000_000)
-    monkeypatch.setattr(roofline, "matrix_rate", lambda *_: Spread(2.0, 1.9, 2.1))
+    monkeypatch.setattr(suite, "training_flops", lambda *_: 4_000_000_000)
+    monkeypatch.setattr(suite, "matrix_rate", lambda *_: Spread(2.0, 1.9, 2.1))
     one = tiny()
-    rows = {row.name: row.value for row in roofline.measure_roof(one, lambda what: None, 100.0)}
+    done = [Row("compute", "train_step", "images/s", 100.0), Row("ladder", "first", "images/s", 200.0)]
+    rows = {row.name: row.value for row in suite.measure_roof(one, lambda what: None, done)}
     assert rows["FLOPs of a training image, 8 px"] == 4
     assert rows[f"arithmetic roof, {one.precision}"] == pytest.approx(500)
     assert rows[f"model FLOPs utilisation, {one.precision}"] == pytest.approx(20)
-    absent = roofline.measure_roof(one, lambda what: None, None)[-1]
+    absent = suite.measure_roof(one, lambda what: None, done[1:])[-1]
     assert absent.value is None and absent.note
 
 
@@ -101,9 +100,9 @@ def test_shared_memory_that_is_too_small_is_a_line():
 
 
 def test_the_constant_batch_keeps_the_loaders_promises():
-    images, labels = constant_batch(8, 16, CPU, classes=10)
+    images, labels = next(tiny().synthetic(8))
     assert images.is_contiguous(memory_format=torch.channels_last)
-    assert images.shape == (8, 3, 16, 16) and images.dtype == torch.uint8
+    assert images.shape == (8, 3, 8, 8) and images.dtype == torch.uint8
     assert labels.shape == (8,) and labels.dtype == torch.int64
 
 
@@ -114,7 +113,7 @@ def test_the_verdict_in_words():
 
 
 def rate_of(median):
-    return Rate(median, median, median, 0.0, WarmUp(0.01, True))
+    return Rate(median, median, median, 0.0, True)
 
 
 def rows_of_sweep(sizes, measure_one, available=None):

@@ -83,7 +83,7 @@ class Row:
     @classmethod
     def of_rate(cls, part: str, name: str, rate: Rate, note: str = "", unit: str = "images/s") -> Self:
         """With a remark where warm-up did not become steady."""
-        unsteady = "" if rate.warm_up.steady else "warm-up did not become steady"
+        unsteady = "" if rate.steady else "warm-up did not become steady"
         return cls.of(part, name, unit, rate, "; ".join(filter(None, [note, unsteady])))
 
     @property
@@ -106,7 +106,7 @@ class Result:
 
 
 def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
-    """Hardware, driver, versions, type, commit, date and command: the words after `python -m bench`."""
+    """What a number must carry to mean something; `command` is the words after `python -m bench`."""
     return {
         "command": shlex.join(["python", "-m", "bench", *command]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -132,11 +132,7 @@ def commit(folder: Path = ROOT) -> str:
 
 
 def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
-    """Path of the files to come, without suffix; the folder is made.
-
-    Raises:
-        OSError: it cannot be made or written.
-    """
+    """Path of the files to come, without suffix; the folder is made. Raises OSError where it cannot be written."""
     hardware = card.get("gpu") or f"{card['cores']} cores {card['cpu']}"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", hardware.lower())).strip("-")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -148,19 +144,14 @@ def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
 def save(result: Result, stem: Path) -> list[str]:
     """Write the JSON and the Markdown; returns their paths."""
     content = json.dumps({"format": FORMAT, "version": VERSION} | asdict(result), indent=1) + "\n"
-    files = {stem.with_suffix(".json"): content, stem.with_suffix(".md"): markdown(result)}
+    files = {f"{stem}.json": content, f"{stem}.md": markdown(result)}
     for path, text in files.items():
-        write_whole(path, text.encode())
-    return [str(path) for path in files]
+        write_whole(Path(path), text.encode())
+    return list(files)
 
 
 def load(path: str) -> Result:
-    """Read a result back.
-
-    Raises:
-        OSError: there is no such file, it cannot be read, or is no plain file.
-        Mistake: it is no result of this program.
-    """
+    """Read a result back; raises OSError where there is no plain file, Mistake where it is no result of ours."""
     content = read_bounded(path, MOST_BYTES)
     try:
         values = json.loads(content)
@@ -174,11 +165,7 @@ def load(path: str) -> Result:
 
 
 def selection(only: str, known: Collection[str], what: str) -> list[str]:
-    """The names in `--only`, separated by commas, or all where it is empty.
-
-    Raises:
-        Mistake: one is unknown; `what` says of what kind it should be.
-    """
+    """The names in `--only`, or all where it is empty; raises Mistake where one is no `what` that is known."""
     names = [name.strip() for name in only.split(",")] if only else list(known)
     for name in names:
         if name not in known:

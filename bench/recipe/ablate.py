@@ -16,11 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.core import chart, record
-from bench.core.options import parse
 from bench.core.record import Row
-from bench.core.session import session
-from bench.recipe.accuracy import deviation
-from bench.recipe.trial import Trainer, Trial, TrialOptions
+from bench.core.session import parse, session
+from bench.recipe.accuracy import Trainer, Trial, TrialOptions, deviation
 from engine.config import Config, setting
 from ground.mistake import Mistake
 
@@ -85,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
     with session("ablation", ["ablate", *arguments], *subject, chart.draw_ablation, options.preset) as display:
         for one in display.steps(recipes):
             trials[one] = trainer.run(one, display.saying(f"training {len(trials) + 1} of {len(recipes)}"))
-            display.rows = rows_of(bases, pairs, trials)
+            display.rows[:] = rows_of(bases, pairs, trials)
 
 
 def pairs_of(config: Config, only: str) -> list[Pair]:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from tyro.conf import Suppress
 
 from bench.core import chart
-from bench.core.options import BenchOptions, parse
 from bench.core.record import Row
-from bench.core.session import session
-from bench.recipe.trial import Trainer, Trial
+from bench.core.session import BenchOptions, parse, session
+from bench.recipe.accuracy import Trainer, Trial
 from engine.config import Config, setting
 
 

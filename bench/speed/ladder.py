@@ -4,18 +4,18 @@ The rungs run in turns, a lap each, so a slow minute of the machine slows all of
 quotient of laps that ran next to each other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.core.clock import Lane, race, ratio
+from bench.core.clock import Batch, Lane, race, ratio
 from bench.core.record import GAIN, Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.first_version import FirstVersion, take_normalised
+from bench.speed.first_version import FirstVersion, for_ever, take_normalised, torch_loader
 
 PART = "ladder"
 FIRST_BATCH = 64
@@ -66,7 +66,7 @@ def _rungs(setup: Setup) -> dict[str, Callable[[], Lane]]:
 
 def _first_lane(setup: Setup, batch_size: int, **switches: Any) -> Lane:
     loop = FirstVersion(setup.config, setup.split.classes, setup.device, **switches)
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), loop.train_step, setup.device)
+    return Lane(_torch_batches(setup, batch_size), loop.train_step, setup.device)
 
 
 def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
@@ -78,7 +78,11 @@ def _lane_fed_by_torch(setup: Setup, batch_size: int) -> Lane:
         there = images.to(setup.device, memory_format=torch.channels_last, non_blocking=True)
         learner.train_step(there, labels.to(setup.device, non_blocking=True))
 
-    return Lane(setup.torch_batches(batch_size, WORKERS, normalise=True), step, setup.device)
+    return Lane(_torch_batches(setup, batch_size), step, setup.device)
+
+
+def _torch_batches(setup: Setup, batch_size: int) -> Iterator[Batch]:
+    return for_ever(torch_loader(setup.split, setup.config, batch_size, WORKERS, normalise=True))
 
 
 def _our_lane(setup: Setup, **without: bool) -> Lane:

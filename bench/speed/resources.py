@@ -61,8 +61,5 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def peak_memory(device: torch.device) -> int:
     """Bytes since `reset_peak_memory`: allocated on the GPU, or resident of the process."""
-    status = Path("/proc/self/status")
-    if device.type == "cuda" or not status.exists():
-        return process_peak(device)
-    high_water = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.M)
-    return 1024 * int(high_water.group(1)) if high_water else process_peak(device)
+    high_water = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return process_peak(device) if device.type == "cuda" or not high_water else 1024 * int(high_water[1])

@@ -22,9 +22,8 @@ import torch
 
 from bench.core import chart
 from bench.core.clock import Lane
-from bench.core.options import SpeedOptions, parse_speed
 from bench.core.record import ROOT, Row
-from bench.core.session import session
+from bench.core.session import SpeedOptions, parse_speed, session
 from bench.core.setup import prepare
 from engine import distributed
 from engine.config import setting

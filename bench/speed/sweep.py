@@ -22,9 +22,8 @@ from tyro.conf import Suppress
 
 from bench.core import chart
 from bench.core.clock import Rate, measure
-from bench.core.options import SpeedOptions, parse_speed
 from bench.core.record import Row
-from bench.core.session import Say, session
+from bench.core.session import Say, SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
 from bench.speed.resources import peak_memory, reset_peak_memory
 from engine.config import setting
@@ -131,13 +130,10 @@ def expected_peak(peaks: dict[int, int], size: int) -> float:
 
 def available_memory(device: torch.device) -> int | None:
     """Bytes that this process could come to hold: its own and what the system has left; None for a GPU."""
-    system = Path("/proc/meminfo")
-    if device.type == "cuda" or not system.exists():
+    if device.type == "cuda":
         return None
-    kilobytes = [
-        int(re.findall(rf"^{name}:\s*(\d+) kB", path.read_text(), re.M)[0])
-        for name, path in (("MemAvailable", system), ("VmRSS", Path("/proc/self/status")))
-    ]
+    said = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
+    kilobytes = sum(map(int, re.findall(r"^(?:MemAvailable|VmRSS):\s*(\d+) kB", said, re.M)))
     group = Path("/sys/fs/cgroup/memory.max")
     limit = group.read_text().strip() if group.exists() else "max"
-    return min(1024 * sum(kilobytes), int(limit) if limit.isdigit() else 1 << 62)
+    return min(1024 * kilobytes, int(limit)) if limit.isdigit() else 1024 * kilobytes

@@ -11,7 +11,9 @@ from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.phases import PHASES, Phases
+from bench.speed.first_version import for_ever, torch_loader
+from bench.speed.profile import PHASES, in_phases
+from engine.device import autocast
 from engine.learner import predict_logits
 from explain.cam import class_maps, heatmaps
 from ground.spread import quartiles
@@ -42,7 +44,8 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
         budget = setup.budget(2, warm_up_steps=1 + 2 * workers, lap_steps=2 * max(1, workers))
-        theirs[workers] = measure(setup.torch_batches(batch, workers), _drop, cpu, budget)
+        loader = torch_loader(setup.split, setup.config, batch, workers)
+        theirs[workers] = measure(for_ever(loader), _drop, cpu, budget)
         rows.append(Row.of_rate("data", name, theirs[workers], "on the CPU"))
     say("synthetic batch")
     rate = measure(setup.synthetic(batch), _drop, setup.device, setup.budget(0.5))
@@ -63,12 +66,12 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
     say(", ".join(PHASES))
     images, labels = next(iter(setup.synthetic(size)))
     steps = 3 if setup.config.quick else 7
+    marks = Marks(setup.device)
+    train_step = in_phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
+    for _ in range(steps + 2):  # of which two to warm up
+        train_step(images, labels)
     # Three phases and the end of the step; what lies between the end and the next step is not counted.
     count = len(PHASES) + 1
-    marks = Marks(setup.device, count * (steps + 2))
-    phases = Phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
-    for _ in range(steps + 2):  # of which two to warm up
-        phases.train_step(images, labels)
     milliseconds = [1000 * gap for gap in marks.gaps()[2 * count :]]
     spreads = [quartiles(milliseconds[i::count]) for i in range(len(PHASES))]
     whole = sum(spread.median for spread in spreads)
@@ -126,11 +129,11 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
             predict_logits(model, images, setup.device, setup.precision)
 
     def map_last(images: Tensor, labels: Tensor) -> None:
-        with torch.no_grad(), setup.autocast():
+        with torch.no_grad(), autocast(setup.device, setup.precision):
             class_maps(model.features(images), model.fc)
 
     def map_earlier(images: Tensor, labels: Tensor) -> None:
-        with setup.autocast():
+        with autocast(setup.device, setup.precision):
             heatmaps(model, images, labels, "layer3", batch_size=size)
 
     rows = []
