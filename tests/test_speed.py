@@ -13,7 +13,7 @@ from bench.core.clock import Lap, Rate
 from bench.core.record import Row
 from bench.speed import ladder, suite, sweep, throughput
 from bench.speed.first_version import FirstVersion, for_ever, torch_loader
-from bench.speed.resources import peak_memory, reset_peak_memory
+from bench.speed.throughput import peak_memory, reset_peak_memory
 from engine.config import Config
 from ground.mistake import Mistake
 from ground.spread import Spread

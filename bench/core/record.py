@@ -8,10 +8,11 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,11 +87,6 @@ class Row:
         unsteady = "" if rate.steady else "warm-up did not become steady"
         return cls.of(part, name, unit, rate, "; ".join(filter(None, [note, unsteady])))
 
-    @property
-    def width(self) -> float | None:
-        """Distance of the bounds, in the row's unit; None for a single value."""
-        return None if self.low is None or self.high is None else self.high - self.low
-
 
 @dataclass(frozen=True)
 class Result:
@@ -101,7 +97,6 @@ class Result:
 
     @property
     def meaning(self) -> str:
-        """What the values are, and their bounds."""
         return MEANING.get(self.theme, "medians and quartiles over laps")
 
 
@@ -181,11 +176,13 @@ def number(value: float | None, unit: str) -> str:
     return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, small))
 
 
-def cells(row: Row) -> tuple[str, str, str, str]:
-    """Name, value with unit, bounds, note."""
-    value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
-    spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"
-    return row.name, value, spread, row.note
+def cells(rows: Iterable[Row]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Part, name, value with unit, bounds and note of each; not of gains, which the notes of a ladder's rungs repeat."""
+    for row in rows:
+        value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
+        spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"
+        if not row.name.startswith(GAIN):
+            yield row.part, row.name, value, spread, row.note
 
 
 def table(result: Result) -> Table:
@@ -193,9 +190,9 @@ def table(result: Result) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, title=f"{result.theme}: {result.meaning}", title_justify="left")
     for header in ("measured", "value", "spread", "note"):
         grid.add_column(header, justify="right" if header in ("value", "spread") else "left")
-    for part, rows in groupby(readable(result.rows), lambda row: row.part):
+    for part, rows in groupby(cells(result.rows), itemgetter(0)):
         grid.add_row(part, style="bold")
-        for name, *rest in map(cells, rows):
+        for _, name, *rest in rows:
             grid.add_row(f"  {name}", *rest)
         grid.add_section()
     return grid
@@ -206,13 +203,8 @@ def markdown(result: Result) -> str:
     lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
     lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
     lines += [f"Values: {result.meaning}.", "", "| part | measured | value | spread | note |", "|---|---|---|---|---|"]
-    for row in readable(result.rows):
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
+    for row in cells(result.rows):
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |")
     for title, pairs in (("environment", result.card), ("setting", result.settings)):
         lines += ["", f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in pairs.items())]
     return "\n".join(lines) + "\n"
-
-
-def readable(rows: Iterable[Row]) -> list[Row]:
-    """What people read: the gains of a ladder's rungs are in the notes of the rungs too."""
-    return [row for row in rows if not row.name.startswith(GAIN)]

@@ -55,11 +55,9 @@ B = TypeVar("B", bound=BenchOptions)
 
 
 def parse(kind: type[B], words: Sequence[str], command: str, about: str | None, default: str, **changes: Any) -> B:
-    """`[PRESET] [flags]` -> options; raises as `engine.config.parse_flags` and `preset_and_flags`.
+    """`[PRESET] [flags]` -> options, without a preset those of `default` with `changes`; raises as train.py's parsing.
 
-    Args:
-        about: a module's docstring, of which --help shows the first paragraph.
-        default: the preset where none is named, with `changes`.
+    `about` is the docstring of which --help shows the first paragraph.
     """
     preset, flags = preset_and_flags(words)
     values = PRESETS[preset or default].values("weights", "network", "batches", "machine")
@@ -80,10 +78,8 @@ class Session:
 
     def __init__(self, result: Result, stem: Path) -> None:
         self.result, self.stem = result, stem
-        self.rows = result.rows
-        """What was measured so far: the command's to fill."""
-        self.more: dict[str, Any] = {}
-        """What the last line says besides the result."""
+        self.rows = result.rows  # what was measured so far: the command's to fill
+        self.more: dict[str, Any] = {}  # what the last line says besides the result
         self.console = stdout_console()
         self.tracker = Tracker(result.theme, 0, console=self.console, parts=self._parts)
         self._now = ""
@@ -129,11 +125,9 @@ def session(
     """Open the record, and, unless something goes wrong inside, draw it, show its table and print it as a line of JSON.
 
     Args:
-        theme: what kind of result it is; results of one kind can be compared.
+        theme, label: begin the files' names; results of one theme can be compared.
         command: words after `python -m bench`, for the record.
         data: name of the images.
-        draw: makes the picture beside the record.
-        label: follows the theme in the files' names.
 
     Raises:
         OSError: the folder for the results cannot be written.

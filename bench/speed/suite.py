@@ -15,8 +15,13 @@ from bench.core.record import Row
 from bench.core.session import Say, SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
 from bench.speed.ladder import measure_ladder
-from bench.speed.resources import measure_resources
-from bench.speed.throughput import measure_compute, measure_data, measure_end_to_end, measure_evaluation
+from bench.speed.throughput import (
+    measure_compute,
+    measure_data,
+    measure_end_to_end,
+    measure_evaluation,
+    measure_resources,
+)
 from engine.cost import training_flops
 from engine.device import DTYPES
 from ground.spread import Spread

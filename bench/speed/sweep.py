@@ -25,7 +25,7 @@ from bench.core.clock import Rate, measure
 from bench.core.record import Row
 from bench.core.session import Say, SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
-from bench.speed.resources import peak_memory, reset_peak_memory
+from bench.speed.throughput import peak_memory, reset_peak_memory
 from engine.config import setting
 from ground.memory import out_of_memory
 from ground.mistake import Mistake

@@ -1,8 +1,12 @@
-"""Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
+"""Images per second: what loaders deliver, what the model can eat, what both reach together, what comes after, and
+what training takes besides: memory, compiling, and the wait for the first step."""
 
+import os
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
-from os import sched_getaffinity
+from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -13,9 +17,12 @@ from bench.core.session import Say
 from bench.core.setup import Setup
 from bench.speed.first_version import for_ever, torch_loader
 from bench.speed.profile import PHASES, in_phases
-from engine.device import autocast
+from engine.device import autocast, synchronise
+from engine.device import peak_memory as process_peak
 from engine.learner import predict_logits
+from engine.warm_up import warm_up
 from explain.cam import class_maps, heatmaps
+from ground.memory import release_freed_memory
 from ground.spread import quartiles
 from pipeline.dali import evaluation_loader
 
@@ -39,7 +46,7 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
         rows.append(Row.of_rate("data", name, ours[shape]))
     theirs: dict[int, Rate] = {}
     cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
-    for workers in [WORKERS] if quick else sorted({0, WORKERS, 4, max(len(sched_getaffinity(0)), 4)}):
+    for workers in [WORKERS] if quick else sorted({0, WORKERS, 4, max(len(os.sched_getaffinity(0)), 4)}):
         name = f"torch DataLoader, {workers} workers, batch {batch}, {side} px"
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
@@ -146,6 +153,52 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
         rate = measure(chain.from_iterable(repeat(loader)), step, setup.device, setup.budget(3))
         rows.append(Row.of_rate("evaluation", name, rate, unit=unit))
     return rows
+
+
+def measure_resources(setup: Setup, say: Say) -> list[Row]:
+    """Seconds to the first step and of compiling in it, and peak memory of training."""
+    reset_peak_memory(setup.device)
+    size, compiles = setup.batch_size, setup.machine.compiled
+    say("from nothing to the first step")
+    start = perf_counter()
+    learner = setup.cold_learner()
+    built = perf_counter()
+    if compiles:
+        warm_up(learner, size)
+    ready = perf_counter()
+    loader = setup.dali(size, setup.side)
+    images, labels = next(loader)
+    data = perf_counter() - ready
+    learner.train_step(images, labels)
+    synchronise(setup.device)
+    first = perf_counter() - start
+    say("peak memory")
+    Lane(loader, learner.train_step, setup.device).warm_up(setup.budget(0))
+    peak = peak_memory(setup.device) / 2**30
+    what = "forward, loss and backward" if compiles else "with --compile on"
+    kind = "of the GPU by torch" if setup.cuda else "of the process, data set in both orientations included"
+    return [
+        Row("resources", "to the first batch", "s", data, note="building the pipeline"),
+        Row("resources", "compiling", "s", ready - built if compiles else None, note=what),
+        Row("resources", "to the first step", "s", first, note="after imports, with the data set in memory"),
+        Row("resources", f"peak memory, batch {size}, {setup.precision}", "GiB", peak, note=kind),
+    ]
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak anew, so that what was measured before does not count."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access(clear := Path("/proc/self/clear_refs"), os.W_OK):
+        release_freed_memory()
+        clear.write_text("5")  # man proc_pid_clear_refs: resets the process's VmHWM
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes since `reset_peak_memory`: allocated on the GPU, or resident of the process."""
+    high_water = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return process_peak(device) if device.type == "cuda" or not high_water else 1024 * int(high_water[1])
 
 
 def _drop(images: Tensor, labels: Tensor) -> None:
