@@ -13,7 +13,7 @@ from engine.config import PRESETS, parse
 from engine.learner import Evaluation
 from run import budget
 from tests.commands import call
-from tests.measured import last_line
+from tests.measured import recorded, silent
 
 TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
 TINY += ["--device", "cpu", "--data", "generated:256/128"]
@@ -39,7 +39,7 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     theirs = json.loads(out.splitlines()[-1])
     config = parse([*TINY, "--epochs", "2", "--seed", "3"], "smoke")[1]
     trainer = accuracy.Trainer(config)
-    first, other, again = (trainer.run(replace(config, seed=seed), lambda what: None) for seed in (3, 4, 3))
+    first, other, again = (trainer.run(replace(config, seed=seed), silent) for seed in (3, 4, 3))
     assert first.plain.loss == theirs["test_loss"] and first.plain.correct == theirs["test_correct"]
     assert first.flipped.accuracy == theirs["test_accuracy_tta"]
     assert (again.plain, again.flipped) == (first.plain, first.flipped)
@@ -55,11 +55,10 @@ def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
 
 def test_accuracy_reports_the_mean_and_its_deviation(capsys, tmp_path):
     accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
-    report, _ = last_line(capsys)
-    (path,) = (tmp_path / "results").glob("accuracy-smoke_*.json")
-    assert record.load(str(path)).rows == [record.Row(**row) for row in report["rows"]]
+    report, _ = recorded(capsys, pictures=0)
     assert report["settings"]["preset"] == "smoke" and report["settings"]["epochs"] == 1
-    assert "Values: means and quartiles over seeds." in path.with_suffix(".md").read_text()
+    (text,) = (tmp_path / "results").glob("accuracy-smoke_*.md")
+    assert "Values: means and quartiles over seeds." in text.read_text()
 
     percents = [95.0, 94.7, 95.6]
     rows = accuracy.rows_of([made_up(*pair) for pair in zip(percents, (10, 30, 20), strict=True)])
@@ -83,7 +82,7 @@ def test_what_is_done_is_kept_when_the_next_training_is_stopped(monkeypatch, tmp
     assert record.load(str(path)).rows[0].value == pytest.approx(91.0)
 
 
-def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp_path):
+def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch):
     """Made-up trainings in which an ingredient's worth is known."""
     worth = {"whiten": 2.0, "lookahead": -1.0}
     trained = []
@@ -96,21 +95,18 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
 
     monkeypatch.setattr(accuracy.Trainer, "run", known)
     ablate.main([*TINY, "--seeds", "3", "--only", "lookahead,whitened-stem", "--out", "results"])
-    report, _ = last_line(capsys)
+    _, (stem, lookahead, recipe) = recorded(capsys)
     assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
     assert all(config.validate for config in trained)
-    stem, lookahead, recipe = [record.Row(**row) for row in report["rows"]]
     error = np.std([2.3, 1.7, 2.0], ddof=1) / 3**0.5
     assert stem.name == "whitened-stem"
     assert (stem.value, stem.low, stem.high) == pytest.approx((2.0, 2.0 - error, 2.0 + error))
     assert "whiten True against False" in stem.note and "n=3: +2.30, +1.70, +2.00; time x2.00" in stem.note
     assert lookahead.name == "lookahead" and lookahead.value == pytest.approx(-1.0)
     assert recipe.value == pytest.approx(81.0) and "+- 0.50 between seeds, n=3" in recipe.note
-    (picture,) = (tmp_path / "results").glob("*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monkeypatch, tmp_path):
+def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monkeypatch):
     """A machine that needs 10 ms an image, and a network that is right the more often the longer it trains."""
     trained = []
 
@@ -121,14 +117,11 @@ def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monke
     monkeypatch.setattr(accuracy.Trainer, "run", known)
     monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
     curve.main([TINY[0], *TINY[3:], "--budgets", "0.16", "0.12", "--out", "results"])
-    report, _ = last_line(capsys)
+    _, (first, second) = recorded(capsys)
     assert [(one.epochs, one.validate, one.minutes) for one in trained] == [(3, True, 0.12), (4, True, 0.16)]
-    first, second = [record.Row(**row) for row in report["rows"]]
     assert (first.name, second.name) == ("minutes 0.12", "minutes 0.16")
     assert first.note == "3 epochs, width 8, 7 s of training" and second.value == pytest.approx(90)
     assert second.high == pytest.approx(90 + 100 * (0.9 * 0.1 / 10_000) ** 0.5)
-    (picture,) = (tmp_path / "results").glob("*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_one_side():

@@ -172,12 +172,12 @@ def number(value: float | None, unit: str) -> str:
     """A value as people read it, without its unit."""
     if value is None:
         return ABSENT
-    small = ".3g" if value and abs(value) < 100 else ",.0f"
-    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, small))
+    plain = ".3g" if value and abs(value) < 100 else ",.0f"
+    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, plain))
 
 
 def cells(rows: Iterable[Row]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Part, name, value with unit, bounds and note of each; not of gains, which the notes of a ladder's rungs repeat."""
+    """Part, name, value with unit, bounds, note; without the gains that the notes of a ladder's rungs have too."""
     for row in rows:
         value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
         spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"

@@ -93,9 +93,7 @@ class Setup:
 def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """Set torch up and load the images, all for one rank of `world`.
 
-    Raises:
-        Mistake: the device is not here, or the batch is larger than the data set.
-        OSError: the data set is not here and cannot be had.
+    Raises Mistake where the device is not here or the batch is larger than the data set, OSError as `open_dataset`.
     """
     machine = Machine.of(config, world)
     split, _ = open_dataset(config.data, config.size, config.fit, config.layout).splits(validate=True)

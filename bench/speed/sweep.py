@@ -77,9 +77,9 @@ def sweep(
 
     Args:
         setups: of rising batch sizes.
-        measure_one: rate, peak bytes, and seconds of compiling; raises MemoryError or torch's own when it does not fit.
+        measure_one: as `measure_step`; raises MemoryError or torch's own when it does not fit.
         available: bytes the process may use; a size that would need more, by the growth so far, is not tried: a
-            CPU's system kills what takes too much. None: unknown, or the device says so itself.
+            CPU's system kills what takes too much. None: the device says so itself.
     """
     rates: dict[int, float] = {}
     peaks: dict[int, int] = {}
