@@ -14,7 +14,7 @@ from bench.core import record
 from bench.core.clock import Lap, Rate
 from bench.core.record import Row
 from bench.speed import ladder, suite, sweep, throughput
-from bench.speed.first_version import FirstVersion, for_ever, torch_loader
+from bench.speed.ladder import FirstVersion, for_ever, torch_loader
 from bench.speed.throughput import peak_memory, reset_peak_memory
 from engine.config import Config
 from ground.mistake import Mistake
@@ -43,7 +43,7 @@ def test_the_roof_of_a_machine_whose_rate_is_known(monkeypatch):
 def test_the_first_version_learns_with_every_switch(switches):
     split = generated(64)
     torch.manual_seed(0)
-    loop = FirstVersion(Config(width=8, resolutions=(8,)), split.classes, CPU, **switches)
+    loop = FirstVersion(tiny(), **switches)
     images = torch.from_numpy(split.images[:, ::4, ::4]).permute(0, 3, 1, 2) / 255 - 0.5
     sums = [0.0]
     for _ in range(12):

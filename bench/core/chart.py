@@ -17,7 +17,7 @@ new_figure = partial(Figure, dpi=110, layout="constrained")
 
 
 def draw_bench(result: Result) -> Figure:
-    """All rates of a result as bars: the ladder, and everything else that counts images or maps a second."""
+    """All rates of a result as bars: the ladder, and all else that counts images or maps a second."""
     rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s")]
     # The synthetic batch without a model costs nothing, and would take the scale from all others.
     rates = [row for row in rates if not (row.part == "data" and row.name.startswith("synthetic"))]
@@ -66,7 +66,7 @@ def draw_accuracy_curve(result: Result) -> Figure:
 
 
 def draw_curves(result: Result, over: str, other_unit: str, other_title: str) -> Figure:
-    """Images/s, and beside it the rows of another unit, over the numbers at the ends of the rows' names."""
+    """Images/s, and beside it another unit, over the numbers at the ends of the rows' names."""
     figure = new_figure(figsize=(11, 4))
     panels = (("images/s", BLUE, "images/s"), (other_unit, VERMILION, other_title))
     for axes, (unit, colour, title) in zip(figure.subplots(1, 2), panels, strict=True):
@@ -88,7 +88,7 @@ def draw_curves(result: Result, over: str, other_unit: str, other_title: str) ->
 
 
 def _series(rows: Sequence[Row]) -> np.ndarray:
-    """(4, rows): the numbers at the ends of the rows' names, the values, and their bounds: the value where none are."""
+    """(4, rows): the numbers at the ends of the names, the values, and their bounds or the values."""
     series = np.array([(row.name.split()[-1], row.value, row.low, row.high) for row in rows], float).reshape(-1, 4).T
     return np.where(np.isnan(series), series[1], series)
 

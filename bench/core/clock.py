@@ -41,8 +41,6 @@ class Budget:
 
 @dataclass(frozen=True)
 class Lap:
-    """Some steps in a row."""
-
     images: int
     seconds: float
     wait: float
@@ -61,7 +59,7 @@ class Rate(Spread):
     wait: float
     """Share of the time, 0..1, spent waiting for data."""
     steady: bool
-    """False: the time of a step still changed by more than a tenth when the budget of the warm-up ended."""
+    """False: the time of a step still changed by more than a tenth when warm-up ended."""
 
 
 class Marks:
@@ -88,11 +86,7 @@ class Marks:
 
 
 class Lane:
-    """As many batches as are asked for and what is done with each, a few steps at a time, so that several take turns.
-
-    Args:
-        device: where `step` works, and so whose time counts.
-    """
+    """Batches and what is done with each on `device`, a few steps at a time: several can take turns."""
 
     def __init__(self, batches: Iterable[Batch], step: Step, device: torch.device) -> None:
         self._source, self._step, self._device = iter(batches), step, device
@@ -114,7 +108,7 @@ class Lane:
         return Lap(images, sum(gaps), sum(gaps[::2]))
 
     def warm_up(self, budget: Budget) -> tuple[float, bool]:
-        """Run until two laps in a row agree or the budget is spent: seconds a step at the end, and do they agree."""
+        """Run until two laps in a row agree, or the budget is spent; seconds a step, and do they agree."""
         per_step, count, steady = self.lap(1).seconds, 1, False
         end = perf_counter() + budget.warm_up_seconds
         while count < budget.warm_up_steps or not (steady or perf_counter() > end):

@@ -73,7 +73,7 @@ class Row:
     value: float | None = None
     """None is not measured."""
     low: float | None = None
-    """The value's bounds, which mean what `Result.meaning` says: quartiles, or one standard error either side."""
+    """The value's bounds: as `Result.meaning` says, quartiles, or one standard error either side."""
     high: float | None = None
     note: str = ""
 
@@ -101,7 +101,7 @@ class Result:
 
 
 def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
-    """What a number must carry to mean something; `command` is the words after `python -m bench`."""
+    """What a number must carry to mean something; `command` follows `python -m bench`."""
     return {
         "command": shlex.join(["python", "-m", "bench", *command]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -114,7 +114,7 @@ def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
 
 
 def commit(folder: Path = ROOT) -> str:
-    """The checkout's commit, "and changes" where files differ from it (results apart); unknown without git."""
+    """The checkout's commit, "and changes" where files but results differ; unknown without git."""
 
     def git(*command: str) -> str:
         return subprocess.check_output(["git", "-C", folder, *command], stderr=subprocess.DEVNULL, text=True).strip()
@@ -127,7 +127,7 @@ def commit(folder: Path = ROOT) -> str:
 
 
 def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
-    """Path of the files to come, without suffix; the folder is made. Raises OSError where it cannot be written."""
+    """Path of the files to come, without suffix, in a folder that can be written, or else OSError."""
     hardware = card.get("gpu") or f"{card['cores']} cores {card['cpu']}"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", hardware.lower())).strip("-")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def save(result: Result, stem: Path) -> list[str]:
 
 
 def load(path: str) -> Result:
-    """Read a result back; raises OSError where there is no plain file, Mistake where it is no result of ours."""
+    """Read a result back; raises OSError where there is no plain file, Mistake where it is none."""
     content = read_bounded(path, MOST_BYTES)
     try:
         values = json.loads(content)
@@ -160,7 +160,7 @@ def load(path: str) -> Result:
 
 
 def selection(only: str, known: Collection[str], what: str) -> list[str]:
-    """The names in `--only`, or all where it is empty; raises Mistake where one is no `what` that is known."""
+    """The names in `--only`, or all where it is empty; raises Mistake where one is no known `what`."""
     names = [name.strip() for name in only.split(",")] if only else list(known)
     for name in names:
         if name not in known:
@@ -177,7 +177,7 @@ def number(value: float | None, unit: str) -> str:
 
 
 def cells(rows: Iterable[Row]) -> Iterator[tuple[str, str, str, str, str]]:
-    """Part, name, value with unit, bounds, note; without the gains that the notes of a ladder's rungs have too."""
+    """Part, name, value with unit, bounds, note; no gains, which notes of the ladder's rungs repeat."""
     for row in rows:
         value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
         spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"

@@ -55,7 +55,7 @@ B = TypeVar("B", bound=BenchOptions)
 
 
 def parse(kind: type[B], words: Sequence[str], command: str, about: str | None, default: str, **changes: Any) -> B:
-    """`[PRESET] [flags]` -> options, without a preset those of `default` with `changes`; raises as train.py's parsing.
+    """`[PRESET] [flags]` -> options, without a preset those of `default` with `changes`.
 
     `about` is the docstring of which --help shows the first paragraph.
     """
@@ -103,7 +103,7 @@ class Session:
         return [self._now, clock(spent), *eta]
 
     def steps(self, items: Sequence[T], shares: Sequence[int] = ()) -> Iterator[T]:
-        """Each item in turn. When it is done, the bar moves on, by its share of the time, and the record is saved."""
+        """Each item in turn; when it is done, the bar moves on by its share, and the record is saved."""
         shares = shares or [1] * len(items)
         self.tracker.total = sum(shares)
         for item, share in zip(items, shares, strict=True):

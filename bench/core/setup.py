@@ -48,7 +48,7 @@ class Setup:
         return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **self.config.drawn())
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
-        """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
+        """Our loader with the full augmentation, for ever, on `device` or else the setup's."""
         plan = self.changed(batch_size=batch_size).plan()
         loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
@@ -70,10 +70,7 @@ class Setup:
         return model.to(memory_format=torch.channels_last).train()
 
     def cold_learner(self, compiled: bool | None = None, cuda_graph: bool | None = None) -> Learner:
-        """A fresh network and its training, each step launched kernel by kernel until its `warm_up`.
-
-        `compiled` and `cuda_graph` are instead of the machine's and the config's.
-        """
+        """A fresh network and its training, each step launched kernel by kernel until `warm_up`."""
         machine = self.machine if compiled is None else replace(self.machine, compiled=compiled)
         config = self.config if cuda_graph is None else replace(self.config, cuda_graph=cuda_graph)
         return Learner(self.model(), config, FOREVER, machine)

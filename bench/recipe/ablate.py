@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def pairs_of(config: Config, only: str) -> list[Pair]:
-    """Those named, or all; raises Mistake where a name is unknown, or the recipe is the same with and without it."""
+    """Those named, or all; raises Mistake where one is unknown or changes nothing in this recipe."""
     by_name = {pair.name: pair for pair in ingredients(config)}
     pairs = [by_name[name] for name in record.selection(only, by_name, "ingredient")]
     for pair in pairs:
@@ -95,8 +95,7 @@ def pairs_of(config: Config, only: str) -> list[Pair]:
 
 
 def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
-    """Each ingredient's gain over the pairs whose trainings are both done, the largest first; then the accuracy of
-    the recipe itself, `bases`, one for each seed."""
+    """Gains over the pairs that are done, the largest first; then the recipe itself, `bases`."""
     done = [pair for pair in pairs if pair.with_it in trials and pair.without in trials]
     gains = []
     for name in dict.fromkeys(pair.name for pair in done):

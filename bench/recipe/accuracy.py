@@ -54,11 +54,7 @@ class Trial:
 
 
 class Trainer:
-    """Trains recipes on one data set; what was compiled for a network and its resolutions is used again.
-
-    Args:
-        config: device, precision, threads, data and whether to hold images out come from it, for all trainings.
-    """
+    """Trains recipes on the machine and data of `config`; what was compiled for a network is used again."""
 
     def __init__(self, config: Config) -> None:
         self.machine = Machine.of(config)
@@ -67,7 +63,7 @@ class Trainer:
         self._models: dict[tuple[int, ...], ResNet] = {}
 
     def decide(self, config: C, arguments: Sequence[str]) -> C:
-        """The recipe with what these images and `--minutes` decide, but for what the command line gives."""
+        """The recipe with what the images and `--minutes` decide, but for what the flags give."""
         return decide(config, given_flags(arguments), State(), self.train, len(self.held_out), self.machine)
 
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
@@ -100,7 +96,7 @@ class Trainer:
         return Trial(plain, flipped, seconds, images)
 
     def _model(self, config: Config) -> ResNet:
-        """The recipe's starting weights, in the same module as before where that fits: graphs belong to modules."""
+        """Starting weights, in the same module as before where that fits: graphs belong to modules."""
         fresh = create(config, self.train).to(self.machine.device).to(memory_format=torch.channels_last)
         model = self._models.setdefault(tuple(config.values("network").values()), fresh)
         model.load_state_dict(fresh.state_dict())

@@ -71,7 +71,7 @@ def doubling(limit: int) -> list[int]:
 
 
 def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
-    """The last line, JSON, of what `python *words` prints; what stops the wait ends it with all that it started.
+    """The last line, JSON, of what `python *words` prints; what stops the wait ends all that it started.
 
     Raises:
         Mistake: it failed by one, whose line is repeated, or did not end within `limit` seconds.
@@ -98,7 +98,7 @@ def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:
-    """One rank of a training; rank 0 prints the images/s of each lap, and the slowest rank's share of data wait.
+    """One rank of a training; rank 0 prints images/s of each lap, and the slowest's share of data wait.
 
     A lap has as many steps on each rank, or they would wait for each other for ever.
     """

@@ -104,7 +104,7 @@ def sweep(
 
 
 def measure_step(setup: Setup) -> tuple[Rate, int, float]:
-    """Rate and peak bytes of the real train_step on the synthetic batch, and the seconds it took to compile afresh."""
+    """Rate and peak bytes of the real train_step on the synthetic batch, and seconds of compiling."""
     torch._dynamo.reset()
     reset_peak_memory(setup.device)
     start = perf_counter()
@@ -129,7 +129,7 @@ def expected_peak(peaks: dict[int, int], size: int) -> float:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process could come to hold: its own and what the system has left; None for a GPU."""
+    """Bytes that this process could come to hold, its own and what is left; None for a GPU."""
     if device.type == "cuda":
         return None
     said = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()

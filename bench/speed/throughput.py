@@ -1,5 +1,7 @@
-"""Images per second: what loaders deliver, what the model can eat, what both reach together, what comes after, and
-what training takes besides: memory, compiling, and the wait for the first step."""
+"""Images per second: what loaders deliver, what the model can eat, what both reach, what comes after.
+
+And what training takes besides: memory, compiling, and the wait for the first step.
+"""
 
 import os
 import re
@@ -15,7 +17,7 @@ from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.first_version import for_ever, torch_loader
+from bench.speed.ladder import for_ever, torch_loader
 from bench.speed.profile import PHASES, in_phases
 from engine.device import autocast, synchronise
 from engine.device import peak_memory as process_peak
@@ -32,7 +34,7 @@ WORKERS = 2
 
 
 def measure_data(setup: Setup, say: Say) -> list[Row]:
-    """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
+    """DALI over sizes and resolutions, torch's DataLoader with its augmentation, the synthetic batch."""
     limit, where, quick = len(setup.split), "GPU" if setup.cuda else "CPU", setup.config.quick
     batch, side = min(BATCH, limit), setup.side
     sizes = {batch} if quick else {min(size, limit) for size in (256, batch, 1024)}
@@ -62,10 +64,7 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
 
 
 def measure_compute(setup: Setup, say: Say) -> list[Row]:
-    """The real train_step on the synthetic batch, and what forward, backward and optimizer take of it.
-
-    The three are told apart in steps without a CUDA graph, in which they would be one.
-    """
+    """The real train_step on the synthetic batch, and its phases: in a CUDA graph they would be one."""
     size = setup.batch_size
     name = f"synthetic batch of {size}, {setup.side} px, {setup.precision}"
     say(name)
@@ -77,7 +76,7 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
     train_step = in_phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
     for _ in range(steps + 2):  # of which two to warm up
         train_step(images, labels)
-    # Three phases and the end of the step; what lies between the end and the next step is not counted.
+    # Three phases and the end of the step; what lies before the next one is not counted.
     count = len(PHASES) + 1
     milliseconds = [1000 * gap for gap in marks.gaps()[2 * count :]]
     spreads = [quartiles(milliseconds[i::count]) for i in range(len(PHASES))]
@@ -115,7 +114,7 @@ def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
 
 
 def verdict(of_synthetic: float, wait: float) -> str:
-    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
+    """What limits the loop; `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
     share = f"{of_synthetic:.0%} of synthetic"
     if of_synthetic >= COMPUTE_BOUND:
         return f"compute-bound: {share}"
@@ -125,7 +124,7 @@ def verdict(of_synthetic: float, wait: float) -> str:
 
 
 def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
-    """Evaluation with our loader, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
+    """Evaluation, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
     size = min(1000 if setup.cuda else 250, len(setup.split))
     few = setup.split.take(slice(size), setup.split.name)
     model = setup.model().eval()
