@@ -62,12 +62,9 @@ def test_the_clock_agrees_with_real_sleeps():
     assert lap.wait == pytest.approx(fetch_and_step[0], rel=0.05)
 
 
-def test_the_warm_up_is_apart(virtual):
+def test_the_warm_up_is_apart_and_where_it_never_becomes_steady_ends_and_is_told(virtual):
     rate = measure(virtual.batches(0.0), virtual.step(0.2, 0.1, 0.05, 0.01), CPU, Budget(seconds=0.2, laps=3))
     assert rate.median == pytest.approx(1000)  # none of the slow steps is in it
-
-
-def test_warm_up_that_never_becomes_steady_ends_and_is_told(virtual):
     step = virtual.step(*(0.004 * 1.3**i for i in range(50)))
     before = virtual.now
     _, steady = Lane(virtual.batches(0.0), step, CPU).warm_up(Budget(warm_up_seconds=0.2))

@@ -8,7 +8,7 @@ from engine.convolution import POSITIONS_PER_CHANNEL, Conv2d
 
 
 @pytest.mark.parametrize(("kernel_size", "stride", "size"), [(3, 1, 3), (3, 2, 6), (3, 2, 5), (1, 2, 6), (1, 2, 5)])
-def test_gradients_are_torch_s(kernel_size: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_torch_s(kernel_size, stride, size, monkeypatch):
     """In float64 and both memory formats, an odd size with stride 2 among them."""
     monkeypatch.setitem(POSITIONS_PER_CHANNEL, torch.float64, 1000)
     torch.manual_seed(0)
@@ -27,7 +27,7 @@ def test_gradients_are_torch_s(kernel_size: int, stride: int, size: int, monkeyp
         assert type(ours(images).grad_fn).__name__ == "_ConvolveBackward"
 
 
-def test_used_only_where_it_is_faster() -> None:
+def test_used_only_where_it_is_faster():
     """Few positions for many channels take it; large pictures, and passes without gradients, torch's own."""
     convolution = Conv2d(4, 16, 3, padding=1)
     few, many = torch.randn(2, 4, 8, 8), torch.randn(3, 4, 8, 8)  # 128 and 192 positions for 8 * 16 = 128
@@ -38,7 +38,7 @@ def test_used_only_where_it_is_faster() -> None:
         assert convolution(few).grad_fn is None
 
 
-def test_under_autocast() -> None:
+def test_under_autocast():
     """bfloat16 in, as torch's own convolution takes it; the weight's gradient comes back as float32."""
     torch.manual_seed(0)
     convolution = Conv2d(32, 64, 3, padding=1)
@@ -55,7 +55,7 @@ def test_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("size", [48, 64, 128])
-def test_where_torch_s_own_gradient_ends_the_process(size: int) -> None:
+def test_where_torch_s_own_gradient_ends_the_process(size):
     """oneDNN's weight gradient of few channels, 1x1 with stride 2, in float32 writes past its memory."""
     torch.manual_seed(0)
     convolution = Conv2d(8, 16, 1, 2)
