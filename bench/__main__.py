@@ -28,13 +28,8 @@ from ground.entry import execute
 from ground.mistake import Mistake
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "sweep": sweep.main,
-    "scaling": scaling.main,
-    "accuracy": accuracy.main,
-    "ablate": ablate.main,
-    "curve": curve.main,
-    "compare": compare.main,
-    "profile": profile.main,
+    module.__name__.split(".")[-1]: module.main
+    for module in (sweep, scaling, accuracy, ablate, curve, compare, profile)
 }
 
 

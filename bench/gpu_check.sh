@@ -31,7 +31,7 @@ step() {
     shift 3
     [[ $wanted == *" $part "* ]] || return 0
     echo "$name: at most $limit s"
-    # In the background, so that Ctrl-C is heard at once: timeout then ends the command and all that it started.
+    # In the background, so that Ctrl-C is heard at once: timeout then ends all that it started.
     timeout --kill-after=10 "$limit" "$python" "$@" >"$out/$name.log" 2>&1 </dev/null &
     trap 'kill $!; exit 130' INT TERM
     wait $! || code=$?

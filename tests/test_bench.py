@@ -6,11 +6,12 @@ import sys
 import pytest
 
 from bench import __main__ as entry
-from bench.core.options import SpeedOptions, parse_speed
+from bench.core.session import SpeedOptions, parse_speed
 from bench.recipe import reference
 from bench.speed import suite
 from engine.config import PRESETS
 from ground.entry import execute
+from ground.mistake import Mistake
 from tests.measured import last_line
 
 GENERATED = ["--data", "generated"]
@@ -35,23 +36,21 @@ GENERATED = ["--data", "generated"]
         (["profile", "--steps", "0"], "--steps is 0"),
         (["accuracy", "--seeds", "0"], "--seeds is 0"),
         (["ablate", "--seeds", "1001"], "--seeds is 1001"),
+        (["curve", "--epochz", "3", "--device", "cpu"], "python -m bench curve --help"),
     ],
 )
 def test_bad_input_is_one_message(arguments, reason, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as exit:
         execute(entry.main, "bench")
-    error = capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.replace("│", "").split())  # of the frame that tyro draws
     assert exit.value.code == 2 and reason in error and "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [(["--data", "nowhere"], "--data is nowhere"), ([*GENERATED, "--minutes", "0"], "--minutes is 0.0: it must be")],
-)
-def test_the_reference_refuses_in_a_line(arguments, reason):
-    with pytest.raises(ValueError, match=reason):
-        reference.main(arguments)
+def test_the_reference_refuses_in_a_line():
+    for arguments, reason in ((["--data", "nowhere"], "nowhere"), ([*GENERATED, "--minutes", "0"], "minutes is 0.0")):
+        with pytest.raises(Mistake, match=f"^--.*{reason}"):
+            reference.main(arguments)
 
 
 @pytest.mark.parametrize("command", sorted(entry.COMMANDS))
@@ -59,21 +58,13 @@ def test_help_of_each_command_lists_its_flags(command, capsys):
     """Those of train.py too, where it measures what train.py would do."""
     with contextlib.suppress(SystemExit):
         entry.main([command, "--help"])
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     if command == "compare":
         assert "A.json B.json" in out
         return
-    assert "--out" in out and ("--only" in out) == (command == "ablate")
-    assert "--width" in out and "--resolutions" in out and "--max-lr" in out
-    assert f"a preset: {', '.join(PRESETS)}" in " ".join(out.split())
-    assert "--resume" not in out and "--run-dir" not in out
-
-
-def test_a_misspelt_flag_is_answered_by_the_command_itself(capsys):
-    with pytest.raises(SystemExit) as exit:
-        entry.main(["curve", "--epochz", "3", "--device", "cpu"])
-    error = " ".join(capsys.readouterr().err.replace("│", "").split())
-    assert exit.value.code == 2 and "--epochz" in error and "python -m bench curve --help" in error
+    assert ("--only" in out) == (command == "ablate") and "--resume" not in out and "--run-dir" not in out
+    for words in ("--out", "--width", "--resolutions", "--max-lr", f"a preset: {', '.join(PRESETS)}"):
+        assert words in out
 
 
 def test_a_preset_s_recipe_is_measured_and_without_one_the_images_own_pixels(tmp_path, capsys):

@@ -10,8 +10,8 @@ import time
 import pytest
 import torch
 
-from bench.core.options import parse_speed
 from bench.core.record import ROOT
+from bench.core.session import parse_speed
 from bench.speed.profile import ProfileOptions
 from bench.speed.suite import SuiteOptions
 from engine.config import parse
@@ -42,10 +42,8 @@ def check(tmp_path):
     def run(*parts, script=SCRIPT, **settings):
         calls.write_text("")
         named = {"PYTHON": str(python), "CALLS": str(calls), "OUT": str(tmp_path / "out")}
-        done = subprocess.run(
-            ["bash", str(script), *parts],
-            env=os.environ | named | settings, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+        env = os.environ | named | settings
+        done = subprocess.run(["bash", script, *parts], env=env, capture_output=True, text=True, timeout=60)
         return done.returncode, done.stdout, done.stderr, calls.read_text().splitlines()
 
     return run

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,20 +20,18 @@ import torch
 from torch.autograd import DeviceType
 
 from bench.core.record import Row
-from bench.core.setup import constant_batch
 from bench.speed import profile
-from bench.speed.phases import Phases
-from tests.measured import CPU, TINY, tiny
+from tests.measured import TINY, tiny
 
 
 def test_phases_are_those_of_the_real_step_and_change_nothing():
     names: list[str] = []
     weights = []
-    for follow in (lambda learner: learner, lambda learner: Phases(learner, names.append)):
+    for told in (False, True):
         learner = tiny().cold_learner()
-        follower = follow(learner)
-        for batch in [constant_batch(4, 8, CPU, 10)] * 2:
-            follower.train_step(*batch)
+        step = profile.in_phases(learner, names.append) if told else learner.train_step
+        for batch in islice(tiny().synthetic(4), 2):
+            step(*batch)
         weights.append(learner.model.state_dict())
     assert names == ["forward", "backward", "optimizer", ""] * 2
     assert all(map(torch.equal, weights[0].values(), weights[1].values()))
@@ -69,10 +68,8 @@ def test_parts_and_operators_of_known_events_on_a_cpu():
     ]
     rows = profile.rows_of(events, 2, cuda=False)
     assert by_name(rows, "host") == {"data": 0.5, "forward": 2, "backward": 1.5, "optimizer": 1}
-    assert by_name(rows, "part") == pytest.approx({
-        "data": 0.5, "convolution": 1.49, "norm": 0.35, "activation": 0, "head": 0, "loss": 0, "optimizer": 1,
-        "other": 1.66,
-    })  # fmt: skip
+    took = {"data": 0.5, "convolution": 1.49, "norm": 0.35, "optimizer": 1, "other": 1.66}
+    assert by_name(rows, "part") == pytest.approx(dict.fromkeys(profile.PARTS, 0) | took)
     operators = by_name(rows, "operators")
     assert list(operators.items())[:2] == [("aten::mkldnn_convolution", 0.7), ("_ConvolveBackward", 0.05)]
     assert not operators.keys() & {"ProfilerStep*", profile.DATA, "optimizer"}
@@ -95,10 +92,9 @@ def test_parts_and_operators_of_known_events_on_a_gpu():
         event("void cudnn::ops::nchwToNhwcKernel<x>", own_gpu=0, kernel=True, count=4),
     ]
     rows = profile.rows_of(events, 2, cuda=True)
-    assert by_name(rows, "part") == pytest.approx({
-        "data": 0, "convolution": 1.5, "norm": 0.25, "activation": 0, "head": 0, "loss": 0, "optimizer": 0.5,
-        "torch.compile's": 0.1, "other kernels": 0.15, "idle": 2.5,
-    })  # fmt: skip
+    took = {"convolution": 1.5, "norm": 0.25, "optimizer": 0.5}
+    more = {"torch.compile's": 0.1, "other kernels": 0.15, "idle": 2.5}
+    assert by_name(rows, "part") == pytest.approx(dict.fromkeys(profile.PARTS, 0) | took | more)
     assert next(iter(by_name(rows, "operators"))) == "sm90_xmma_gemm_bf16"
     assert (rows[-1].part, rows[-1].value) == ("layout", 2.0)
 

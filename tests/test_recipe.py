@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bench.core import record
-from bench.recipe import ablate, accuracy, curve, trial
+from bench.recipe import ablate, accuracy, curve
 from engine.config import PRESETS, parse
 from engine.learner import Evaluation
 from run import budget
 from tests.commands import call
-from tests.measured import last_line
+from tests.measured import recorded, silent
 
 TINY = ["smoke", "--epochs", "1", "--resolutions", "8", "--batch-size", "64", "--threads", "1", "--precision", "fp32"]
 TINY += ["--device", "cpu", "--data", "generated:256/128"]
@@ -29,7 +29,7 @@ def here(monkeypatch, tmp_path):
 
 def made_up(percent, seconds=1.0):
     result = Evaluation(0.5, round(100 * percent), 10_000, percent / 100)
-    return trial.Trial(result, result, seconds, 50_000)
+    return accuracy.Trial(result, result, seconds, 50_000)
 
 
 def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
@@ -38,8 +38,8 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     assert code == 0
     theirs = json.loads(out.splitlines()[-1])
     config = parse([*TINY, "--epochs", "2", "--seed", "3"], "smoke")[1]
-    trainer = trial.Trainer(config)
-    first, other, again = (trainer.run(replace(config, seed=seed), lambda what: None) for seed in (3, 4, 3))
+    trainer = accuracy.Trainer(config)
+    first, other, again = (trainer.run(replace(config, seed=seed), silent) for seed in (3, 4, 3))
     assert first.plain.loss == theirs["test_loss"] and first.plain.correct == theirs["test_correct"]
     assert first.flipped.accuracy == theirs["test_accuracy_tta"]
     assert (again.plain, again.flipped) == (first.plain, first.flipped)
@@ -47,19 +47,12 @@ def test_a_training_is_train_py_s_and_leaves_no_trace_in_the_next(capsys):
     assert first.images == 2 * 256
 
 
-def test_a_training_fits_the_minutes_as_train_py_s_does(monkeypatch):
-    monkeypatch.setattr(budget, "image_seconds", lambda config, *_: dict.fromkeys(config.resolutions, 0.01))
-    config = trial.TrialOptions(data="generated", minutes=2.0, width=8, device="cpu")
-    assert trial.Trainer(config).decide(config, ["smoke", "--minutes", "2"]).epochs == 5  # 2,048 images, 512 / 3
-
-
 def test_accuracy_reports_the_mean_and_its_deviation(capsys, tmp_path):
     accuracy.main([*TINY, "--seeds", "2", "--seed", "5", "--out", "results"])
-    report, _ = last_line(capsys)
-    (path,) = (tmp_path / "results").glob("accuracy-smoke_*.json")
-    assert record.load(str(path)).rows == [record.Row(**row) for row in report["rows"]]
+    report, _ = recorded(capsys, pictures=0)
     assert report["settings"]["preset"] == "smoke" and report["settings"]["epochs"] == 1
-    assert "Values: means and quartiles over seeds." in path.with_suffix(".md").read_text()
+    (text,) = (tmp_path / "results").glob("accuracy-smoke_*.md")
+    assert "Values: means and quartiles over seeds." in text.read_text()
 
     percents = [95.0, 94.7, 95.6]
     rows = accuracy.rows_of([made_up(*pair) for pair in zip(percents, (10, 30, 20), strict=True)])
@@ -76,14 +69,14 @@ def test_what_is_done_is_kept_when_the_next_training_is_stopped(monkeypatch, tmp
             raise KeyboardInterrupt
         return made_up(91.0)
 
-    monkeypatch.setattr(trial.Trainer, "run", stops)
+    monkeypatch.setattr(accuracy.Trainer, "run", stops)
     with pytest.raises(KeyboardInterrupt):
         accuracy.main([*TINY, "--seeds", "2", "--out", "stopped"])
     (path,) = (tmp_path / "stopped").glob("*.json")
     assert record.load(str(path)).rows[0].value == pytest.approx(91.0)
 
 
-def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp_path):
+def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch):
     """Made-up trainings in which an ingredient's worth is known."""
     worth = {"whiten": 2.0, "lookahead": -1.0}
     trained = []
@@ -94,23 +87,20 @@ def test_ablation_pairs_each_ingredient_with_the_recipe(capsys, monkeypatch, tmp
         gain = sum(points for field, points in worth.items() if getattr(config, field))
         return made_up(80 + gain + noise * (1.0 if config.whiten else 0.4), 2.0 if config.whiten else 1.0)
 
-    monkeypatch.setattr(trial.Trainer, "run", known)
+    monkeypatch.setattr(accuracy.Trainer, "run", known)
     ablate.main([*TINY, "--seeds", "3", "--only", "lookahead,whitened-stem", "--out", "results"])
-    report, _ = last_line(capsys)
+    _, (stem, lookahead, recipe) = recorded(capsys)
     assert len(trained) == len(set(trained)) == 9  # the recipe once a seed, not once an ingredient
     assert all(config.validate for config in trained)
-    stem, lookahead, recipe = [record.Row(**row) for row in report["rows"]]
     error = np.std([2.3, 1.7, 2.0], ddof=1) / 3**0.5
     assert stem.name == "whitened-stem"
     assert (stem.value, stem.low, stem.high) == pytest.approx((2.0, 2.0 - error, 2.0 + error))
     assert "whiten True against False" in stem.note and "n=3: +2.30, +1.70, +2.00; time x2.00" in stem.note
     assert lookahead.name == "lookahead" and lookahead.value == pytest.approx(-1.0)
     assert recipe.value == pytest.approx(81.0) and "+- 0.50 between seeds, n=3" in recipe.note
-    (picture,) = (tmp_path / "results").glob("*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monkeypatch, tmp_path):
+def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monkeypatch):
     """A machine that needs 10 ms an image, and a network that is right the more often the longer it trains."""
     trained = []
 
@@ -118,26 +108,23 @@ def test_the_curve_trains_what_fits_each_budget_on_held_out_images(capsys, monke
         trained.append(config)
         return made_up(50 + 10 * config.epochs, 60 * config.minutes)
 
-    monkeypatch.setattr(trial.Trainer, "run", known)
+    monkeypatch.setattr(accuracy.Trainer, "run", known)
     monkeypatch.setattr(budget, "image_seconds", lambda config, train, machine: {8: 0.01 * config.width / 8})
     curve.main([TINY[0], *TINY[3:], "--budgets", "0.16", "0.12", "--out", "results"])
-    report, _ = last_line(capsys)
+    _, (first, second) = recorded(capsys)
     assert [(one.epochs, one.validate, one.minutes) for one in trained] == [(3, True, 0.12), (4, True, 0.16)]
-    first, second = [record.Row(**row) for row in report["rows"]]
     assert (first.name, second.name) == ("minutes 0.12", "minutes 0.16")
     assert first.note == "3 epochs, width 8, 7 s of training" and second.value == pytest.approx(90)
     assert second.high == pytest.approx(90 + 100 * (0.9 * 0.1 / 10_000) ** 0.5)
-    (picture,) = (tmp_path / "results").glob("*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_one_side():
-    for config in PRESETS.values():
-        ingredients = [one for one in ablate.ingredients(config) if one.with_it != one.without]
-        assert len(ingredients) >= 8
-        for one in ingredients:
-            assert config in (one.with_it, one.without), one.name
-            assert len(ablate.difference(one.with_it, one.without).split("; ")) == 1
+@pytest.mark.parametrize("config", PRESETS.values(), ids=list(PRESETS))
+def test_every_ingredient_changes_the_recipe_in_one_field_and_has_the_recipe_on_one_side(config):
+    pairs = ablate.pairs_of(config, "")
+    assert len(pairs) >= 8
+    for one in pairs:
+        assert config in (one.with_it, one.without), one.name
+        assert ";" not in ablate.difference(one.with_it, one.without)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,10 @@
 """Pictures of results: bars with quartiles for a bench, curves for a sweep."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Literal
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
@@ -12,10 +13,11 @@ from bench.core.record import Result, Row, number
 
 # Okabe and Ito's colour-blind safe set.
 BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+new_figure = partial(Figure, dpi=110, layout="constrained")
 
 
-def draw_bench(result: Result, path: Path) -> None:
-    """All rates of a result as bars: the ladder, and everything else that counts images or maps a second."""
+def draw_bench(result: Result) -> Figure:
+    """All rates of a result as bars: the ladder, and all else that counts images or maps a second."""
     rates = [row for row in result.rows if row.value and row.unit in ("images/s", "maps/s")]
     # The synthetic batch without a model costs nothing, and would take the scale from all others.
     rates = [row for row in rates if not (row.part == "data" and row.name.startswith("synthetic"))]
@@ -23,34 +25,34 @@ def draw_bench(result: Result, path: Path) -> None:
     groups = [("From the first version's style to ours", rungs, "linear"), ("Rates (logarithmic)", others, "log")]
     groups = [group for group in groups if group[1]]
     heights = [max(2, len(rows)) for _, rows, _ in groups]
-    figure = Figure(figsize=(11, 1.2 + 0.36 * sum(heights) + 0.6 * len(groups)), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(11, 1.2 + 0.36 * sum(heights) + 0.6 * len(groups)))
     figure.suptitle(f"{result.card.get('gpu') or result.card.get('cpu', '')}, {result.card.get('date', '')[:10]}")
     if groups:
-        panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axes, (title, rows, scale) in zip(panels, groups, strict=True):
+        panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)
+        for (axes,), (title, rows, scale) in zip(panels, groups, strict=True):
             axes.set_xscale(scale)
             colours = [{"roof": GREEN, "data": VERMILION}.get(row.part, BLUE) for row in rows]
             _bars(axes, rows, colours, rows[0].unit, title)
-    figure.savefig(path, format="png")
+    return figure
 
 
-def draw_ablation(result: Result, path: Path) -> None:
+def draw_ablation(result: Result) -> Figure:
     """The gain of each ingredient as a bar with its standard error."""
     rows = [row for row in result.rows if row.unit == "points"]
-    figure = Figure(figsize=(8, 1.2 + 0.36 * max(2, len(rows))), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(8, 1.2 + 0.36 * max(2, len(rows))))
     axes = figure.subplots()
     colours = [BLUE if (row.value or 0.0) > 0 else VERMILION for row in rows]
     _bars(axes, rows, colours, "gain in validation accuracy, percentage points; line: one standard error either side")
     axes.axvline(0, color="black", linewidth=0.8)
-    figure.savefig(path, format="png")
+    return figure
 
 
-def draw_accuracy_curve(result: Result, path: Path) -> None:
+def draw_accuracy_curve(result: Result) -> Figure:
     """Accuracy over the minutes of training, each point with what was trained."""
-    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    figure = new_figure(figsize=(7, 4))
     axes = figure.subplots()
     minutes, values, low, _ = _series(result.rows)
-    axes.errorbar(minutes, values, [v - bound for v, bound in zip(values, low, strict=True)], fmt="o-", color=BLUE)
+    axes.errorbar(minutes, values, values - low, fmt="o-", color=BLUE)
     for x, y, row in zip(minutes, values, result.rows, strict=True):
         what = ",\n".join(row.note.split(", ")[:2])
         axes.annotate(what, (x, y), (6, -6), textcoords="offset points", va="top", fontsize=8)
@@ -60,12 +62,12 @@ def draw_accuracy_curve(result: Result, path: Path) -> None:
     axes.margins(x=0.15, y=0.2)
     axes.set_ylabel("accuracy on held-out images, %")
     _finish(axes, "minutes of training", result.card.get("gpu") or "{cores} cores, {cpu}".format_map(result.card))
-    figure.savefig(path, format="png")
+    return figure
 
 
-def draw_curves(result: Result, path: Path, over: str, other_unit: str, other_title: str) -> None:
-    """Images/s, and beside it the rows of another unit, over the numbers at the ends of the rows' names."""
-    figure = Figure(figsize=(11, 4), dpi=110, layout="constrained")
+def draw_curves(result: Result, over: str, other_unit: str, other_title: str) -> Figure:
+    """Images/s, and beside it another unit, over the numbers at the ends of the rows' names."""
+    figure = new_figure(figsize=(11, 4))
     panels = (("images/s", BLUE, "images/s"), (other_unit, VERMILION, other_title))
     for axes, (unit, colour, title) in zip(figure.subplots(1, 2), panels, strict=True):
         rows = [row for row in result.rows if row.unit == unit and row.value is not None]
@@ -76,22 +78,19 @@ def draw_curves(result: Result, path: Path, over: str, other_unit: str, other_ti
             axes.fill_between(sizes, low, high, color=line.get_color(), alpha=0.2)
         if rows:
             axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted(set(_series(rows)[0])))
+            axes.set_xticks(np.unique(_series(rows)[0]))
             axes.xaxis.set_major_formatter(ScalarFormatter())
         if len(parts) > 1:
             axes.legend()
         axes.set_ylim(0, 1.1 * max(_series(rows)[1], default=1.0))
         _finish(axes, over, title)
-    figure.savefig(path, format="png")
+    return figure
 
 
-def _series(rows: Sequence[Row]) -> tuple[list[float], list[float], list[float], list[float]]:
-    """The numbers at the ends of the rows' names, their values, and their bounds: the value where there are none."""
-    numbers = [float(row.name.split()[-1]) for row in rows]
-    values = [row.value or 0.0 for row in rows]
-    low = [value if row.low is None else row.low for row, value in zip(rows, values, strict=True)]
-    high = [value if row.high is None else row.high for row, value in zip(rows, values, strict=True)]
-    return numbers, values, low, high
+def _series(rows: Sequence[Row]) -> np.ndarray:
+    """(4, rows): the numbers at the ends of the names, the values, and their bounds or the values."""
+    series = np.array([(row.name.split()[-1], row.value, row.low, row.high) for row in rows], float).reshape(-1, 4).T
+    return np.where(np.isnan(series), series[1], series)
 
 
 def _bars(axes: Axes, rows: Sequence[Row], colours: Sequence[str], xlabel: str, title: str = "") -> None:

@@ -1,7 +1,7 @@
 """The clock of every measurement: warm-up apart, start before the fetch, stop when the device is done, median of laps.
 
     rate = measure(loader, learner.train_step, device, Budget(seconds=5))
-    print(rate.median, rate.wait, rate.warm_up.steady)
+    print(rate.median, rate.wait, rate.steady)
 
 On CUDA the times are those of events on the stream, so that nothing waits inside a lap and the share of data wait is
 what the GPU itself waited; on a CPU they are the host's. No scalar is read from the device inside a lap.
@@ -19,6 +19,7 @@ from engine.device import synchronise
 from ground.spread import Spread, quartiles
 
 Batch = tuple[Tensor, Tensor]
+Step = Callable[[Tensor, Tensor], object]  # what is done with a batch, its images and labels
 STEADY = 0.1  # warm-up ends when two laps in a row differ by less
 WARM_UP_LAP_SECONDS = 0.02
 
@@ -39,17 +40,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class WarmUp:
-    step_seconds: float
-    """The time of a step at its end."""
-    steady: bool
-    """False: that still changed by more than a tenth when the budget ended."""
-
-
-@dataclass(frozen=True)
 class Lap:
-    """Some steps in a row."""
-
     images: int
     seconds: float
     wait: float
@@ -67,58 +58,43 @@ class Rate(Spread):
 
     wait: float
     """Share of the time, 0..1, spent waiting for data."""
-    warm_up: WarmUp
+    steady: bool
+    """False: the time of a step still changed by more than a tenth when warm-up ended."""
 
 
 class Marks:
-    """Up to `count` instants in the device's order of work: `mark` costs microseconds and waits for nothing."""
+    """Instants in the device's order of work: `mark` costs microseconds and waits for nothing."""
 
-    def __init__(self, device: torch.device, count: int) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._events: list[torch.cuda.Event] = []
         self._times: list[float] = []
-        cuda = device.type == "cuda"
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(count)] if cuda else []
-        self._used = 0
         synchronise(device)
 
     def mark(self) -> None:
-        if self._events:
-            self._events[self._used].record()
+        if self._device.type == "cuda":
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
         else:
             self._times.append(perf_counter())
-        self._used += 1
 
     def gaps(self) -> list[float]:
         """Seconds from each mark to the next, once the device has reached the last."""
         synchronise(self._device)
-        if self._events:
-            used = self._events[: self._used]
-            return [a.elapsed_time(b) / 1000 for a, b in pairwise(used)]
-        return [b - a for a, b in pairwise(self._times)]
+        on_device = [a.elapsed_time(b) / 1000 for a, b in pairwise(self._events)]
+        return on_device or [b - a for a, b in pairwise(self._times)]
 
 
 class Lane:
-    """Batches and what is done with each, run a few steps at a time, so that several can take turns.
+    """Batches and what is done with each on `device`, a few steps at a time: several can take turns."""
 
-    Args:
-        batches: as many as will be asked for.
-        step: called with images and labels.
-        device: where `step` works, and so whose time counts.
-    """
-
-    def __init__(
-        self, batches: Iterable[Batch], step: Callable[[Tensor, Tensor], object], device: torch.device
-    ) -> None:
+    def __init__(self, batches: Iterable[Batch], step: Step, device: torch.device) -> None:
         self._source, self._step, self._device = iter(batches), step, device
 
     def lap(self, steps: int) -> Lap:
-        """Time `steps` steps.
-
-        Raises:
-            ValueError: the batches have come to an end.
-        """
+        """Time `steps` steps; raises ValueError where the batches come to an end."""
         images = 0
-        marks = Marks(self._device, 2 * steps + 1)
+        marks = Marks(self._device)
         marks.mark()
         for step in range(steps):
             batch = next(self._source, None)
@@ -131,23 +107,21 @@ class Lane:
         gaps = marks.gaps()
         return Lap(images, sum(gaps), sum(gaps[::2]))
 
-    def warm_up(self, budget: Budget) -> WarmUp:
-        """Run until two laps in a row agree, or the budget is spent."""
+    def warm_up(self, budget: Budget) -> tuple[float, bool]:
+        """Run until two laps in a row agree, or the budget is spent; seconds a step, and do they agree."""
         per_step, count, steady = self.lap(1).seconds, 1, False
         end = perf_counter() + budget.warm_up_seconds
         while count < budget.warm_up_steps or not (steady or perf_counter() > end):
             steps = min(max(1, int(WARM_UP_LAP_SECONDS / max(per_step, 1e-9))), max(count, budget.warm_up_steps))
             steps = -(-steps // budget.lap_steps) * budget.lap_steps
-            last = self.lap(steps)
-            steady = abs(last.seconds / steps / per_step - 1) < STEADY
-            per_step = last.seconds / steps
+            last = self.lap(steps).seconds / steps
+            steady = abs(last / per_step - 1) < STEADY
+            per_step = last
             count += steps
-        return WarmUp(per_step, steady)
+        return per_step, steady
 
 
-def measure(
-    batches: Iterable[Batch], step: Callable[[Tensor, Tensor], object], device: torch.device, budget: Budget
-) -> Rate:
+def measure(batches: Iterable[Batch], step: Step, device: torch.device, budget: Budget) -> Rate:
     """Warm up, then time laps of equally many steps. Raises as `Lane.lap` does."""
     return race([Lane(batches, step, device)], budget)[0][0]
 
@@ -159,16 +133,15 @@ def race(lanes: Sequence[Lane], budget: Budget) -> tuple[list[Rate], list[list[L
     """
     warm_ups = [lane.warm_up(budget) for lane in lanes]
     bunch_seconds = budget.seconds / budget.laps / budget.lap_steps
-    steps = [budget.lap_steps * max(1, round(bunch_seconds / max(w.step_seconds, 1e-9))) for w in warm_ups]
+    steps = [budget.lap_steps * max(1, round(bunch_seconds / max(seconds, 1e-9))) for seconds, _ in warm_ups]
     laps: list[list[Lap]] = [[] for _ in lanes]
     for _ in range(budget.laps):
         for lane, count, of_lane in zip(lanes, steps, laps, strict=True):
             of_lane.append(lane.lap(count))
     rates = []
-    for warm_up, of_lane in zip(warm_ups, laps, strict=True):
-        spread = quartiles([lap.rate for lap in of_lane])
+    for (_, steady), of_lane in zip(warm_ups, laps, strict=True):
         wait = sum(lap.wait for lap in of_lane) / sum(lap.seconds for lap in of_lane)
-        rates.append(Rate(spread.median, spread.q1, spread.q3, wait, warm_up))
+        rates.append(Rate(**vars(quartiles([lap.rate for lap in of_lane])), wait=wait, steady=steady))
     return rates, laps
 
 

@@ -8,10 +8,11 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -72,7 +73,7 @@ class Row:
     value: float | None = None
     """None is not measured."""
     low: float | None = None
-    """The value's bounds, which mean what `Result.meaning` says: quartiles, or one standard error either side."""
+    """The value's bounds: as `Result.meaning` says, quartiles, or one standard error either side."""
     high: float | None = None
     note: str = ""
 
@@ -83,13 +84,8 @@ class Row:
     @classmethod
     def of_rate(cls, part: str, name: str, rate: Rate, note: str = "", unit: str = "images/s") -> Self:
         """With a remark where warm-up did not become steady."""
-        unsteady = "" if rate.warm_up.steady else "warm-up did not become steady"
+        unsteady = "" if rate.steady else "warm-up did not become steady"
         return cls.of(part, name, unit, rate, "; ".join(filter(None, [note, unsteady])))
-
-    @property
-    def width(self) -> float | None:
-        """Distance of the bounds, in the row's unit; None for a single value."""
-        return None if self.low is None or self.high is None else self.high - self.low
 
 
 @dataclass(frozen=True)
@@ -101,12 +97,11 @@ class Result:
 
     @property
     def meaning(self) -> str:
-        """What the values are, and their bounds."""
         return MEANING.get(self.theme, "medians and quartiles over laps")
 
 
 def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
-    """Hardware, driver, versions, type, commit, date and command: the words after `python -m bench`."""
+    """What a number must carry to mean something; `command` follows `python -m bench`."""
     return {
         "command": shlex.join(["python", "-m", "bench", *command]),
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -119,7 +114,7 @@ def environment(machine: Machine, command: Sequence[str]) -> dict[str, str]:
 
 
 def commit(folder: Path = ROOT) -> str:
-    """The checkout's commit, "and changes" where files differ from it (results apart); unknown without git."""
+    """The checkout's commit, "and changes" where files but results differ; unknown without git."""
 
     def git(*command: str) -> str:
         return subprocess.check_output(["git", "-C", folder, *command], stderr=subprocess.DEVNULL, text=True).strip()
@@ -132,11 +127,7 @@ def commit(folder: Path = ROOT) -> str:
 
 
 def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
-    """Path of the files to come, without suffix; the folder is made.
-
-    Raises:
-        OSError: it cannot be made or written.
-    """
+    """Path of the files to come, without suffix, in a folder that can be written, or else OSError."""
     hardware = card.get("gpu") or f"{card['cores']} cores {card['cpu']}"
     slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\(\w+\)", "", hardware.lower())).strip("-")
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -148,19 +139,14 @@ def writable_stem(folder: str, name: str, card: dict[str, str]) -> Path:
 def save(result: Result, stem: Path) -> list[str]:
     """Write the JSON and the Markdown; returns their paths."""
     content = json.dumps({"format": FORMAT, "version": VERSION} | asdict(result), indent=1) + "\n"
-    files = {stem.with_suffix(".json"): content, stem.with_suffix(".md"): markdown(result)}
+    files = {f"{stem}.json": content, f"{stem}.md": markdown(result)}
     for path, text in files.items():
-        write_whole(path, text.encode())
-    return [str(path) for path in files]
+        write_whole(Path(path), text.encode())
+    return list(files)
 
 
 def load(path: str) -> Result:
-    """Read a result back.
-
-    Raises:
-        OSError: there is no such file, it cannot be read, or is no plain file.
-        Mistake: it is no result of this program.
-    """
+    """Read a result back; raises OSError where there is no plain file, Mistake where it is none."""
     content = read_bounded(path, MOST_BYTES)
     try:
         values = json.loads(content)
@@ -174,11 +160,7 @@ def load(path: str) -> Result:
 
 
 def selection(only: str, known: Collection[str], what: str) -> list[str]:
-    """The names in `--only`, separated by commas, or all where it is empty.
-
-    Raises:
-        Mistake: one is unknown; `what` says of what kind it should be.
-    """
+    """The names in `--only`, or all where it is empty; raises Mistake where one is no known `what`."""
     names = [name.strip() for name in only.split(",")] if only else list(known)
     for name in names:
         if name not in known:
@@ -190,15 +172,17 @@ def number(value: float | None, unit: str) -> str:
     """A value as people read it, without its unit."""
     if value is None:
         return ABSENT
-    small = ".3g" if value and abs(value) < 100 else ",.0f"
-    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, small))
+    plain = ".3g" if value and abs(value) < 100 else ",.0f"
+    return format(value, {"%": ".4g", "points": "+.2f"}.get(unit, plain))
 
 
-def cells(row: Row) -> tuple[str, str, str, str]:
-    """Name, value with unit, bounds, note."""
-    value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
-    spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"
-    return row.name, value, spread, row.note
+def cells(rows: Iterable[Row]) -> Iterator[tuple[str, str, str, str, str]]:
+    """Part, name, value with unit, bounds, note; no gains, which notes of the ladder's rungs repeat."""
+    for row in rows:
+        value = ABSENT if row.value is None else f"{number(row.value, row.unit)} {row.unit}".strip()
+        spread = "" if row.low is None else f"{number(row.low, row.unit)} to {number(row.high, row.unit)}"
+        if not row.name.startswith(GAIN):
+            yield row.part, row.name, value, spread, row.note
 
 
 def table(result: Result) -> Table:
@@ -206,9 +190,9 @@ def table(result: Result) -> Table:
     grid = Table(box=box.SIMPLE_HEAD, title=f"{result.theme}: {result.meaning}", title_justify="left")
     for header in ("measured", "value", "spread", "note"):
         grid.add_column(header, justify="right" if header in ("value", "spread") else "left")
-    for part, rows in groupby(readable(result.rows), lambda row: row.part):
+    for part, rows in groupby(cells(result.rows), itemgetter(0)):
         grid.add_row(part, style="bold")
-        for name, *rest in map(cells, rows):
+        for _, name, *rest in rows:
             grid.add_row(f"  {name}", *rest)
         grid.add_section()
     return grid
@@ -219,13 +203,8 @@ def markdown(result: Result) -> str:
     lines = [f"# {result.theme}: {result.card.get('gpu') or result.card.get('cpu', '')}", ""]
     lines += [f"`{result.card['command']}`, {result.card['date']}, commit {result.card['commit']}", ""]
     lines += [f"Values: {result.meaning}.", "", "| part | measured | value | spread | note |", "|---|---|---|---|---|"]
-    for row in readable(result.rows):
-        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in (row.part, *cells(row))) + " |")
+    for row in cells(result.rows):
+        lines.append("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |")
     for title, pairs in (("environment", result.card), ("setting", result.settings)):
         lines += ["", f"| {title} | |", "|---|---|", *(f"| {key} | {value} |" for key, value in pairs.items())]
     return "\n".join(lines) + "\n"
-
-
-def readable(rows: Iterable[Row]) -> list[Row]:
-    """What people read: the gains of a ladder's rungs are in the notes of the rungs too."""
-    return [row for row in rows if not row.name.startswith(GAIN)]

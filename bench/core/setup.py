@@ -2,18 +2,14 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain, count, repeat
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from bench.core.clock import Batch, Budget
-from bench.core.options import SpeedOptions
-from bench.core.torch_loader import for_ever, torch_loader
-from engine.device import autocast
+from bench.core.session import SpeedOptions
 from engine.distributed import ALONE, World
 from engine.learner import Learner
 from engine.machine import Machine
@@ -46,23 +42,27 @@ class Setup:
             return Budget(seconds / 10, 3, 1.0, warm_up_steps, lap_steps)
         return Budget(seconds, 7, 10.0, warm_up_steps, lap_steps)
 
+    def plan(self) -> Plan:
+        """What the batches hold; raises Mistake where a batch is larger than the data set."""
+        split, world = self.split, self.machine.world
+        return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **self.config.drawn())
+
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
-        """Our loader with the full augmentation, for ever; on `device`, by default that of the setup."""
-        plan = plan_of(replace(self.config, batch_size=batch_size), self.split, self.machine.world)
+        """Our loader with the full augmentation, for ever, on `device` or else the setup's."""
+        plan = self.changed(batch_size=batch_size).plan()
         loader = DaliLoader(self.split, plan, device or self.device, self.machine.threads, lambda epoch: side)
         return chain.from_iterable(map(loader.epoch, count()))
 
-    def torch_batches(self, batch_size: int, workers: int, normalise: bool = False) -> Iterator[Batch]:
-        """torch's DataLoader with the same augmentation, for ever, on the CPU: uint8, or float32 of deviation 1."""
-        return for_ever(torch_loader(self.split, self.config, batch_size, workers, normalise))
-
     def synthetic(self, batch_size: int) -> Iterator[Batch]:
-        """One constant batch, for ever."""
-        return repeat(constant_batch(batch_size, self.side, self.device, len(self.split.classes)))
+        """One batch on the device, for ever: what the model could eat for free.
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The setup's mixed precision."""
-        return autocast(self.device, self.precision)
+        Images (batch_size, 3, side, side) uint8 channels_last; labels (batch_size,) int64.
+        """
+        generator = torch.Generator().manual_seed(0)
+        shape = batch_size, self.side, self.side, 3
+        nhwc = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, len(self.split.classes), (batch_size,), generator=generator)
+        return repeat((nhwc.to(self.device).permute(0, 3, 1, 2), labels.to(self.device)))
 
     def model(self) -> ResNet:
         """A fresh network on the device, channels_last, in training mode."""
@@ -70,11 +70,7 @@ class Setup:
         return model.to(memory_format=torch.channels_last).train()
 
     def cold_learner(self, compiled: bool | None = None, cuda_graph: bool | None = None) -> Learner:
-        """A fresh network and its training, each step launched kernel by kernel until its `warm_up`.
-
-        Args:
-            compiled, cuda_graph: instead of the machine's and the config's.
-        """
+        """A fresh network and its training, each step launched kernel by kernel until `warm_up`."""
         machine = self.machine if compiled is None else replace(self.machine, compiled=compiled)
         config = self.config if cuda_graph is None else replace(self.config, cuda_graph=cuda_graph)
         return Learner(self.model(), config, FOREVER, machine)
@@ -84,37 +80,20 @@ class Setup:
 
         On a GPU it must be had before DALI's batches are: see engine.graph.
         """
-        learner, world = self.cold_learner(), self.machine.world
+        learner = self.cold_learner()
         if needs_warm_up(learner):
-            for note in warm_up(learner, len(range(world.rank, self.batch_size, world.size))):
+            for note in warm_up(learner, self.plan().share):
                 warnings.warn(note, stacklevel=2)
         return learner
-
-
-def plan_of(config: SpeedOptions, split: Split, world: World) -> Plan:
-    """What the batches hold; raises Mistake where a batch is larger than the data set."""
-    return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **config.drawn())
 
 
 def prepare(config: SpeedOptions, world: World = ALONE) -> Setup:
     """Set torch up and load the images, all for one rank of `world`.
 
-    Raises:
-        Mistake: the device is not here, or the batch is larger than the data set.
-        OSError: the data set is not here and cannot be had.
+    Raises Mistake where the device is not here or the batch is larger than the data set, OSError as `open_dataset`.
     """
     machine = Machine.of(config, world)
     split, _ = open_dataset(config.data, config.size, config.fit, config.layout).splits(validate=True)
-    plan_of(config, split, ALONE)  # before any work
-    return Setup(config, split, machine)
-
-
-def constant_batch(batch_size: int, resolution: int, device: torch.device, classes: int) -> tuple[Tensor, Tensor]:
-    """A batch that is always the same, on the device: given again and again, what the model could eat for free.
-
-    Images (batch_size, 3, resolution, resolution) uint8 channels_last; labels (batch_size,) int64 of so many classes.
-    """
-    generator = torch.Generator().manual_seed(0)
-    nhwc = torch.randint(0, 256, (batch_size, resolution, resolution, 3), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, classes, (batch_size,), generator=generator)
-    return nhwc.to(device).permute(0, 3, 1, 2), labels.to(device)
+    setup = Setup(config, split, machine)
+    setup.plan()  # refuses what cannot be, before any work
+    return setup

@@ -16,15 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.core import chart, record
-from bench.core.options import parse
 from bench.core.record import Row
-from bench.core.session import session
-from bench.recipe.accuracy import deviation
-from bench.recipe.trial import Trainer, Trial, TrialOptions
+from bench.core.session import parse, session
+from bench.recipe.accuracy import Trainer, Trial, TrialOptions, deviation
 from engine.config import Config, setting
 from ground.mistake import Mistake
-
-PART = "ablation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,33 +81,25 @@ def main(arguments: Sequence[str]) -> None:
     with session("ablation", ["ablate", *arguments], *subject, chart.draw_ablation, options.preset) as display:
         for one in display.steps(recipes):
             trials[one] = trainer.run(one, display.saying(f"training {len(trials) + 1} of {len(recipes)}"))
-            display.rows = rows_of(bases, pairs, trials)
+            display.rows[:] = rows_of(bases, pairs, trials)
 
 
 def pairs_of(config: Config, only: str) -> list[Pair]:
-    """Those named, or all.
-
-    Raises:
-        Mistake: a name is unknown, or the recipe is the same with and without it.
-    """
+    """Those named, or all; raises Mistake where one is unknown or changes nothing in this recipe."""
     by_name = {pair.name: pair for pair in ingredients(config)}
     pairs = [by_name[name] for name in record.selection(only, by_name, "ingredient")]
-    differ = [pair for pair in pairs if pair.with_it != pair.without]
-    for pair in pairs if only else []:
-        if pair not in differ:
+    for pair in pairs:
+        if only and pair.with_it == pair.without:
             raise Mistake(f"--only: this recipe is the same with and without {pair.name}: change it by a flag")
-    return differ
+    return [pair for pair in pairs if pair.with_it != pair.without]
 
 
 def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Config, Trial]) -> list[Row]:
-    """Each ingredient's gain over the pairs whose trainings are both done, the largest first; then the accuracy of
-    the recipe itself, `bases`, one for each seed."""
-    by_name: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        if pair.with_it in trials and pair.without in trials:
-            by_name.setdefault(pair.name, []).append(pair)
+    """Gains over the pairs that are done, the largest first; then the recipe itself, `bases`."""
+    done = [pair for pair in pairs if pair.with_it in trials and pair.without in trials]
     gains = []
-    for name, alike in by_name.items():
+    for name in dict.fromkeys(pair.name for pair in done):
+        alike = [pair for pair in done if pair.name == name]
         sides = [(trials[pair.with_it], trials[pair.without]) for pair in alike]
         points = [100 * (a.plain.accuracy - b.plain.accuracy) for a, b in sides]
         mean = statistics.fmean(points)
@@ -123,17 +111,18 @@ def rows_of(bases: Sequence[Config], pairs: Sequence[Pair], trials: Mapping[Conf
         each = ", ".join(f"{point:+.2f}" for point in points)
         what = difference(alike[0].with_it, alike[0].without)
         note = f"{what}; {certainty}, n={len(points)}: {each}; time x{time:.2f}"
-        gains.append(Row(PART, name, "points", mean, low, high, note))
+        gains.append(Row("ablation", name, "points", mean, low, high, note))
     gains.sort(key=lambda row: -(row.value or 0.0))
     recipe = [100 * trials[one].plain.accuracy for one in bases if one in trials]
     note = f"{deviation(recipe)}, n={len(recipe)}"
-    return [*gains, Row(PART, "the recipe itself", "%", statistics.fmean(recipe), note=note)]
+    return [*gains, Row("ablation", "the recipe itself", "%", statistics.fmean(recipe), note=note)]
 
 
 def difference(one: Config, other: Config) -> str:
     """What differs, as "field VALUE against VALUE"."""
-    a, b = (
-        {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in asdict(c).items()}
-        for c in (one, other)
-    )
-    return "; ".join(f"{name} {a[name]} against {b[name]}" for name in a if a[name] != b[name])
+
+    def words(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    a, b = asdict(one), asdict(other)
+    return "; ".join(f"{name} {words(a[name])} against {words(b[name])}" for name in a if a[name] != b[name])

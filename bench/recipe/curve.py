@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from tyro.conf import Suppress
 
 from bench.core import chart
-from bench.core.options import BenchOptions, parse
 from bench.core.record import Row
-from bench.core.session import session
-from bench.recipe.trial import Trainer, Trial
-from engine.config import Config, setting
+from bench.core.session import BenchOptions, parse, session
+from bench.recipe.accuracy import Trainer
+from engine.config import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +36,8 @@ def main(arguments: Sequence[str]) -> None:
         for minutes in display.steps(budgets, [round(60 * minutes) for minutes in budgets]):
             config = trainer.decide(replace(options, minutes=minutes), arguments)
             trial = trainer.run(config, display.saying(f"{minutes:g} minutes"))
-            display.rows.append(row_of(minutes, config, trial))
-
-
-def row_of(minutes: float, config: Config, trial: Trial) -> Row:
-    """Accuracy with its standard error, and what was trained how long."""
-    accuracy, images = 100 * trial.plain.accuracy, trial.plain.total
-    error = (accuracy * (100 - accuracy) / images) ** 0.5
-    note = f"{config.epochs} epochs, width {config.width}, {trial.train_seconds:.0f} s of training"
-    return Row("curve", f"minutes {minutes:g}", "%", accuracy, accuracy - error, accuracy + error, note)
+            accuracy = 100 * trial.plain.accuracy
+            error = (accuracy * (100 - accuracy) / trial.plain.total) ** 0.5  # one standard error
+            note = f"{config.epochs} epochs, width {config.width}, {trial.train_seconds:.0f} s of training"
+            row = Row("curve", f"minutes {minutes:g}", "%", accuracy, accuracy - error, accuracy + error, note)
+            display.rows.append(row)

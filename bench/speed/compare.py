@@ -29,10 +29,8 @@ class Difference:
     unit: str
     a: float | None
     b: float | None
-    verdict: str
-    """SAME, more, less, or what is missing."""
-    ratio: float | None = None
-    """b over a."""
+    verdict: str  # SAME, more, less, or what is missing
+    ratio: float | None = None  # b over a
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,26 +58,28 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def compare(a: Result, b: Result) -> list[Difference]:
-    """Every row of either result, in the order of `a`."""
+    """All rows of either result, those of `a` first."""
     old, new = ({(row.part, row.name): row for row in result.rows} for result in (a, b))
-    return [difference(old.get(key), new.get(key)) for key in {**old, **new}]
+    differences = []
+    for key, row in (old | new | old).items():
+        absent = Row(*key, row.unit)
+        differences.append(difference(old.get(key, absent), new.get(key, absent)))
+    return differences
 
 
-def difference(a: Row | None, b: Row | None) -> Difference:
-    """`b` against `a`, one of which may be None."""
-    row = a or b
-    assert row is not None
-    before, after = (a.value if a else None), (b.value if b else None)
-    subject = row.part, row.name, row.unit, before, after
-    if before is None or after is None or not a or not b:
-        missing = record.ABSENT if before is after else "only in A" if after is None else "only in B"
+def difference(a: Row, b: Row) -> Difference:
+    """`b` against `a`."""
+    subject = a.part, a.name, a.unit, a.value, b.value
+    if a.value is None or b.value is None:
+        missing = record.ABSENT if a.value is b.value else "only in A" if b.value is None else "only in B"
         return Difference(*subject, missing)
     least, width = LEAST_WITHOUT_QUARTILES, 0.0
-    if a.width is not None and b.width is not None:
-        least, width = 0.0 if row.unit in ("%", "points") else LEAST, a.width + b.width
-    differs = abs(after - before) > max(least * min(abs(before), abs(after)), width)
-    verdict = ("more" if after > before else "less") if differs else SAME
-    return Difference(*subject, verdict, after / before if before else None)
+    widths = [row.high - row.low for row in (a, b) if row.low is not None and row.high is not None]
+    if len(widths) == 2:
+        least, width = 0.0 if a.unit in ("%", "points") else LEAST, sum(widths)
+    differs = abs(b.value - a.value) > max(least * min(abs(a.value), abs(b.value)), width)
+    verdict = ("more" if b.value > a.value else "less") if differs else SAME
+    return Difference(*subject, verdict, b.value / a.value if a.value else None)
 
 
 def table(rows: Sequence[Difference]) -> Table:

@@ -14,7 +14,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,20 +23,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from bench.core.options import SpeedOptions, parse_speed
+from bench.core.clock import Step
 from bench.core.record import Row
-from bench.core.session import session
+from bench.core.session import SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
-from bench.speed.phases import PHASES, Phases
 from engine.config import setting
 from engine.device import synchronise
+from engine.learner import Learner
 from engine.warm_up import warm_up
 from ground.files import write_whole
 from ground.memory import map_large_blocks
 
+PHASES = ("forward", "backward", "optimizer")
 DATA = "enumerate(DataLoader)#DaliLoader.__next__"  # as torch names its own loader's ranges: the plugin looks for it
 # Ranges and outermost operators, none inside another. On a GPU torch.compile's own kernels are none of them.
 PARTS = {
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str]) -> None:
     with session("profile", ["profile", *arguments], there, setup.machine, setup.split.name) as display:
         display.say(f"{options.steps} steps of batch {setup.batch_size} after {WARM_UP} to warm up")
         profiler = profile_steps(setup, options.steps)
-        display.rows = rows_of(profiler.key_averages(), options.steps, setup.cuda)
+        display.rows += rows_of(profiler.key_averages(), options.steps, setup.cuda)
         path = folder / "train.1.pt.trace.json.gz"
         write_trace(profiler, path)
         command = shlex.join([sys.executable, "-m", "tensorboard.main", "--logdir", options.out])
@@ -95,18 +98,44 @@ def profile_steps(setup: Setup, steps: int) -> profile:
         if name:
             range_now.enter_context(record_function(name))
 
-    phases = Phases(learner, enter)
+    train_step = in_phases(learner, enter)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setup.cuda else [])
     timing = schedule(wait=0, warmup=WARM_UP, active=steps, repeat=1)
     with profile(activities=activities, schedule=timing, record_shapes=True, profile_memory=True) as profiler:
         for step in range(WARM_UP + steps):
             enter(DATA)
             images, labels = next(loader)
-            phases.train_step(images, labels)
+            train_step(images, labels)
             if step == WARM_UP + steps - 1:
                 synchronise(setup.device)
             profiler.step()
     return profiler
+
+
+def in_phases(learner: Learner, enter: Callable[[str], None]) -> Step:
+    """The learner's real train_step, which calls `enter` with each of PHASES as it begins, and with "" at the end.
+
+    Both calls of its scaler are its turning points: backward starts where the loss is scaled, the optimizer where the
+    scaler takes its step.
+    """
+    scale, step = learner.scaler.scale, learner.scaler.step
+
+    def scale_and_tell(loss: Any) -> Any:
+        enter("backward")
+        return scale(loss)
+
+    def step_and_tell(optimizer: torch.optim.Optimizer) -> float | None:
+        enter("optimizer")
+        return step(optimizer)
+
+    def train_step(images: Tensor, labels: Tensor) -> None:
+        enter("forward")
+        learner.train_step(images, labels)
+        enter("")
+
+    learner.scaler.scale = scale_and_tell  # type: ignore[method-assign, assignment]
+    learner.scaler.step = step_and_tell  # type: ignore[method-assign]
+    return train_step
 
 
 def rows_of(events: Sequence[Any], steps: int, cuda: bool) -> list[Row]:

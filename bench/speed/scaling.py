@@ -9,6 +9,7 @@ efficiency is over the smallest number of processes, image for image; the cores 
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -22,9 +23,8 @@ import torch
 
 from bench.core import chart
 from bench.core.clock import Lane
-from bench.core.options import SpeedOptions, parse_speed
 from bench.core.record import ROOT, Row
-from bench.core.session import session
+from bench.core.session import SpeedOptions, parse_speed, session
 from bench.core.setup import prepare
 from engine import distributed
 from engine.config import setting
@@ -33,7 +33,6 @@ from ground.mistake import Mistake
 from ground.spread import quartiles
 from ground.terminal import json_line
 
-PART = "scaling"
 LIMIT = 900.0  # seconds for one number of processes
 WARM_UP_STEPS = 5
 
@@ -59,21 +58,20 @@ def main(arguments: Sequence[str]) -> None:
             report = report_of(["-m", *launcher, "bench.speed.scaling", *arguments], LIMIT)
             spread = quartiles(report["rates"])
             first = first or spread.median / count
-            share = f"{setup.batch_size / count:.4g} images each"
-            note = f"{share}; the slowest waits for data {report['wait']:.1%} of the time"
+            waits = f"the slowest waits for data {report['wait']:.1%} of the time"
+            note = f"{setup.batch_size / count:.4g} images each; {waits}"
             display.rows += [
-                Row.of(PART, f"processes: {count}", "images/s", spread, note),
-                Row(PART, f"efficiency, processes: {count}", "%", 100 * spread.median / count / first),
+                Row.of("scaling", f"processes: {count}", "images/s", spread, note),
+                Row("scaling", f"efficiency, processes: {count}", "%", 100 * spread.median / count / first),
             ]
 
 
 def doubling(limit: int) -> list[int]:
-    """1, 2, 4, ... and the limit."""
     return sorted({limit, *(1 << i for i in range(limit.bit_length()))})
 
 
 def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
-    """The last line, JSON, of what `python *words` prints; what stops the wait ends it with all that it started.
+    """The last line, JSON, of what `python *words` prints; what stops the wait ends all that it started.
 
     Raises:
         Mistake: it failed by one, whose line is repeated, or did not end within `limit` seconds.
@@ -93,16 +91,14 @@ def report_of(words: Sequence[str], limit: float) -> dict[str, Any]:
         raise Mistake(f"{command} did not end within {limit:.0f} s") from None
     if process.returncode:
         failure = f"{command} ended with exit code {process.returncode}: "
-        for line in errors.splitlines():
-            if line.startswith(("bench: ", "bench, rank")):
-                raise Mistake(failure + line)
+        if told := re.search("^bench(: |, rank).*", errors, re.M):
+            raise Mistake(failure + told[0])
         raise RuntimeError(failure + errors)
-    report: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return report
+    return dict(json.loads(out.splitlines()[-1]))
 
 
 def measure_rank(arguments: Sequence[str], world: World) -> None:
-    """One rank of a training; rank 0 prints the images/s of each lap, and the slowest rank's share of data wait.
+    """One rank of a training; rank 0 prints images/s of each lap, and the slowest's share of data wait.
 
     A lap has as many steps on each rank, or they would wait for each other for ever.
     """

@@ -22,11 +22,10 @@ from tyro.conf import Suppress
 
 from bench.core import chart
 from bench.core.clock import Rate, measure
-from bench.core.options import SpeedOptions, parse_speed
 from bench.core.record import Row
-from bench.core.session import Say, session
+from bench.core.session import Say, SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
-from bench.speed.resources import peak_memory, reset_peak_memory
+from bench.speed.throughput import peak_memory, reset_peak_memory
 from engine.config import setting
 from ground.memory import out_of_memory
 from ground.mistake import Mistake
@@ -78,9 +77,9 @@ def sweep(
 
     Args:
         setups: of rising batch sizes.
-        measure_one: rate, peak bytes, and seconds of compiling; raises MemoryError or torch's own when it does not fit.
+        measure_one: as `measure_step`; raises MemoryError or torch's own when it does not fit.
         available: bytes the process may use; a size that would need more, by the growth so far, is not tried: a
-            CPU's system kills what takes too much. None: unknown, or the device says so itself.
+            CPU's system kills what takes too much. None: the device says so itself.
     """
     rates: dict[int, float] = {}
     peaks: dict[int, int] = {}
@@ -105,7 +104,7 @@ def sweep(
 
 
 def measure_step(setup: Setup) -> tuple[Rate, int, float]:
-    """Rate and peak bytes of the real train_step on the synthetic batch, and the seconds it took to compile afresh."""
+    """Rate and peak bytes of the real train_step on the synthetic batch, and seconds of compiling."""
     torch._dynamo.reset()
     reset_peak_memory(setup.device)
     start = perf_counter()
@@ -130,14 +129,11 @@ def expected_peak(peaks: dict[int, int], size: int) -> float:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that this process could come to hold: its own and what the system has left; None for a GPU."""
-    system = Path("/proc/meminfo")
-    if device.type == "cuda" or not system.exists():
+    """Bytes that this process could come to hold, its own and what is left; None for a GPU."""
+    if device.type == "cuda":
         return None
-    kilobytes = [
-        int(re.findall(rf"^{name}:\s*(\d+) kB", path.read_text(), re.M)[0])
-        for name, path in (("MemAvailable", system), ("VmRSS", Path("/proc/self/status")))
-    ]
+    said = Path("/proc/meminfo").read_text() + Path("/proc/self/status").read_text()
+    kilobytes = sum(map(int, re.findall(r"^(?:MemAvailable|VmRSS):\s*(\d+) kB", said, re.M)))
     group = Path("/sys/fs/cgroup/memory.max")
     limit = group.read_text().strip() if group.exists() else "max"
-    return min(1024 * sum(kilobytes), int(limit) if limit.isdigit() else 1 << 62)
+    return min(1024 * kilobytes, int(limit)) if limit.isdigit() else 1024 * kilobytes

@@ -1,8 +1,14 @@
-"""Images per second: what loaders deliver, what the model can eat, what both reach together, and what comes after."""
+"""Images per second: what loaders deliver, what the model can eat, what both reach, what comes after.
 
+And what training takes besides: memory, compiling, and the wait for the first step.
+"""
+
+import os
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
-from os import sched_getaffinity
+from pathlib import Path
+from time import perf_counter
 
 import torch
 from torch import Tensor
@@ -11,9 +17,14 @@ from bench.core.clock import Batch, Lane, Marks, Rate, measure, race, ratio
 from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
-from bench.speed.phases import PHASES, Phases
+from bench.speed.ladder import for_ever, torch_loader
+from bench.speed.profile import PHASES, in_phases
+from engine.device import autocast, synchronise
+from engine.device import peak_memory as process_peak
 from engine.learner import predict_logits
+from engine.warm_up import warm_up
 from explain.cam import class_maps, heatmaps
+from ground.memory import release_freed_memory
 from ground.spread import quartiles
 from pipeline.dali import evaluation_loader
 
@@ -23,7 +34,7 @@ WORKERS = 2
 
 
 def measure_data(setup: Setup, say: Say) -> list[Row]:
-    """DALI over batch sizes and resolutions, torch's DataLoader with the same augmentation, and the synthetic batch."""
+    """DALI over sizes and resolutions, torch's DataLoader with its augmentation, the synthetic batch."""
     limit, where, quick = len(setup.split), "GPU" if setup.cuda else "CPU", setup.config.quick
     batch, side = min(BATCH, limit), setup.side
     sizes = {batch} if quick else {min(size, limit) for size in (256, batch, 1024)}
@@ -37,12 +48,13 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
         rows.append(Row.of_rate("data", name, ours[shape]))
     theirs: dict[int, Rate] = {}
     cpu = torch.device("cpu")  # its batches stay there, so the clock is the host's
-    for workers in [WORKERS] if quick else sorted({0, WORKERS, 4, max(len(sched_getaffinity(0)), 4)}):
+    for workers in [WORKERS] if quick else sorted({0, WORKERS, 4, max(len(os.sched_getaffinity(0)), 4)}):
         name = f"torch DataLoader, {workers} workers, batch {batch}, {side} px"
         say(name)
         # Each worker loads two batches ahead, and all finish at about the same time.
         budget = setup.budget(2, warm_up_steps=1 + 2 * workers, lap_steps=2 * max(1, workers))
-        theirs[workers] = measure(setup.torch_batches(batch, workers), _drop, cpu, budget)
+        loader = torch_loader(setup.split, setup.config, batch, workers)
+        theirs[workers] = measure(for_ever(loader), _drop, cpu, budget)
         rows.append(Row.of_rate("data", name, theirs[workers], "on the CPU"))
     say("synthetic batch")
     rate = measure(setup.synthetic(batch), _drop, setup.device, setup.budget(0.5))
@@ -52,10 +64,7 @@ def measure_data(setup: Setup, say: Say) -> list[Row]:
 
 
 def measure_compute(setup: Setup, say: Say) -> list[Row]:
-    """The real train_step on the synthetic batch, and what forward, backward and optimizer take of it.
-
-    The three are told apart in steps without a CUDA graph, in which they would be one.
-    """
+    """The real train_step on the synthetic batch, and its phases: in a CUDA graph they would be one."""
     size = setup.batch_size
     name = f"synthetic batch of {size}, {setup.side} px, {setup.precision}"
     say(name)
@@ -63,12 +72,12 @@ def measure_compute(setup: Setup, say: Say) -> list[Row]:
     say(", ".join(PHASES))
     images, labels = next(iter(setup.synthetic(size)))
     steps = 3 if setup.config.quick else 7
-    # Three phases and the end of the step; what lies between the end and the next step is not counted.
-    count = len(PHASES) + 1
-    marks = Marks(setup.device, count * (steps + 2))
-    phases = Phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
+    marks = Marks(setup.device)
+    train_step = in_phases(setup.cold_learner(cuda_graph=False), lambda name: marks.mark())
     for _ in range(steps + 2):  # of which two to warm up
-        phases.train_step(images, labels)
+        train_step(images, labels)
+    # Three phases and the end of the step; what lies before the next one is not counted.
+    count = len(PHASES) + 1
     milliseconds = [1000 * gap for gap in marks.gaps()[2 * count :]]
     spreads = [quartiles(milliseconds[i::count]) for i in range(len(PHASES))]
     whole = sum(spread.median for spread in spreads)
@@ -105,7 +114,7 @@ def measure_end_to_end(setup: Setup, say: Say) -> list[Row]:
 
 
 def verdict(of_synthetic: float, wait: float) -> str:
-    """What limits the loop, in words: `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
+    """What limits the loop; `of_synthetic` is its rate over the synthetic batch's, `wait` 0..1."""
     share = f"{of_synthetic:.0%} of synthetic"
     if of_synthetic >= COMPUTE_BOUND:
         return f"compute-bound: {share}"
@@ -115,7 +124,7 @@ def verdict(of_synthetic: float, wait: float) -> str:
 
 
 def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
-    """Evaluation with our loader, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
+    """Evaluation, and heatmaps: layer4's ten a forward pass, layer3's by a backward pass."""
     size = min(1000 if setup.cuda else 250, len(setup.split))
     few = setup.split.take(slice(size), setup.split.name)
     model = setup.model().eval()
@@ -126,11 +135,11 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
             predict_logits(model, images, setup.device, setup.precision)
 
     def map_last(images: Tensor, labels: Tensor) -> None:
-        with torch.no_grad(), setup.autocast():
+        with torch.no_grad(), autocast(setup.device, setup.precision):
             class_maps(model.features(images), model.fc)
 
     def map_earlier(images: Tensor, labels: Tensor) -> None:
-        with setup.autocast():
+        with autocast(setup.device, setup.precision):
             heatmaps(model, images, labels, "layer3", batch_size=size)
 
     rows = []
@@ -143,6 +152,52 @@ def measure_evaluation(setup: Setup, say: Say) -> list[Row]:
         rate = measure(chain.from_iterable(repeat(loader)), step, setup.device, setup.budget(3))
         rows.append(Row.of_rate("evaluation", name, rate, unit=unit))
     return rows
+
+
+def measure_resources(setup: Setup, say: Say) -> list[Row]:
+    """Seconds to the first step and of compiling in it, and peak memory of training."""
+    reset_peak_memory(setup.device)
+    size, compiles = setup.batch_size, setup.machine.compiled
+    say("from nothing to the first step")
+    start = perf_counter()
+    learner = setup.cold_learner()
+    built = perf_counter()
+    if compiles:
+        warm_up(learner, size)
+    ready = perf_counter()
+    loader = setup.dali(size, setup.side)
+    images, labels = next(loader)
+    data = perf_counter() - ready
+    learner.train_step(images, labels)
+    synchronise(setup.device)
+    first = perf_counter() - start
+    say("peak memory")
+    Lane(loader, learner.train_step, setup.device).warm_up(setup.budget(0))
+    peak = peak_memory(setup.device) / 2**30
+    what = "forward, loss and backward" if compiles else "with --compile on"
+    kind = "of the GPU by torch" if setup.cuda else "of the process, data set in both orientations included"
+    return [
+        Row("resources", "to the first batch", "s", data, note="building the pipeline"),
+        Row("resources", "compiling", "s", ready - built if compiles else None, note=what),
+        Row("resources", "to the first step", "s", first, note="after imports, with the data set in memory"),
+        Row("resources", f"peak memory, batch {size}, {setup.precision}", "GiB", peak, note=kind),
+    ]
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak anew, so that what was measured before does not count."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    elif os.access(clear := Path("/proc/self/clear_refs"), os.W_OK):
+        release_freed_memory()
+        clear.write_text("5")  # man proc_pid_clear_refs: resets the process's VmHWM
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes since `reset_peak_memory`: allocated on the GPU, or resident of the process."""
+    high_water = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+    return process_peak(device) if device.type == "cuda" or not high_water else 1024 * int(high_water[1])
 
 
 def _drop(images: Tensor, labels: Tensor) -> None:
