@@ -55,13 +55,13 @@ def anything(value: Any) -> bool:
     return True
 
 
-def fit(value: Any, form: Mapping[Any, Any] | Check, where: str) -> None:
+def require(value: Any, form: Mapping[Any, Any] | Check, where: str) -> None:
     """Raises MisfitError unless `value` has just the keys of `form`, and what stands there fits."""
     if isinstance(form, Mapping):
         if type(value) is not dict or value.keys() != form.keys():
             raise MisfitError(f"{where} has not the entries that it must have")
         for key, inner in form.items():
-            fit(value[key], inner, f"{where}, {key}")
+            require(value[key], inner, f"{where}, {key}")
     elif not form(value):
         raise MisfitError(f"{where}: not of the form or range that it must have")
 
@@ -88,13 +88,13 @@ SETTINGS: dict[type, Check] = {list: many(WHOLE, 10_000), str: text(4096)}
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
     """A finished model's content, its config as a Config. Raises MisfitError."""
-    fit(content, MODEL | ({"trained_on": CONTENTS} if "trained_on" in content else {}), "it")
+    require(content, MODEL | ({"trained_on": CONTENTS} if "trained_on" in content else {}), "it")
     config, classes, metrics = config_from(content["config"]), content["classes"], content["metrics"]
-    fit(metrics, {key: METRICS.get(key, anything) for key in metrics}, "metrics")
+    require(metrics, {key: METRICS.get(key, anything) for key in metrics}, "metrics")
     if metrics.get("test_correct", 0) > metrics.get("test_total", 2**53):
         raise MisfitError("metrics: more correct than there are")
     form = {key: like(tensor) for key, tensor in state_of(config, classes).items()}
-    fit(content["weights"], form, f"weights of a ResNet-{config.depth} of width {config.width}")
+    require(content["weights"], form, f"weights of a ResNet-{config.depth} of width {config.width}")
     return {**content, "config": config}
 
 
@@ -111,7 +111,8 @@ def config_from(values: Any) -> Config:
     """The inverse of `checkpoint.config_dict`. Raises MisfitError for other fields than this version's."""
     own = asdict(Config()) | {"resolutions": [32]}
     kinds = {key: type(own[key]) for key in own if type(values) is not dict or key in values}
-    fit(values, {key: SETTINGS.get(kind, within(-math.inf, math.inf, kind)) for key, kind in kinds.items()}, "config")
+    form = {key: SETTINGS.get(kind, within(-math.inf, math.inf, kind)) for key, kind in kinds.items()}
+    require(values, form, "config")
     try:
         return Config(**values | {"resolutions": tuple(values.get("resolutions", own["resolutions"]))})
     except ValueError as error:

@@ -44,7 +44,7 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Gradc
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    fitting = fit(maps.values)
+    fitting = averaged(maps.values)
     data = _data(maps, fitting, options)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
@@ -65,7 +65,7 @@ def class_bars(matrix: Ints) -> list[tuple[int, int, int, float]]:
     return [(int(i), int(wrong[i]), int(images[i]), float(shares[i])) for i in order]
 
 
-def fit(maps: Tensor) -> Tensor:
+def averaged(maps: Tensor) -> Tensor:
     """Raw maps (E, T, h, w) with no more cells than MAP_BYTES hold; where they have more, means of neighbours."""
     count = max(1, maps.shape[0] * maps.shape[1])
     side = max(4, math.isqrt(MAP_BYTES // count))

@@ -7,7 +7,7 @@ import torch
 
 from engine import schema
 from engine.model import MOST_CLASSES
-from engine.schema import AMOUNT, WHOLE, MisfitError, fit, like, many, named
+from engine.schema import AMOUNT, WHOLE, MisfitError, like, many, named, require
 
 
 class EpochRow(TypedDict):
@@ -62,7 +62,7 @@ STATE = {
 
 def state(content: Mapping[str, Any]) -> dict[str, Any]:
     """A resume state's content (see run/resume.py), its config as a Config. Raises MisfitError."""
-    fit(content, STATE, "it")
+    require(content, STATE, "it")
     config, learner = schema.config_from(content["config"]), content["learner"]
     rows = content["rows"]
     if rows and "reported_loss" not in rows[0]:  # an earlier version's: what is reported was test_
@@ -70,19 +70,19 @@ def state(content: Mapping[str, Any]) -> dict[str, Any]:
     if len(rows) > config.epochs:
         raise MisfitError("rows: more than epochs")
     for epoch, row in enumerate(rows, 1):
-        fit(row, ROW, f"row {epoch}")
+        require(row, ROW, f"row {epoch}")
         if row["epoch"] != epoch or row["step"] > learner["step"]:
             raise MisfitError(f"row {epoch}: of another epoch or step")
     bias = learner["model"].get("fc.bias")
     if not FLOATS(bias) or bias.ndim != 1 or len(bias) > MOST_CLASSES:
         raise MisfitError("learner, model: no classes")
     own = schema.state_of(config, ["?"] * len(bias))
-    fit(learner["model"], {key: like(tensor) for key, tensor in own.items()}, "learner, model")
+    require(learner["model"], {key: like(tensor) for key, tensor in own.items()}, "learner, model")
     averaged = [tensor for tensor in own.values() if tensor.is_floating_point()] if config.lookahead else []
-    fit(dict(enumerate(learner["lookahead"])), dict(enumerate(map(like, averaged))), "learner, lookahead")
+    require(dict(enumerate(learner["lookahead"])), dict(enumerate(map(like, averaged))), "learner, lookahead")
     if momentum := learner["optimizer"]["state"]:  # empty before the first step
         shapes = sorted(tuple(tensor.shape) for key, tensor in own.items() if key.endswith(("weight", "bias")))
-        fit(momentum, {key: {"momentum_buffer": FLOATS} for key in range(len(shapes))}, "learner, optimizer")
+        require(momentum, {key: {"momentum_buffer": FLOATS} for key in range(len(shapes))}, "learner, optimizer")
         # In what order they come, the learner checks.
         if sorted(tuple(one["momentum_buffer"].shape) for one in momentum.values()) != shapes:
             raise MisfitError("learner, optimizer: momentum of another form than the weights")

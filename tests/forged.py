@@ -122,7 +122,7 @@ def archive(path: Path, members: Iterable[tuple[str, bytes | int]], method: int 
 
 
 def members(path: Path) -> dict[str, bytes]:
-    """Of an archive, by their names."""
+    """The members of an archive, by their names."""
     with zipfile.ZipFile(path) as source:
         return {name: source.read(name) for name in source.namelist()}
 

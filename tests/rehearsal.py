@@ -97,7 +97,7 @@ ANSWERS: dict[str, Any] = {
     "CUDAGraph": Graph,
     "graph": recording,
 }
-"""Of torch.cuda, as on an H100."""
+"""What torch.cuda says on an H100."""
 
 
 @contextmanager

@@ -138,8 +138,8 @@ def test_quantised_maps_are_within_half_a_level_and_keep_what_is_positive(scale:
 
 def test_maps_are_averaged_only_where_they_would_not_fit():
     small, large = torch.randn(100, 10, 16, 16), torch.rand(4000, 10, 16, 16)
-    assert page.fit(small) is small
-    fitted = page.fit(large)
+    assert page.averaged(small) is small
+    fitted = page.averaged(large)
     assert fitted.numel() <= page.MAP_BYTES < large.numel()
     assert fitted.shape[-1] == 8
     torch.testing.assert_close(fitted, large.unflatten(3, (8, 2)).unflatten(2, (8, 2)).mean((3, 5)))
@@ -196,7 +196,7 @@ def to_cards(window: Browser) -> None:
 
 
 def assert_shown(window: Browser, expected: np.ndarray, total: int = 600) -> None:
-    """Of `total` errors the page shows these, in this order."""
+    """The page shows these of `total` errors, in this order."""
     some = "" if len(expected) == total else f"{len(expected):,} of "
     assert window.text("#count") == f"{some}{total:,} shown"
     shown = window.shown()
@@ -436,7 +436,7 @@ WORDS = ("loss", "random", "any", "pred", "true", "false", "margin", " ", "7", "
 
 @pytest.fixture(scope="module")
 def named() -> Study:
-    """Of classes that are named like words of the page, of JavaScript or of HTML."""
+    """A page of classes that are named like words of the page, of JavaScript or of HTML."""
     return study_of(made_up(150, WORDS))
 
 

@@ -150,10 +150,10 @@ def load(path: str) -> Result:
     content = read_bounded(path, MOST_BYTES)
     try:
         values = json.loads(content)
-        schema.fit(values, FORM, "the result")
+        schema.require(values, FORM, "the result")
         rows = [{OLD_NAMES.get(key, key): value for key, value in row.items()} for row in values["rows"]]
         for place, row in enumerate(rows, 1):
-            schema.fit(row, ROW_FORM, f"row {place}")
+            schema.require(row, ROW_FORM, f"row {place}")
     except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not a result of `python -m bench`: {error}") from None
     return Result(values["theme"], values["card"], values["settings"], [Row(**row) for row in rows])
