@@ -271,6 +271,7 @@ def claim(folder: Path, state: State) -> None:
     """
     own = state.path is not None and state.path.parent.resolve() == folder.resolve()
     found = [file for file in states(folder) if not own or _step(file) > state.learner["step"]]
+    found = [file for file in found if not (state.path and file.resolve() == state.path.resolve())]
     for file in found:
         try:
             other = _load(file)

@@ -245,9 +245,11 @@ def test_a_resumed_backup_in_the_folder_removes_what_is_beyond_its_step():
     kept = keeper(own := learner())
     for own.step in (1, 2):
         kept.save()
-    Path("run/resume-00000001.pt").rename("run/a.pt")
-    resume.claim(Path("run"), resume.find("run/a.pt", ""))
-    assert [path.name for path in Path("run").iterdir()] == ["a.pt"]
+    for name in ("a.pt", "resume-00000009.pt"):
+        resume.states(Path("run"))[-1].rename(f"run/{name}")
+        resume.claim(Path("run"), resume.find(f"run/{name}", ""))
+        assert [path.name for path in Path("run").iterdir()] == [name]
+        Path("run", name).rename("run/resume-00000001.pt")
 
 
 @pytest.mark.parametrize(("gone", "kept"), ["ab", "ba"])
