@@ -362,6 +362,9 @@ def test_xdg_cache_folder_is_the_default(tiny, monkeypatch, tmp_path):
         assert cache_folders() == [tmp_path / ".cache" / "cifar10-resnet18"]
     monkeypatch.setenv("CIFAR10_DIR", "~/pictures")
     assert cache_folders() == [tmp_path / "pictures"]
+    monkeypatch.setenv("CIFAR10_DIR", "~nosuchuser/pictures")
+    with pytest.raises(Mistake, match="there is no such user; write the folder out"):
+        cache_folders()
 
 
 def test_data_folder_that_is_a_file_is_refused(tiny, monkeypatch, capsys):

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from ground.entry import execute
 from run import resume
 from tests.commands import call
 
+ROOT = Path(__file__).resolve().parents[1]
 QUICK = "pictures --size 8 --resolutions 8 --width 2 --epochs 2 --batch-size 6 --device cpu --threads 1".split()
 
 
@@ -140,6 +144,28 @@ def test_a_model_that_another_program_writes_meanwhile_stays(place, capsys, monk
     assert code == 0 and "another program has written c.pt meanwhile: this model goes to c-c.pt" in out
     assert Path("c.pt").read_bytes() == b"another's"
     assert json.loads(out.splitlines()[-1])["checkpoint"] == "c-c.pt" and checkpoint.load("c-c.pt").model.width == 2
+
+
+def test_a_checkpoint_that_says_no_size_is_taken_at_its_resolution(place, capsys):
+    loaded = checkpoint.load("model.pt")
+    checkpoint.save_model("model.pt", loaded.model, replace(loaded.config, size=0), loaded.metrics)
+    assert entry(capsys, gradcam, "--images", "holiday/bus", "--device", "cpu", "--out", "own.png")[0] == 0
+    assert entry(capsys, export, "--random", "--out", "a.safetensors")[0] == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_decoding_ends_it_soon(place):
+    Image.effect_noise((6000, 4000), 9).save("large.jpg")
+    for i in range(600):  # more than a minute of a core
+        Path(f"holiday/car/large{i}.jpg").write_bytes(Path("large.jpg").read_bytes() + bytes(i))
+    command = [sys.executable, ROOT / "train.py", *QUICK, "--data", "holiday"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode in (130, -2) and "Traceback" not in said
+    assert time.monotonic() - start < 8
 
 
 def test_outputs_take_nothing_of_a_persons(place, capsys, monkeypatch):
