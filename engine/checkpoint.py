@@ -122,7 +122,7 @@ def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:
     check(content)
     for tensor in tensors(content):
         _need_finite(tensor)
-    buffer = io.BytesIO()  # torch.save on a full disk raises an odd RuntimeError, so the writing is ours
+    buffer = io.BytesIO()  # on a full disk torch.save raises an odd RuntimeError
     torch.save({"format": FORMAT + name, "version": VERSION, "sha256": digest(content)} | content, buffer)
     if buffer.tell() > MAX_BYTES:
         raise Mistake(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
@@ -163,7 +163,7 @@ def read(path: str | Path, kind: Kind) -> dict[str, Any]:
 
 def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
     archive, parts = _opened(file, size)
-    here = f"/proc/self/fd/{file.fileno()}"  # the file that was looked through, whatever has its name by now
+    here = f"/proc/self/fd/{file.fileno()}"  # the file looked through, whatever has its name by now
     content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)
     if type(content) is not dict or content.pop("format", None) != FORMAT + kind[0]:
         raise MisfitError("train one with `make train`")
@@ -171,14 +171,14 @@ def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
     if type(version) is not int or version != VERSION:
         raise MisfitError(f"it has another format version, this program reads {VERSION}")
     checked = kind[1](content)
-    # Until here no byte of a tensor is read. They are read, not mapped: a mapped file that is cut ends the process.
+    # Until here no byte of a tensor is read. They are not mapped: a mapped file that is cut ends the process.
     found = sorted(tensors(content), key=torch.Tensor.data_ptr)
     if len(found) != len(parts) or _bytes_on_disk(file, size) < size // 2:
         raise MisfitError("its tensors are not one for each part of the file, or most of it is a hole")
     for tensor, part in zip(found, parts, strict=True):
         if not part.file_size == tensor.untyped_storage().nbytes() == tensor.nbytes:
             raise MisfitError("a tensor has another size than its part of the file")
-        data = bytearray(archive.read(part))  # checks its CRC-32; torch wants bytes that may be written
+        data = bytearray(archive.read(part))  # its CRC-32 is checked; torch wants writable bytes
         tensor.data = torch.frombuffer(data, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
         _need_finite(tensor)
     if digest(content) != expected:
@@ -214,7 +214,7 @@ def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.Zi
 def _check_pickle(data: bytes) -> None:
     """Follow a pickle without building anything. Raises MisfitError where it takes more or other than a dict of plain
     values and tensors, or has a key that is no short text or small number: others can be made to collide."""
-    stack: list[Any] = []  # for each object of the unpickler's stack, what made it; True where it may be a key
+    stack: list[Any] = []  # of each object on the unpickler's stack what made it; True where it may be a key
     marks: list[int] = []
     memo: list[Any] = []
     opcodes = 0

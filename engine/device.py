@@ -65,7 +65,7 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
         raise Mistake(f"--threads is {threads}: it must be 0 to {cores}, the cores that this process may use")
     threads = threads or cores
     torch.set_num_threads(threads)
-    # Every resolution and mode is a graph of its own; past torch's default of 8 it would go on uncompiled, silently.
+    # Every resolution and mode is a graph; past torch's default of 8 it would go on uncompiled, silently.
     torch._dynamo.config.recompile_limit = 64
     if device.type == "cpu":
         keep_freed_memory()
@@ -77,7 +77,7 @@ def configure(device: torch.device, threads: int = 0, deterministic: bool = Fals
             from torch._inductor import config as inductor
 
             torch.backends.cudnn.benchmark = False  # it picks by speed, anew in each process
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts; CUDA's manual asks for it
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when cuBLAS starts
             torch.use_deterministic_algorithms(True)
             inductor.deterministic = True  # torch.compile, too, picks some kernels by their time
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

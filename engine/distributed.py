@@ -38,7 +38,7 @@ from ground.mistake import Mistake
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=10)  # for a rank that is alive but does not come: one that ends is noticed at once
+TIMEOUT = timedelta(minutes=10)  # for a rank that lives but does not come: an ended one is noticed at once
 FIRST_WORD = 5.0  # seconds that rank 0 has to tell what went wrong in all ranks alike
 
 

@@ -99,11 +99,11 @@ class Learner:
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
         """One training step on images (B, 3, H, W) uint8 and labels (B,) int64, both on the device."""
-        if self.step % self.steps_per_epoch == 0:  # not at an epoch's end: a state saved there still holds its metrics
+        if self.step % self.steps_per_epoch == 0:  # not before: a state between two epochs still holds these
             self.metrics.reset()
         # A pure function of the step: a run that goes on needs no scheduler's state.
         rates = [one_cycle(self.config, peak, self.step, self.total_steps) for peak in self._peaks]
-        graph = self.graphs.get(images.shape)  # on a GPU: the whole of `update`, started by one call of the host
+        graph = self.graphs.get(images.shape)  # on a GPU: all of `update`, started by one call of the host
         if graph:
             graph.replay(images, labels, self.step, rates)
         else:
@@ -208,13 +208,13 @@ def _host_copy(value: Any) -> Any:
 def _forward_and_loss(
     model: ResNet, images: Tensor, labels: Tensor, smoothing: float, precision: str
 ) -> tuple[Tensor, Tensor]:
-    # Not around the call: torch.compile would then trace the backward pass in mixed precision too, also the head's.
+    # Not around the call: torch.compile would then trace the backward pass in mixed precision, the head's too.
     with autocast(images.device, precision):
         logits = model(images)
     correct = (logits.argmax(1) == labels).sum()
     if (weights := model.loss_weights) is None:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing), correct
-    # The sum over the batch's size: torch's own mean would weigh all batches alike, whatever classes they hold.
+    # The sum over the batch's size: torch's mean would weigh all batches alike, whatever classes they hold.
     loss = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=smoothing)
     return loss / len(labels), correct
 
@@ -242,7 +242,7 @@ class Metrics:
 
     def __init__(self, device: torch.device, world: World = ALONE) -> None:
         self._world = world
-        # sums of loss * images, correct, images; the same of the last batch; first step with a bad loss
+        # Sums of loss * images, correct, images; the same of the last batch; the first step with a bad loss.
         self.values = torch.tensor([0, 0, 0, 0, 0, 0, math.inf], dtype=torch.float64, device=device)
         self._host = torch.zeros_like(self.values, device="cpu", pin_memory=device.type == "cuda")
         self._arrived = torch.cuda.Event() if device.type == "cuda" else None
@@ -299,7 +299,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     count = model.get_submodule("fc").get_parameter("bias").numel()
-    # One tensor, so that one exchange sums it over the ranks: the loss, then for each class the right ones and all.
+    # One tensor, so that one exchange sums it over the ranks: the loss, each class's right ones, each class's all.
     sums = torch.zeros(1 + 2 * count, dtype=torch.float64, device=machine.device)
     loss_sum, rights, counts = sums[0], sums[1 : 1 + count], sums[1 + count :]
     for images, labels in batches:

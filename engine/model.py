@@ -21,7 +21,7 @@ STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WHITENING_IMAGES = 5_000
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
-MOST_CLASSES, LONGEST_NAME, LONGEST_NAMES = 100_000, 1000, 1_000_000  # the last: all names of a model together
+MOST_CLASSES, LONGEST_NAME, LONGEST_NAMES = 100_000, 1000, 1_000_000  # the last: all names together
 Channels = Sequence[float]
 
 
@@ -74,7 +74,7 @@ class ResNet(nn.Module):
         classes: name of each class, in the order of the logits.
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
-        mean, std: of each channel of the training images, in units of 0..1; kept among the weights, as buffers.
+        mean, std: of each channel of the training images, in 0..1; kept among the weights, as buffers.
         stem_stride: 2 makes the activations of all stages half as wide and high.
 
     Raises ValueError for another depth than 18 and 34, no width, no classes, or names that no checkpoint holds.

@@ -11,7 +11,7 @@ from engine.graph import StepGraph
 from engine.learner import Learner
 from ground.memory import out_of_memory
 
-PASSES = 3  # on CUDA: torch.compile's own CUDA graphs are recorded in the second pass and replayed in the third
+PASSES = 3  # on CUDA: torch.compile's own graphs are recorded in the second, replayed in the third
 
 
 def needs_warm_up(learner: Learner) -> bool:
@@ -77,13 +77,16 @@ def _stream_of_its_own(wanted: bool) -> Iterator[None]:
 @contextmanager
 def _put_back(learner: Learner) -> Iterator[None]:
     """Afterwards all tensors that a step writes to have the values of before."""
-    momentum = [state["momentum_buffer"] for state in learner.optimizer.state.values()]
-    tensors = [*learner.model.state_dict().values(), *(m for m in momentum if m is not None), learner.metrics.values]
-    before: list[tuple[Tensor, Tensor]] = [(tensor, tensor.clone()) for tensor in tensors]
+
+    def momentum() -> list[Tensor]:
+        buffers = [state["momentum_buffer"] for state in learner.optimizer.state.values()]
+        return [buffer for buffer in buffers if buffer is not None]
+
+    tensors = [*learner.model.state_dict().values(), *momentum(), learner.metrics.values]
+    copies = {id(tensor): tensor.clone() for tensor in tensors}
     yield
-    kept = {id(tensor) for tensor in tensors}
-    for tensor, copy in before:
-        tensor.copy_(copy)
-    for state in learner.optimizer.state.values():  # 0 is what a first step starts from
-        if state["momentum_buffer"] is not None and id(state["momentum_buffer"]) not in kept:
-            state["momentum_buffer"].zero_()
+    for tensor in tensors:
+        tensor.copy_(copies[id(tensor)])
+    for buffer in momentum():
+        if id(buffer) not in copies:
+            buffer.zero_()  # which a first step starts from

@@ -19,7 +19,7 @@ MARK_BYTES = 65_536
 
 
 def open_regular(path: str | Path, otherwise: str = "not a regular file") -> BinaryIO:
-    """A file to read, or OSError, with the words `otherwise` for a pipe to wait for or a device without an end."""
+    """A regular file to read; OSError for others: a pipe would be waited for, a device may have no end."""
     if stat.S_ISREG(os.stat(path).st_mode):
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it is still

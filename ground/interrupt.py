@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-TOGETHER = 1.0  # seconds within which several signals are one wish: a scheduler may send two at once
+TOGETHER = 1.0  # seconds within which several signals are one wish: a scheduler may send two
 
 
 class Stopped(Exception):

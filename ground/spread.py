@@ -14,6 +14,6 @@ class Spread:
 
 def quartiles(values: Sequence[float]) -> Spread:
     """Median and quartiles of one value or more."""
-    several = list(values) * 2 if len(values) == 1 else values  # quantiles() refuses a single value before Python 3.13
+    several = list(values) * 2 if len(values) == 1 else values  # before Python 3.13 it refuses one value
     q1, median, q3 = statistics.quantiles(several, n=4, method="inclusive")
     return Spread(median, q1, q3)

@@ -32,13 +32,13 @@ def stdout_console() -> Console:
 class Tracker:
     """How far a piece of work is: a bar on a terminal, elsewhere a plain line now and then, both with an ETA.
 
-    It is drawn by `advance`, rarely: a thread that redraws a bar would take the interpreter from the work itself. A
-    step that draws nothing costs 0.2 microseconds (one core of a Xeon).
+    It is drawn by `advance`, rarely: a thread that redraws a bar would take the interpreter from the work itself.
+    A step that draws nothing costs 0.2 microseconds (one core of a Xeon).
 
     Args:
         total: items to do, of which `first` are done already.
         console: where to draw; stderr by default, so that stdout is free for results.
-        parts: says how far it is at `done` items, the most important first; by default the count and the ETA.
+        parts: says how far it is at `done` items, the most important first (default: the count and the ETA).
         first_line: seconds until the first plain line.
     """
 

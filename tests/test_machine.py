@@ -10,8 +10,7 @@ from bench.recipe import accuracy
 from engine.distributed import World
 from engine.machine import Machine, busy_cores
 
-SMALL = ["smoke", "--epochs", "1", "--resolutions", "8", "--width", "4"]
-SMALL += ["--threads", "1", "--data", "generated:256/128"]
+SMALL = "smoke --epochs 1 --resolutions 8 --width 4 --threads 1 --data generated:256/128".split()
 
 
 def test_busy_cores_are_those_of_other_programs_on_the_cores_this_one_may_use(tmp_path, monkeypatch):
