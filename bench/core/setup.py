@@ -38,9 +38,8 @@ class Setup:
 
     def budget(self, seconds: float = 5.0, warm_up_steps: int = 2, lap_steps: int = 1) -> Budget:
         """A budget of about `seconds` timed seconds; a fraction of it with --quick."""
-        if self.config.quick:
-            return Budget(seconds / 10, 3, 1.0, warm_up_steps, lap_steps)
-        return Budget(seconds, 7, 10.0, warm_up_steps, lap_steps)
+        seconds_laps_warm_up = (seconds / 10, 3, 1.0) if self.config.quick else (seconds, 7, 10.0)
+        return Budget(*seconds_laps_warm_up, warm_up_steps, lap_steps)
 
     def plan(self) -> Plan:
         """What the batches hold; raises Mistake where a batch is larger than the data set."""

@@ -14,14 +14,8 @@ from bench.core.clock import Budget, measure
 from bench.core.record import Row
 from bench.core.session import Say, SpeedOptions, parse_speed, session
 from bench.core.setup import Setup, prepare
+from bench.speed import throughput
 from bench.speed.ladder import measure_ladder
-from bench.speed.throughput import (
-    measure_compute,
-    measure_data,
-    measure_end_to_end,
-    measure_evaluation,
-    measure_resources,
-)
 from engine.cost import training_flops
 from engine.device import DTYPES
 from ground.spread import Spread
@@ -36,12 +30,12 @@ class SuiteOptions(SpeedOptions):
 # What measures a part, and its share of the whole time on a CPU, for the ETA until the first parts tell better.
 PARTS: dict[str, tuple[Callable[[Setup, Say, list[Row]], list[Row]], int]] = {
     # First, so that nothing is compiled and no memory is taken yet.
-    "resources": (lambda setup, say, _: measure_resources(setup, say), 10),
-    "data": (lambda setup, say, _: measure_data(setup, say), 50),
-    "compute": (lambda setup, say, _: measure_compute(setup, say), 25),
-    "e2e": (lambda setup, say, _: measure_end_to_end(setup, say), 25),
+    "resources": (lambda setup, say, _: throughput.measure_resources(setup, say), 10),
+    "data": (lambda setup, say, _: throughput.measure_data(setup, say), 50),
+    "compute": (lambda setup, say, _: throughput.measure_compute(setup, say), 25),
+    "e2e": (lambda setup, say, _: throughput.measure_end_to_end(setup, say), 25),
     "ladder": (lambda setup, say, _: measure_ladder(setup, say), 90),
-    "evaluation": (lambda setup, say, _: measure_evaluation(setup, say), 25),
+    "evaluation": (lambda setup, say, _: throughput.measure_evaluation(setup, say), 25),
     "roof": (lambda setup, say, rows: measure_roof(setup, say, rows), 10),
 }
 
