@@ -158,7 +158,7 @@ def test_ctrl_c_while_decoding_ends_it_soon(place):
     Image.effect_noise((6000, 4000), 9).save("large.jpg")
     for i in range(600):  # more than a minute of a core
         Path(f"holiday/car/large{i}.jpg").write_bytes(Path("large.jpg").read_bytes() + bytes(i))
-    command = [sys.executable, ROOT / "train.py", *QUICK, "--data", "holiday"]
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, "--data", "holiday"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         time.sleep(6)
         process.send_signal(signal.SIGINT)
