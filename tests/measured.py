@@ -29,7 +29,7 @@ def last_line(capsys):
 
 
 def recorded(capsys, pictures=1):
-    """The report in the last line, and its rows, as they stand in its record too; so many pictures lie beside that."""
+    """The report in the last line and its rows, which its record has too; so many pictures lie beside."""
     report, _ = last_line(capsys)
     rows = [Row(**row) for row in report["rows"]]
     data, _, *drawn = report["files"]

@@ -43,12 +43,12 @@ def test_bad_input_is_one_message(arguments, reason, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     with pytest.raises(SystemExit) as exit:
         execute(entry.main, "bench")
-    error = " ".join(capsys.readouterr().err.replace("│", "").split())  # of the frame that tyro draws
+    error = " ".join(capsys.readouterr().err.replace("│", "").split())  # without tyro's frame
     assert exit.value.code == 2 and reason in error and "Traceback" not in error
 
 
 def test_the_reference_refuses_in_a_line():
-    for arguments, reason in ((["--data", "nowhere"], "nowhere"), ([*GENERATED, "--minutes", "0"], "minutes is 0.0")):
+    for arguments, reason in ((["--data", "nowhere"], "nowhere"), ([*GENERATED, "--minutes", "0"], "0.0")):
         with pytest.raises(Mistake, match=f"^--.*{reason}"):
             reference.main(arguments)
 
@@ -62,7 +62,8 @@ def test_help_of_each_command_lists_its_flags(command, capsys):
     if command == "compare":
         assert "A.json B.json" in out
         return
-    assert ("--only" in out) == (command == "ablate") and "--resume" not in out and "--run-dir" not in out
+    assert ("--only" in out) == (command == "ablate") and "--resume" not in out
+    assert "--run-dir" not in out
     for words in ("--out", "--width", "--resolutions", "--max-lr", f"a preset: {', '.join(PRESETS)}"):
         assert words in out
 

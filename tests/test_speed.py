@@ -2,7 +2,6 @@
 
 import gc
 import math
-import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +27,7 @@ def test_the_roof_of_a_machine_whose_rate_is_known(monkeypatch):
     monkeypatch.setattr(suite, "training_flops", lambda *_: 4_000_000_000)
     monkeypatch.setattr(suite, "matrix_rate", lambda *_: Spread(2.0, 1.9, 2.1))
     one = tiny()
-    done = [Row("compute", "train_step", "images/s", 100.0), Row("ladder", "first", "images/s", 200.0)]
+    done = [Row("compute", "step", "images/s", 100.0), Row("ladder", "first", "images/s", 200.0)]
     rows = {row.name: row.value for row in suite.measure_roof(one, silent, done)}
     assert rows["FLOPs of a training image, 8 px"] == 4
     assert rows[f"arithmetic roof, {one.precision}"] == pytest.approx(500)
@@ -123,7 +122,7 @@ def rate_of(median):
     [
         (MemoryError(), None),
         (torch.OutOfMemoryError("CUDA out of memory"), None),
-        (RuntimeError("not reached"), 1700),  # what cannot fit is not tried: a CPU's system would end the process
+        (RuntimeError("not reached"), 1700),  # what cannot fit on a CPU is not tried
         (RuntimeError("shapes do not match"), None),
     ],
 )
@@ -141,7 +140,8 @@ def test_a_sweep_ends_cleanly_when_memory_runs_out_and_hides_no_other_error(erro
         return
     rows = list(swept)
     assert [row.name for row in rows if row.unit == "images/s"] == ["batch 16", "batch 32", "batch 64"]
-    assert rows[-1].value == 32 and re.search("GiB there are" if available else "128: memory ran out", rows[-1].note)
+    reason = "GiB there are" if available else "128: memory ran out"
+    assert rows[-1].value == 32 and reason in rows[-1].note
 
 
 def test_a_sweep_over_modes_keeps_what_is_done(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_the_ladder_shows_every_gain_also_a_loss(monkeypatch):
     assert any("0.80x" in row.note for row in rows)  # the loss is said
 
 
-def test_sweep_measures_each_size_and_recommends_the_smallest_within_three_percent(tmp_path, capsys):
+def test_sweep_recommends_the_smallest_size_within_three_percent(tmp_path, capsys):
     sweep.main(["--batch-sizes", "8", "16", *SMALL, "--out", str(tmp_path)])
     _, (*rows, _) = recorded(capsys)
     names = ["batch 8", "peak memory at batch 8", "batch 16", "peak memory at batch 16"]
