@@ -216,13 +216,13 @@ def test_a_lock_that_is_no_file_is_refused_and_nothing_is_emptied(tmp_path, kind
     ],
 )
 def test_what_a_person_can_mend_is_one_printable_line_and_no_traceback(capsys, monkeypatch, error, line):
-    assert printable("a\x1b[2J\udcff\u202eb é") == "a\\x1b[2J\\udcff\\u202eb é"
     monkeypatch.setattr(os, "dup2", lambda *files: None)
     code = {Stopped: 143, KeyboardInterrupt: 130}.get(type(error), 2)
     with pytest.raises(SystemExit) as end:
         execute(lambda words: exec("raise error", {"error": error}), "train.py")
     said = capsys.readouterr().err
     assert end.value.code == code and said.startswith(line) and said.count("\n") == 1
+    assert printable("a\x1b[2J\udcff\u202eb é") == "a\\x1b[2J\\udcff\\u202eb é"
 
 
 @pytest.mark.parametrize(
