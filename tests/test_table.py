@@ -121,6 +121,7 @@ def test_any_table_is_read_as_it_was_meant(tmp_path: Path, trials: int):
         ("file,what\n1,2\n", "label is missing; it names file, what"),
         ("path,label\na.png,\n", "line 2: it needs a path, a label"),
         ("path,label\n,disc\n", "line 2: it needs a path"),
+        ("path,label\na\0b.png,x\nc.png,y\n", "line 2: it needs a path"),
         ("path,label\n\n\na.png\n", "line 4: it needs"),
         ("path,label,split\na.png,x,train\nb.png,x,later\n", "line 3: it needs .* a split: train, validation, test"),
         ('path,label\n"a.png,x\n' + "b.png,x\n" * 30_000, "field larger than field limit .*: save it .* marks closed"),
