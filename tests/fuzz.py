@@ -257,6 +257,15 @@ class State(Model):
             json.dumps([keeper.notes, keeper.position, own.lr_at(own.step)])
 
 
+def endless(rng: random.Random, path: Path, data: bytes) -> bool:
+    """Now and then: the beginning of a file, then zeros or letters without a line's end, 3 GB of them as a hole."""
+    if rng.random() > 0.01:
+        return False
+    path.write_bytes(data[: rng.randrange(1, len(data))] + rng.choice((b"", b"[", b"x")) * 3 * 10**6)
+    os.truncate(path, 3 * 10**9)
+    return True
+
+
 class Cache:
     """The decoded pictures of a folder. Damage may only mean that they are decoded again."""
 
@@ -275,6 +284,8 @@ class Cache:
     def make(self, rng: random.Random, path: Path) -> Any:
         line, _, rest = self.data.partition(b"\n")
         form, length, _ = line.rsplit(b" ", 2)
+        if endless(rng, path, self.data):
+            return "refused", None
         if rng.random() < 0.3:
             path.write_bytes(damaged(self.data, rng))
             return "", (self.digests, self.images)
@@ -356,12 +367,15 @@ class Table:
         named = [[f"../../{i}.png", "ab"[i % 2], ("train", "test")[i // 3]] for i in range(6)]
         self.rows = [["path", "label", "split"], *named]
 
-    def make(self, rng: random.Random, path: Path) -> None:
+    def make(self, rng: random.Random, path: Path) -> Any:
+        if endless(rng, path, b"path,label\na.png,b\n"):
+            return "refused", None
         rows = forged(self.rows, rng, RARE)
         comma = rng.choice((",",) * 9 + (";",))
         text = "\n".join(comma.join(map(str, row)) if isinstance(row, list) else str(row) for row in rows)
         data = text.encode("utf-8", "surrogateescape")
         path.write_bytes(damaged(data, rng) if data and rng.random() < 0.4 else data)
+        return None
 
     def use(self, path: Path, content: Any) -> None:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -381,9 +395,12 @@ class Measured:
         self.content = {"format": record.FORMAT, "version": record.VERSION} | asdict(result)
         self.path.write_text(json.dumps(self.content))
 
-    def make(self, rng: random.Random, path: Path) -> None:
+    def make(self, rng: random.Random, path: Path) -> Any:
+        if endless(rng, path, json.dumps(self.content).encode()):
+            return "refused", None
         text = json.dumps(forged(self.content, rng, RARE) if rng.random() < 0.7 else self.content)
         path.write_bytes(damaged(text.encode(), rng) if rng.random() < 0.4 else text.encode())
+        return None
 
     def use(self, path: Path, content: Any) -> None:
         with contextlib.redirect_stdout(io.StringIO()) as said:
