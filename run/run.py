@@ -110,15 +110,21 @@ class Run:
 
     def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
         """The model on these batches."""
-        side = self.config.resolution(len(self.rows))
-        with self.clock.on("eval"), memory_advice(0, self.machine.device, side):
+        with self._evaluating():
             return self.learner.evaluate(batches, flip, self.after_batch)
 
     def temperature(self, unseen: Iterable[Batch]) -> float:
         """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
-        with self.clock.on("eval"):
+        with self._evaluating():
             fitted = fit_temperature(self.learner.model.eval(), unseen, self.machine, self.after_batch)
         return fitted or self.config.temperature
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Around all that is not trained on: timed, and where memory runs out the advice is not --batch-size."""
+        side = self.config.resolution(len(self.rows))
+        with self.clock.on("eval"), memory_advice(0, self.machine.device, side):
+            yield
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch."""

@@ -597,6 +597,13 @@ def test_out_of_memory_names_the_batch_and_one_to_try(capsys, monkeypatch, error
     assert refused(capsys, *RUN) == f"train.py: out of memory: {advice}\n"
 
 
+@pytest.mark.parametrize("where", ["engine.learner.evaluate", "run.run.fit_temperature"])
+def test_out_of_memory_in_an_evaluation_is_not_blamed_on_the_batch(capsys, monkeypatch, where):
+    monkeypatch.setattr(where, Mock(side_effect=MemoryError()))
+    said = refused(capsys, *RUN)
+    assert said.startswith("train.py: out of memory on cpu while evaluating at ") and "--batch-size" not in said
+
+
 def test_other_errors_are_not_taken_for_it():
     with pytest.raises(RuntimeError, match="a defect"), memory_advice(32, CPU):
         raise RuntimeError("a defect")
