@@ -32,6 +32,7 @@ from engine.model import create
 from ground.files import check_apart, check_output
 from pipeline.dali import DaliLoader, evaluation_loader
 from pipeline.dataset import open_dataset, require_known
+from pipeline.packed import SquareLoader
 from pipeline.plan import Plan
 from pipeline.split import Split
 from run import resume
@@ -54,13 +55,13 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         if learnt:
             require_unseen(config, learnt, reported)
         config = decide(config, given_flags(arguments), state, train, len(reported), machine)
-        plan = Plan(count=len(train), side=train.side, rank=world.rank, world=world.size, **config.drawn())
+        plan = Plan.of(train, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
 
-    def in_order(split: Split) -> DaliLoader:
+    def in_order(split: Split) -> DaliLoader | SquareLoader:
         """All images of a split once an epoch, to evaluate on; each rank its share."""
         own = {"rank": world.rank, "world": world.size}
-        return evaluation_loader(split, config.resolution, machine.device, machine.threads, **own)
+        return evaluation_loader(split, config.reported_side, machine.device, machine.threads, **own)
 
     test = in_order(reported)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 import tyro
 
-from ground.data import kind_of
+from ground.data import PACKED_FROM, kind_of
 from ground.mistake import Mistake
 
 # What a setting decides. On resume those of "data", "machine" and "files" may change.
@@ -54,8 +54,9 @@ class Config:
     """Passes over the training set."""
     batch_size: int = setting(512, "batches", ge=2)
     """Images a step, over all processes together."""
-    resolutions: tuple[int, ...] = setting((32,), ge=8, le=256)
-    """Side of the images in pixels, spread evenly over the epochs; the finished model is for the last one."""
+    resolutions: tuple[int, ...] = setting((32,), ge=8, le=512)
+    """Side of the images in pixels, spread evenly over the epochs; the finished model is for the last one, or with
+    pictures of 96 pixels and more for --size, which may be larger."""
     depth: Literal[18, 34] = setting(18, "network")
     """Layers of the ResNet."""
     width: int = setting(64, "network", ge=1, le=1024)
@@ -91,9 +92,11 @@ class Config:
     lookahead: bool = True
     """Average the weights every 5 steps with a pull that grows as the learning rate falls."""
     translate: int = setting(4, "batches", ge=0)
-    """Random crop: largest shift in pixels of the stored image, padded by reflection (0: none)."""
-    flip: Literal["random", "alternating", "none"] = setting("alternating", "batches")
-    """Mirror images at random, or each image in every second epoch."""
+    """Random crop: largest shift in pixels of the stored image, padded by reflection (0: none). Below 96 pixels."""
+    crop_area: float = setting(0.35, "batches", gt=0, le=1)
+    """Random crop of pictures of 96 pixels and more: of so much of the area at least, resized."""
+    flip: Literal["random", "alternating", "both", "none"] = setting("alternating", "batches")
+    """Mirror images at random, or each image in every second epoch; both: upside down too, for pictures from above."""
     cutout: int = setting(8, "batches", ge=0)
     """Side in pixels, of the stored image, of a square filled with the mean colour (0: none)."""
     pretrained: str = ""
@@ -102,9 +105,10 @@ class Config:
     data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
-    size: int = setting(0, ge=0, le=256)
-    """Side in pixels to which one's own pictures are brought, once (0: 64, or 32 for small ones). Resolutions, shift,
-    stem stride and batch size follow the pictures unless they are given."""
+    size: int = setting(0, ge=0, le=512)
+    """Side in pixels of one's own pictures (0: 64, or 32 for small ones). Resolutions, shift, stem stride and batch
+    size follow the pictures unless they are given. Below 96 they are brought to it once; from 96 on they are packed as
+    JPEGs, and each epoch decodes other parts of them."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture becomes a square: its middle, all of it out of proportion, or all of it on white."""
     layout: Literal["auto", "classes", "parts"] = "auto"
@@ -187,6 +191,20 @@ class Config:
     def side(self) -> int:
         """Side of the stored images in pixels, from which the resolutions are made."""
         return (self.size or self.resolutions[-1]) if self.own_pictures else 32
+
+    @property
+    def packed(self) -> bool:
+        """Whether the images are random regions of packed pictures."""
+        return self.own_pictures and self.side >= PACKED_FROM
+
+    def reported_side(self, epoch: int) -> int:
+        """Side in pixels of the images that are evaluated after an epoch."""
+        return self.side if self.packed else self.resolution(epoch)
+
+    @property
+    def model_side(self) -> int:
+        """Side in pixels that the finished model is for."""
+        return self.reported_side(self.epochs)
 
     def compiles(self, cuda: bool) -> bool:
         """Whether `compile` means yes on a CUDA GPU or on a CPU."""

@@ -20,6 +20,7 @@ from ground.mistake import Mistake
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 WHITENING_IMAGES = 5_000
+SAMPLE_PIXELS = 46_080_000  # of them: 5,000 at 96 px, 918 at 224
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
 MOST_CLASSES, LONGEST_NAME, LONGEST_NAMES = 100_000, 1000, 1_000_000  # the last: all names together
 Channels = Sequence[float]
@@ -190,7 +191,7 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 def network(config: Config, classes: Sequence[str], *statistics: Channels) -> ResNet:
     """The config's network with random weights; `statistics` are ResNet's mean and std."""
     mean, std = statistics or ((0.5,) * 3, (0.25,) * 3)
-    return ResNet(classes, config.depth, config.width, config.resolutions[-1], mean, std, config.stem_stride)
+    return ResNet(classes, config.depth, config.width, config.model_side, mean, std, config.stem_stride)
 
 
 def create(config: Config, train: Images) -> ResNet:
@@ -206,7 +207,8 @@ def create(config: Config, train: Images) -> ResNet:
     if config.dirac:
         dirac_(model)
     if config.whiten:
-        sample = torch.from_numpy(train.sample(WHITENING_IMAGES).copy()).permute(0, 3, 1, 2)
+        count = min(WHITENING_IMAGES, SAMPLE_PIXELS // train.side**2)
+        sample = torch.from_numpy(train.sample(count).copy()).permute(0, 3, 1, 2)
         whiten_stem_(model, resize(sample, config.resolutions[0]))
     return model
 

@@ -19,8 +19,11 @@ from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.dali import evaluation_loader
 from pipeline.dataset import DataSet, fold_indices
+from pipeline.packed import tiles
 from pipeline.pictures import Fit
 from pipeline.split import Split
+
+LOOKED_AT = 128  # pixels a side of the pictures that are shown, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +151,7 @@ def _errors(
         name=split.name, total=len(logits), classes=split.classes, index=index,
         labels=errors.labels, logits=logits[wrong][order], class_maps=maps[order],
         inputs=inputs[order].contiguous(memory_format=torch.channels_last),
-        pictures=errors.images, files=errors.files, disputed=disputed, questioned=questioned,
+        pictures=tiles(errors.images, LOOKED_AT), files=errors.files, disputed=disputed, questioned=questioned,
     )
     matrix = confusion_matrix(labels, logits.argmax(1).numpy(), len(split.classes))
     found, without = (calibration(logits * scale, labels) for scale in (1.0, temperature))

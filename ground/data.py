@@ -4,6 +4,7 @@ import re
 from typing import Literal
 
 Kind = Literal["cifar10", "generated", "pictures"]
+PACKED_FROM = 96  # pixels: from this size on, pictures are kept as JPEGs and cut at random, below it as pixels
 GENERATED = re.compile(r"generated(?::([1-9]\d{0,4})/([1-9]\d{0,4}))?")  # at most 99,999: 0.6 GB
 
 

@@ -30,10 +30,11 @@ from pipeline.dataset import DataSet, open_dataset
 from pipeline.labels import PARTS
 from pipeline.layout import Layout
 from pipeline.listing import Listing, by_kind
+from pipeline.packed import PackedPictures, tiles
 from pipeline.pictures import Fit
 from pipeline.split import UInt8, channel_statistics
 
-SHEET_ROWS, SHEET_COLUMNS = 20, 8
+SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE = 20, 8, 96
 MOST_NAMED = 10_000  # files that are left out, hidden ones apart
 COMPARED, SHOWN = 2000, 3  # pictures of a part with all to train on, and near copies that are named
 ALIKE = 0.97  # correlation from which on two pictures are likely one
@@ -52,8 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--layout", choices=get_args(Layout), default="auto", help="what the folders in a folder are")
     parser.add_argument("--sheet", default="sheet.png", help="where to draw some pictures of each class")
     options = parser.parse_args(arguments)
-    if options.size and not 8 <= options.size <= 256:
-        raise Mistake(f"--size is {options.size}: it must be 0, or 8 to 256")
+    if options.size and not 8 <= options.size <= 512:
+        raise Mistake(f"--size is {options.size}: it must be 0, or 8 to 512")
     data = open_dataset(options.data, options.size, options.fit, options.layout)
     if options.data == "cifar10":
         report_cifar10_files()
@@ -89,18 +90,18 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
         print(f"left out {len(seen) - MOST_NAMED:,} more: {by_kind(seen[MOST_NAMED:])}")
 
 
-def report_near(listing: Listing, images: UInt8, part: str) -> None:
+def report_near(listing: Listing, images: UInt8 | PackedPictures, part: str) -> None:
     """One line where pictures of the part, of COMPARED at most, are nearly the same as some to train on.
 
     Saved again, a little turned, or the next frame of a film: then the accuracy is too good. Copies byte
     for byte are kept together (pipeline.folder); these are only told of.
     """
-    every = range(len(listing.pictures))
+    every = np.arange(len(listing.pictures))
     train, rows = every[listing.part_slice("train")], every[listing.part_slice(part)]
     rows = rows[:: math.ceil(len(rows) / COMPARED) or 1]
-    if not train or not rows:
+    if not len(train) or not len(rows):
         return
-    likeness, which = nearest(images[rows], images[train.start : train.stop])
+    likeness, which = nearest(images[rows], images[train])
     order = [i for i in (-likeness).argsort() if likeness[i] >= ALIKE]
     if order:
         pairs = [(rows[i], train[which[i]]) for i in order[:SHOWN]]
@@ -108,7 +109,7 @@ def report_near(listing: Listing, images: UInt8, part: str) -> None:
         print(f"{part}: {len(order):,} of {len(rows):,} are nearly the same as a picture to train on: {named}")
 
 
-def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
+def nearest(images: UInt8 | PackedPictures, others: UInt8 | PackedPictures) -> tuple[np.ndarray, np.ndarray]:
     """For each of the images (N, S, S, 3) the most alike of the others (M, S, S, 3).
 
     (N,) float32: correlation of the two at SIDE x SIDE pixels, -1 to 1; (N,) int64: which of the others.
@@ -124,17 +125,17 @@ def nearest(images: UInt8, others: UInt8) -> tuple[np.ndarray, np.ndarray]:
     return likeness, which
 
 
-def _standardised(images: UInt8) -> np.ndarray:
+def _standardised(images: UInt8 | PackedPictures) -> np.ndarray:
     """(N, 3 SIDE^2) float32, each of length 1 and of mean 0 in each channel; of one colour: zeros."""
-    small = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in images]
+    small = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in np.asarray(images)]
     pixels = np.stack([np.asarray(image) for image in small]).astype(np.float32)
     rows = (pixels - pixels.mean((1, 2), keepdims=True)).reshape(len(images), -1)
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
-def sheet(listing: Listing, images: UInt8) -> bytes:
+def sheet(listing: Listing, images: UInt8 | PackedPictures) -> bytes:
     """A PNG with the first pictures of each class in a row beside its name."""
-    side, names = images.shape[1], 160
+    side, names = min(images.shape[1], SHEET_TILE), 160
     rows = min(SHEET_ROWS, len(listing.classes))
     drawn = Image.new("RGB", (names + SHEET_COLUMNS * side, rows * side), "white")
     pen, font = ImageDraw.Draw(drawn), ImageFont.load_default(14)
@@ -142,8 +143,8 @@ def sheet(listing: Listing, images: UInt8) -> bytes:
         every = [i for i, picture in enumerate(listing.pictures) if picture.label == label]
         first = sorted(every, key=lambda i: listing.pictures[i].name)[:SHEET_COLUMNS]
         pen.text((4, label * side + side // 2), listing.classes[label][:20], "black", font, anchor="lm")
-        for column, i in enumerate(first):
-            drawn.paste(Image.fromarray(images[i]), (names + column * side, label * side))
+        for column, image in enumerate(tiles(images[np.array(first)], side)):
+            drawn.paste(Image.fromarray(image), (names + column * side, label * side))
     file, mark = io.BytesIO(), PngImagePlugin.PngInfo()
     mark.add_text("Software", MARK.decode())
     drawn.save(file, "PNG", pnginfo=mark)

@@ -8,15 +8,21 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from ground.files import write_whole
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.pictures import open_bounded, reason
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 BLOCK = 32  # files that are looked at one after the other: 0.4 s for photographs of 12 megapixels
 SETTLED = 3.0  # seconds: a file that changed later could change again without another time
@@ -53,9 +59,9 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
         except (OSError, ValueError) as error:
             reasons[i] = reason(error, paths[i])
 
-    in_threads(lambda i: guarded(look, i), range(count))
+    deque(in_order(lambda i: guarded(look, i), range(count)), maxlen=0)
     if new := [i for i in range(count) if not hashes[i] and not reasons[i]]:
-        in_threads(lambda i: guarded(read, i), new, "reading")
+        deque(in_order(lambda i: guarded(read, i), new, "reading", len(new)), maxlen=0)
         entries = zip(statuses, hashes, strict=True)
         data = b"".join(status + digest for status, digest in entries if status and digest)
         with suppress(OSError):  # then they are read again the next time
@@ -63,23 +69,27 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
     return [digest.hex() for digest in hashes], reasons
 
 
-def in_threads(work: Callable[[int], None], rows: Sequence[int], title: str = "") -> None:
-    """Does `work` on each of the rows, on all cores; under a title it shows how far it is.
+def in_order(work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0) -> Iterator[R]:
+    """The results of `work` on each item, in order, by all cores; no more than some blocks are done ahead.
 
-    After Ctrl-C no further block of rows is begun.
+    Under a title it shows how far it is of `total`. After Ctrl-C no further block is begun.
     """
+    cores, source, ahead = len(os.sched_getaffinity(0)), iter(items), deque[Future[list[R]]]()
 
-    def block(start: int) -> int:
-        some = rows[start : start + BLOCK]
-        for i in some:
-            work(i)
-        return len(some)
+    def block(some: list[T]) -> list[R]:
+        return [work(item) for item in some]
 
-    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    def results() -> Iterator[R]:
+        while True:
+            while len(ahead) < 4 * cores and (some := list(islice(source, BLOCK))):
+                ahead.append(pool.submit(block, some))
+            if not ahead:
+                return
+            yield from ahead.popleft().result()
+
+    pool = ThreadPoolExecutor(cores)
     try:
-        done = pool.map(block, range(0, len(rows), BLOCK))
-        for _ in tracked(done, title, len(rows), count=int) if title else done:
-            pass
+        yield from tracked(results(), title, total) if title else results()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,13 +1,14 @@
-"""Arrays and a plan become batches on the device: one DALI graph for a CPU and for a GPU.
+"""Pictures and a plan become batches on the device: a DALI graph for a CPU and for a GPU.
 
-The whole data set lives in the pipeline, each image padded by reflection and in both orientations. A
+Of packed pictures each is decoded in every epoch, no more of it than the region that the plan cuts out, and
+resized. Of pixels the whole data set lives in the pipeline, each image padded by reflection and as it is turned. A
 batch is a few tall chunks of images: one `multi_paste` a chunk gathers, crops and flips, since DALI's
 per-sample crop and flip cost time quadratic in the batch. `python -m bench --only data` measures it.
 
     stored, CHUNKS pictures (rows * padded, padded, 3)     a chunk of the batch, (k * side, side, 3)
     +--------+  +--------+                                 +------+
-    |image 0 |  |image r |   r rows of images,              |first |  windows of side x side at `crop` in an image,
-    +--------+  +--------+   then their mirror images      +------+  pasted one below the other
+    |image 0 |  |image r |   r rows of images, then their  |first |  windows of side x side at `crop` in an image,
+    +--------+  +--------+   mirror images, and so on      +------+  pasted one below the other
     |image 1 |  | ...    |                                 |second|
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ground.mistake import Mistake
 from pipeline.home import zeros
+from pipeline.packed import PackedPictures, SquareLoader
 from pipeline.plan import Draws, Plan
 from pipeline.split import Split
 
@@ -54,14 +56,17 @@ class DaliLoader:
         if (plan.count, plan.side) != (len(split), split.side):
             given = f"the data set has {len(split)} of {split.side}"
             raise ValueError(f"the plan is for {plan.count} images of {plan.side} pixels, but {given}")
+        self._images, self._packed = split.images, isinstance(split.images, PackedPictures)
         if device.type == "cuda" and plan.cutout and plan.share < CHUNKS:
             # Seen on an H200, DALI 2.4.0, batch 5: the first batch came out wrong. From 9 on all were right.
             raise Mistake(f"--batch-size is {plan.batch_size}: on a GPU each process needs {CHUNKS} images or more")
         self.plan, self.device, self.threads, self.resolution = plan, device, threads, resolution
         self.fill = tuple(map(float, split.mean_colour)) if plan.cutout else ()
         self.labels, self.pad_last = split.labels, pad_last
-        self._stored = _tall_pictures(split.images, plan.translate, plan.flip != "none", device)
-        self._rows = len(self._stored[0]) // (plan.side + 2 * plan.translate)
+        if isinstance(split.images, np.ndarray):
+            turns = 1 if plan.flip == "none" else 4 if plan.flip == "both" else 2
+            self._stored = _tall_pictures(split.images, plan.translate, turns, device)
+            self._rows = len(self._stored[0]) // (plan.side + 2 * plan.translate)
         self._pipe: Any = None
         self._side = 0
         self._next = (0, 0)
@@ -106,17 +111,37 @@ class DaliLoader:
     def _build(self, epoch: int, iteration: int, side: int) -> Any:
         def feed() -> Iterator[list[list[np.ndarray]]]:
             for position in count(epoch * len(self) + iteration):
-                yield self._chunks(*divmod(position, len(self)))
+                yield inputs(*divmod(position, len(self)))
 
         cuda = self.device.type == "cuda"
         how = {"device_id": (self.device.index or 0) if cuda else None, "num_threads": self.threads}
         name = "gpu" if cuda else "cpu"
-        pipe = _graph(feed(), name, self.plan.side, side, self.fill, batch_size=CHUNKS, **how)
+        if self._packed:
+            inputs = self._regions
+            pipe = _decoding_graph(feed(), name, side, self.fill, batch_size=self.plan.share, **how)
+        else:
+            inputs = self._chunks
+            pipe = _graph(feed(), name, self.plan.side, side, self.fill, batch_size=CHUNKS, **how)
         pipe.build()
         if not pipe.exec_dynamic:
             raise RuntimeError("DALI's dynamic executor is off (DALI_USE_EXEC2=0?): kept batches would be overwritten")
-        pipe.feed_input("data", self._stored, layout="HWC")
+        if not self._packed:
+            pipe.feed_input("data", self._stored, layout="HWC")
         return pipe
+
+    def _regions(self, epoch: int, iteration: int) -> list[list[np.ndarray]]:
+        """The decoding graph's inputs in its order, each B arrays."""
+        draws = self.plan.draws(epoch, iteration)
+        side, jpeg = self.resolution(epoch), self._images.jpeg  # type: ignore[union-attr]
+        # Where cutout's square is, (B, 2) top and left and (B, 2) sides: from the stored side to that of the epoch.
+        square = draws.cutout.astype(np.float32) * (side / self.plan.side)
+        turns = draws.flip.astype(np.int32)
+        return [
+            [np.frombuffer(jpeg(row), np.uint8) for row in draws.indices.tolist()],
+            *(list(array) for array in (draws.crop[:, :2], draws.crop[:, 2:], turns & 1, turns >> 1)),
+            list(self.labels[draws.indices][:, None]),
+            *(list(array) for array in (square[:, :2], square[:, 2:] - square[:, :2]) if self.plan.cutout),
+        ]
 
     def _chunks(self, epoch: int, iteration: int) -> list[list[np.ndarray]]:
         """The graph's inputs in its order, each CHUNKS arrays."""
@@ -136,7 +161,7 @@ class DaliLoader:
 
         # Where each image is: (B,) which tall picture, and (B, 2) top and left of its window there.
         tall, row = np.divmod(draws.indices + draws.flip * self.plan.count, self._rows)
-        window = draws.crop.copy()
+        window = draws.crop[:, :2].copy()
         window[:, 0] += row * (side + 2 * self.plan.translate)
 
         # Where it goes: (B, 2) top and left in its chunk, and the same of cutout's square, with its sides.
@@ -151,6 +176,21 @@ class DaliLoader:
             [labels[part] for part in parts],
             *([array[part].reshape(-1) for part in parts] for array in (hole, hole_size) if self.plan.cutout),
         ]
+
+
+@pipeline_def
+def _decoding_graph(feed: Any, device: str, side: int, fill: Sequence[float]) -> Any:
+    inputs = fn.external_source(source=feed, num_outputs=8 if fill else 6, batch=True)
+    jpegs, corner, shape, mirrored, upside_down, labels, *hole = inputs
+    images: Any = fn.decoders.image_slice(
+        jpegs, corner, shape, axis_names="HW", normalized_anchor=False, normalized_shape=False,
+        device="mixed" if device == "gpu" else "cpu",
+    )  # fmt: skip
+    images = fn.resize(images, size=[side, side], antialias=True)
+    images = fn.flip(images, horizontal=mirrored, vertical=upside_down)
+    if fill:
+        images = fn.erase(images, anchor=hole[0], shape=hole[1], axis_names="HW", fill_value=fill)
+    return images, labels.gpu() if device == "gpu" else labels
 
 
 @pipeline_def
@@ -177,7 +217,7 @@ def evaluation_loader(
     batch_size: int = 0,
     rank: int = 0,
     world: int = 1,
-) -> DaliLoader:
+) -> DaliLoader | SquareLoader:
     """All images of a split in order, unchanged but for their size: one, or one for each epoch.
 
     Images labelled -1, not to be counted, fill up the last batch. A `batch_size` of 0 stands for 1,000,
@@ -190,21 +230,24 @@ def evaluation_loader(
     usual = 1000 if largest <= LARGEST_PRESET else max(1, EVALUATION_PIXELS // largest**2)
     sizes = {"count": len(split), "side": split.side, "batch_size": min(batch_size or usual, len(split))}
     plan = Plan(**sizes, shuffle=False, drop_last=False, rank=rank, world=world, whole=True)  # type: ignore[arg-type]
+    if isinstance(split.images, PackedPictures):
+        return SquareLoader(split.images, split.labels, plan, device, side)
     return DaliLoader(split, plan, device, threads, side, pad_last=True)
 
 
-def _tall_pictures(images: np.ndarray, pad: int, both: bool, device: torch.device) -> np.ndarray | Tensor:
-    """Padded images, then their mirror images: (CHUNKS, rows * padded, padded, 3), on the device."""
+def _tall_pictures(images: np.ndarray, pad: int, turns: int, device: torch.device) -> np.ndarray | Tensor:
+    """(CHUNKS, rows * padded, padded, 3) on the device: padded images, then turned as Draws.flip 1 to `turns` - 1."""
     count, side = images.shape[:2]
     padded = side + 2 * pad
-    rows = -(-count * (1 + both) // CHUNKS)  # images of a tall picture; the last one may have room left
+    rows = -(-count * turns // CHUNKS)  # images of a tall picture; the last one may have room left
     stored = zeros(CHUNKS * rows, padded, padded, 3)
 
     for start in range(0, count, PADDED):
         block = images[start : start + PADDED]
         end = start + len(block)
         stored[start:end] = np.pad(block, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        if both:
-            stored[count + start : count + end] = stored[start:end, :, ::-1]
+        for turn in range(1, turns):
+            across, down = (slice(None, None, -1 if turn & bit else 1) for bit in (1, 2))
+            stored[turn * count + start : turn * count + end] = stored[start:end, down, across]
     tall = stored.reshape(CHUNKS, rows * padded, padded, 3)
     return torch.from_numpy(tall).to(device) if device.type == "cuda" else tall

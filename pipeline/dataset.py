@@ -3,7 +3,6 @@
     train, reported = open_dataset("cifar10").splits(validate=False)
 """
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pipeline.cifar10 import cache as cifar10
 from pipeline.layout import Layout
 from pipeline.listing import identity
 from pipeline.pictures import Fit
-from pipeline.split import Int64, Split
+from pipeline.split import Int64, Split, sha256
 from pipeline.store import say
 from pipeline.table import SUFFIXES
 
@@ -106,8 +105,8 @@ def hold_out(train: Split, fold: str) -> tuple[Split, Split]:
 def fold_indices(train: Split, fold: str) -> Int64:
     """Indices (k,) of the images of a fold, rising; all folds together hold every image once.
 
-    Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their pixels: the
-    same images whatever their order, and copies stay together. A class's only image is in no fold.
+    Neighbours, if the images are shuffled. Else of each class neighbours by the hashes of their files: the
+    same images whatever their order and size, and copies stay together. A class's only image is in no fold.
     """
     number, folds = map(int, fold.split("/"))
 
@@ -117,7 +116,8 @@ def fold_indices(train: Split, fold: str) -> Int64:
     if train.shuffled:
         indices = np.arange(len(train))[share(len(train))]
     else:
-        hashes = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in train.images])
+        by_pixels = not len(train.contents)
+        hashes = np.array([sha256(image) for image in np.asarray(train.images)]) if by_pixels else train.contents
         held = np.zeros(len(train), bool)
         for label in np.unique(train.labels):
             members = np.flatnonzero(train.labels == label)

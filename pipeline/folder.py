@@ -27,10 +27,10 @@ import numpy as np
 from ground.files import lock
 from ground.mistake import Mistake
 from pipeline import contents, store
-from pipeline.home import zeros
 from pipeline.labels import PARTS, one_spelling
 from pipeline.layout import Layout, folder_inventory
 from pipeline.listing import Inventory, LeftOut, Listing, Picture, Source, by_kind
+from pipeline.packed import PackedPictures
 from pipeline.pictures import Fit, decode_bytes, dimensions, read_bytes, reason
 from pipeline.split import Split, UInt8
 from pipeline.store import Record, say
@@ -41,7 +41,7 @@ SAMPLE = 200  # pictures that are looked at for their sizes
 SHARE = 10  # of a class without parts, one in so many is for validation and as many for testing
 
 
-def part_of(root: Path, listing: Listing, images: UInt8, part: str) -> Split:
+def part_of(root: Path, listing: Listing, images: UInt8 | PackedPictures, part: str) -> Split:
     """The "train", "validation" or "test" pictures of a folder; for "test", without any, those for validation.
 
     Raises:
@@ -79,7 +79,9 @@ def _base(root: Path) -> Path:
     return root.parent if root.is_file() else root
 
 
-def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[Listing, UInt8]:
+def prepare(
+    root: Path, size: int, fit: Fit, layout: Layout = "auto"
+) -> tuple[Listing, UInt8 | PackedPictures]:
     """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
 
     Says so on stderr. A size of 0 stands for the usual one: see `usual_size`. Processes that prepare the same folder at
@@ -107,7 +109,7 @@ def prepare(root: Path, size: int, fit: Fit, layout: Layout = "auto") -> tuple[L
         waiting = "waiting for process {}, which is decoding"
         with os.fdopen(lock(path.with_name("lock"), lambda holder: say(waiting.format(holder)))):
             if (stored := read()) is None:
-                store.write(path, *decode_all(files, size, fit))
+                store.write(path, decode_all(files, size, fit))
                 stored = read()
     if stored is None:
         raise OSError(errno.EIO, "damaged just after it was written; check the disk", str(path))
@@ -199,24 +201,21 @@ def usual_size(files: Sequence[Path]) -> int:
     return small if shorter and np.median(shorter) < (small + usual) / 2 else usual
 
 
-def decode_all(files: dict[str, Path], size: int, fit: Fit) -> tuple[list[Record], UInt8]:
-    """{SHA-256: a file} decoded on all cores: what is known of each, and images (n, size, size, 3).
+def decode_all(files: dict[str, Path], size: int, fit: Fit) -> Iterator[tuple[Record, bytes]]:
+    """{SHA-256: a file} decoded on all cores: what is known of each, and what is kept of it, as Decoded.body.
 
     Raises Mistake where a file has other bytes now.
     """
-    images = zeros(len(files), size, size, 3)
-    digests, paths = list(files), list(files.values())
-    records = [Record(digest, "") for digest in digests]
 
-    def work(i: int) -> None:
-        data = read_bytes(paths[i])
-        if hashlib.sha256(data).hexdigest() != digests[i]:
-            raise Mistake(f"{paths[i]} changed while it was read: start again when nobody writes there")
+    def work(entry: tuple[str, Path]) -> tuple[Record, bytes]:
+        digest, path = entry
+        data = read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise Mistake(f"{path} changed while it was read: start again when nobody writes there")
         try:
-            images[i], width, height, notes = decode_bytes(data, size, fit)
-            records[i] = Record(digests[i], "", width, height, notes)
+            body, shape, width, height, notes = decode_bytes(data, size, fit)
         except Exception as error:  # a decoder raises nearly anything on a damaged file
-            records[i] = Record(digests[i], reason(error, paths[i]))
+            return Record(digest, reason(error, path)), b""
+        return Record(digest, "", width, height, notes, len(body), shape), body
 
-    contents.in_threads(work, range(len(files)), f"decoding to {size} x {size}")
-    return records, images
+    return contents.in_order(work, files.items(), f"decoding to {size} x {size}", len(files))

@@ -2,6 +2,9 @@
 
     pixels = decode(Path("holiday/beach.jpg"), size=64, fit="crop")
 
+From PACKED_FROM pixels on it is first made a JPEG with some room around the square, of which training cuts random
+regions (pipeline.packed).
+
 Pillow alone reads them. Of the decoders at hand it is the one that neither crashes on a damaged file (torchvision's
 does, on a PNG with a wrong checksum) nor stops a whole pipeline (DALI's does), and it tells the size before it
 decodes. A large JPEG is decoded at a fraction of its size: 80 to 108 photographs of 12 megapixels a second on one
@@ -23,6 +26,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from ground.data import PACKED_FROM
 from ground.files import open_regular
 from ground.mistake import Mistake
 from pipeline.split import UInt8
@@ -38,6 +42,9 @@ SUFFIXES = frozenset(
 HEADS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")  # of files without such a suffix
 BRANDS = dict.fromkeys((b"avif", b"avis"), "AVIF")
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC")
+SPARE = 1.25  # shorter side of a packed picture, in those of its square; see docs/LOG.md
+QUALITY = 92  # of its JPEG, whose colours are not thinned out
+LONGEST = 3  # its longer side at most, in shorter ones
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 NEEDED_CHUNKS = (b"tRNS", b"eXIf")  # of those of a PNG without which it can be decoded
 
@@ -45,8 +52,9 @@ NEEDED_CHUNKS = (b"tRNS", b"eXIf")  # of those of a PNG without which it can be 
 class Decoded(NamedTuple):
     """A picture that could be read."""
 
-    pixels: UInt8  # (size, size, 3) RGB
-    width: int  # in pixels, as stored; and the height
+    body: bytes  # what is kept of it: (size, size, 3) RGB, or a JPEG
+    shape: tuple[int, int]  # height and width of that
+    width: int  # in pixels, of the file; and the height
     height: int
     notes: tuple[str, ...]  # what is unusual
 
@@ -65,7 +73,15 @@ def formats() -> tuple[str, ...]:
 
 def decode(path: Path, size: int, fit: Fit) -> UInt8:
     """The picture of a file as (size, size, 3) uint8 RGB. Raises as `decode_bytes` does, or OSError."""
-    return decode_bytes(read_bytes(path), size, fit).pixels
+    body = decode_bytes(read_bytes(path), size, fit).body
+    return square(body, size) if size >= PACKED_FROM else np.frombuffer(body, np.uint8).reshape(size, size, 3)
+
+
+def square(jpeg: bytes, side: int) -> UInt8:
+    """The middle of a packed picture as (side, side, 3) uint8 RGB."""
+    with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as picture:
+        picture.draft("RGB", (2 * side, 2 * side))
+        return fitted(picture, side, "crop")
 
 
 @contextmanager
@@ -112,10 +128,17 @@ def _decode_bytes(data: bytes, size: int, fit: Fit) -> Decoded:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        pixels = fitted(picture.convert("RGB"), size, fit)
+        picture = picture.convert("RGB")
+        kept = shrunk(picture, size, fit) if size >= PACKED_FROM else Image.fromarray(fitted(picture, size, fit))
+    pixels = np.asarray(kept)
     if (pixels == pixels[0, 0]).all():
         notes.append("of one colour all over")
-    return Decoded(pixels, width, height, tuple(notes))
+    body = kept.tobytes()
+    if size >= PACKED_FROM:
+        file = io.BytesIO()
+        kept.save(file, "JPEG", quality=QUALITY, subsampling=0)
+        body = file.getvalue()
+    return Decoded(body, (kept.height, kept.width), width, height, tuple(notes))
 
 
 def dimensions(path: Path) -> tuple[int, int]:
@@ -172,6 +195,21 @@ def fitted(picture: Image.Image, size: int, fit: Fit) -> UInt8:
             picture = picture.resize(thin, Image.Resampling.BILINEAR)
         squared = ImageOps.pad(picture, (size, size), Image.Resampling.BILINEAR, color="white")
     return np.asarray(squared)
+
+
+def shrunk(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
+    """A picture in RGB whose middle will be a square of `size`, with room around it; never enlarged.
+
+    With "crop" in proportion, but for what is beyond LONGEST; else a square, as `fitted` makes it.
+    """
+    side = round(SPARE * size)
+    if fit != "crop":
+        return Image.fromarray(fitted(picture, min(side, max(picture.size)), fit))
+    shorter = min(picture.size)
+    width, height = (min(length, LONGEST * shorter) for length in picture.size)
+    left, top, scale = (picture.width - width) / 2, (picture.height - height) / 2, min(1.0, side / shorter)
+    box = left, top, left + width, top + height
+    return picture.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR, box)
 
 
 def looks_like_a_picture(path: str) -> bool:

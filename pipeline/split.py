@@ -3,13 +3,18 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    from pipeline.packed import PackedPictures
+
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 Channels = tuple[float, ...]
+SAMPLE = 5_000  # images that stand for all where each must be decoded
 LEAST_DEVIATION = 4 / 255  # by which a channel of one level all over, or nearly, is divided
 
 
@@ -17,7 +22,7 @@ LEAST_DEVIATION = 4 / 255  # by which a channel of one level all over, or nearly
 class Split:
     """n images of S x S pixels; the arrays are not to be written to."""
 
-    images: UInt8  # (n, S, S, 3) RGB
+    images: "UInt8 | PackedPictures"  # (n, S, S, 3) RGB
     labels: Int64  # (n,) indices into `classes`
     name: str  # "train", "test", "training" (what is left of "train") or "validation"
     classes: tuple[str, ...]
@@ -36,15 +41,22 @@ class Split:
         """S, in pixels."""
         return self.images.shape[1]
 
+    @property
+    def sizes(self) -> Int64 | None:
+        """(n, 2) height and width of packed pictures; None of pixels."""
+        return None if isinstance(self.images, np.ndarray) else self.images.sizes
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the images' bytes and then the labels', in as few bytes each as the largest needs."""
-        return sha256(self.images, self.labels.astype(np.min_scalar_type(self.labels.max(initial=0))))
+        images = self.images if isinstance(self.images, np.ndarray) else np.array(self.images.digest, "S")
+        return sha256(images, self.labels.astype(np.min_scalar_type(self.labels.max(initial=0))))
 
     @cached_property
     def statistics(self) -> tuple[Channels, Channels]:
         """Mean and standard deviation of each channel, in units of 0..1: the known or the own ones."""
-        mean, deviation = self.known_statistics or channel_statistics(self.images)
+        images = self.images if isinstance(self.images, np.ndarray) else self.images[self._spread(SAMPLE)]
+        mean, deviation = self.known_statistics or channel_statistics(images)
         return mean, tuple(max(channel, LEAST_DEVIATION) for channel in deviation)
 
     @property
@@ -54,9 +66,12 @@ class Split:
 
     def sample(self, count: int) -> UInt8:
         """At most `count` images that stand for all: the first ones, or evenly spaced if not shuffled."""
+        return np.asarray(self.images[self._spread(count)])
+
+    def _spread(self, count: int) -> slice | Int64:
         if self.shuffled or len(self) <= count:
-            return self.images[:count]
-        return self.images[np.linspace(0, len(self) - 1, count).astype(np.int64)]
+            return slice(count)
+        return np.linspace(0, len(self) - 1, count).astype(np.int64)
 
     def take(self, indices: slice | Int64, name: str) -> "Split":
         """The images of these indices, in that order; a slice copies nothing."""
@@ -72,12 +87,13 @@ class Split:
         )
 
 
-def channel_statistics(images: UInt8) -> tuple[Channels, Channels]:
+def channel_statistics(images: "UInt8 | PackedPictures") -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel over all pixels, in units of 0..1, exactly."""
     counts = np.zeros((3, 256))
-    for start in range(0, len(images), 5000):
+    for start in range(0, len(images), 1000):
+        block = np.asarray(images[start : start + 1000])
         for channel in range(3):
-            counts[channel] += np.bincount(images[start : start + 5000, ..., channel].ravel(), minlength=256)
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
     levels = np.arange(256) / 255
     weights = counts / counts.sum(axis=1, keepdims=True)
     mean = weights @ levels

@@ -1,16 +1,17 @@
-"""The cache of decoded pictures: pixels by the content of their files, whatever their names.
+"""The cache of decoded pictures: pixels, or JPEGs, by the content of their files, whatever their names.
 
 One file holds the pictures of one folder at one size and fit, FOLDER-KEY.pictures in `pictures` of
-pipeline.home: a first line of bounded length with the length and the SHA-256 of the head; the head, JSON,
-with what is known of each picture and the SHA-256 of the pixels; the pixels.
+pipeline.home: the pictures, one after the other; a list of what is known of each, JSON, with the SHA-256
+of them all; a last line of LAST_LINE bytes with the list's length and SHA-256.
 """
 
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,15 +19,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import PIL
 
+from ground.data import PACKED_FROM
 from ground.files import open_regular, write_whole
+from ground.terminal import tracked
 from pipeline.home import cache_folders, zeros
+from pipeline.packed import PackedPictures
 from pipeline.pictures import Fit, formats
 from pipeline.split import UInt8
 
-FORM = "pictures 5"  # of the cache; changes when the decoding does
-BLOCK = 256  # pictures that are read or written at once
+FORM = "pictures 6"  # of the cache; changes when the decoding does
+BLOCK, PICTURES = 1 << 22, 256  # bytes, or pixels of pictures, that are read at once
 KEPT = 3  # caches of a folder
-FIRST_LINE, MOST_HEAD = 200, 1 << 30  # bytes
+LAST_LINE, MOST_LIST = 120, 1 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Record:
     width: int = 0
     height: int = 0
     notes: tuple[str, ...] = ()
+    length: int = 0  # bytes of what is kept of it; then the height and the width of that
+    shape: tuple[int, int] = (0, 0)
 
 
 def cache_path(root: Path, digests: Iterable[str], size: int, fit: Fit) -> Path:
@@ -60,20 +66,25 @@ def _path(root: Path, end: str) -> Path:
     return home / (hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:16] + end)
 
 
-def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
-    """Write the records and, of images (len(records), size, size, 3), the pixels of those without a fault.
+def write(path: Path, entries: Iterable[tuple[Record, bytes]]) -> None:
+    """Write the pictures, of one that has a fault nothing, as they come, and the records.
 
     All but the newest KEPT caches of the same folder are removed.
     """
-    rows = [i for i, record in enumerate(records) if not record.fault]
-    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-    digest = hashlib.sha256()
-    for block in blocks:
-        digest.update(images[block])
-    values = [[r.digest, r.fault, r.width, r.height, r.notes] for r in records]
-    head = json.dumps({"pixels": digest.hexdigest(), "records": values}).encode()
-    first = f"{FORM} {len(head)} {hashlib.sha256(head).hexdigest()}\n".encode()
-    write_whole(path, first, head, (images[block] for block in blocks), durable=True)
+    digest, records = hashlib.sha256(), list[Any]()
+
+    def bodies() -> Iterator[bytes]:
+        for record, body in entries:
+            records.append(list(vars(record).values()))
+            digest.update(body)
+            yield body
+
+    def end() -> Iterator[bytes]:
+        known = json.dumps({"pictures": digest.hexdigest(), "records": records}).encode()
+        yield known
+        yield f"\n{FORM} {len(known)} {hashlib.sha256(known).hexdigest()}".rjust(LAST_LINE).encode()
+
+    write_whole(path, bodies(), end(), durable=True)
     with suppress(FileNotFoundError):  # another process removes them too
         siblings = path.parent.glob(f"{path.name.partition('-')[0]}-*.pictures")
         for old in sorted(siblings, key=lambda file: file.lstat().st_mtime_ns, reverse=True)[KEPT:]:
@@ -83,54 +94,85 @@ def write(path: Path, records: Sequence[Record], images: UInt8) -> None:
 
 def read(
     path: Path, size: int, arrange: Callable[[Sequence[Record]], Sequence[int]]
-) -> tuple[tuple[Record, ...], UInt8] | None:
-    """What `write` wrote: the records, and pixels (n, size, size, 3); None where it is missing or damaged.
+) -> tuple[tuple[Record, ...], UInt8 | PackedPictures] | None:
+    """What `write` wrote: the records, and n pictures; None where it is missing or damaged.
 
-    The pixels are read and not mapped, so that nobody can cut them while they are used. `arrange` says which
-    of the pictures without a fault, by their number, the n are.
+    Pixels are (n, size, size, 3), read and not mapped, so that nobody can cut them while they are used. `arrange` says
+    which of the pictures without a fault, by their number, the n are.
     """
     damage = OSError, ValueError, KeyError, TypeError, RecursionError
-    with suppress(*damage), open_regular(path) as file:
-        head = _head(file)
-        records = tuple(_record(*values) for values in head["records"])
-        stored = sum(not record.fault for record in records)
-        if os.fstat(file.fileno()).st_size - file.tell() != stored * size * size * 3:
+    with suppress(*damage), ExitStack() as stack:
+        file = stack.enter_context(open_regular(path))
+        known, count = _known(file)
+        records = tuple(_record(*values) for values in known["records"])
+        stored = [record for record in records if not record.fault]
+        lengths = np.array([record.length for record in stored], np.int64)
+        packed, picture = size >= PACKED_FROM, size * size * 3
+        if int(lengths.sum()) != count or not (packed or (lengths == picture).all()):
             return None
         rows = np.array(arrange(records), np.int64)  # (n,)
+        with suppress(OSError):
+            os.utime(path)  # it is the newest
+        if packed:
+            spans = np.stack([np.cumsum(lengths) - lengths, lengths], 1)  # (all, 2)
+            sizes = np.array([record.shape for record in stored], np.int64).reshape(-1, 2)
+            deque(tracked(_verified(file, count, BLOCK, known), f"checking {path}", count, len), maxlen=0)
+            stack.pop_all()  # it stays open
+            return records, PackedPictures(path, file, known["pictures"], spans[rows], sizes[rows], size)
+        images = zeros(len(rows), size, size, 3)
         order = np.argsort(rows, kind="stable")
-        rising, images = rows[order], zeros(len(rows), size, size, 3)
-        buffer, digest = np.empty((BLOCK, size, size, 3), np.uint8), hashlib.sha256()
-        for start in range(0, stored, BLOCK):
-            block = buffer[: min(BLOCK, stored - start)]
-            if file.readinto(block.reshape(-1)) != block.nbytes:  # type: ignore[attr-defined]
-                return None
-            digest.update(block)
-            first, end = np.searchsorted(rising, [start, start + len(block)])
-            images[order[first:end]] = block[rising[first:end] - start]
-        if digest.hexdigest() == head["pixels"]:
-            with suppress(OSError):
-                os.utime(path)  # it is the newest
-            images.flags.writeable = False
-            return records, images
+        rising, start = rows[order], 0
+        for block in _verified(file, count, picture * PICTURES, known):
+            pictures = block.reshape(-1, size, size, 3)
+            first, end = np.searchsorted(rising, [start, start + len(pictures)])
+            images[order[first:end]] = pictures[rising[first:end] - start]
+            start += len(pictures)
+        images.flags.writeable = False
+        return records, images
     return None
 
 
-def _record(digest: str, fault: str, width: int, height: int, notes: list[str]) -> Record:
-    texts, numbers = (digest, fault, *notes), (width, height)
-    if not all(type(text) is str for text in texts) or not all(type(n) is int and n >= 0 for n in numbers):
+def _record(
+    digest: str, fault: str, width: int, height: int, notes: list[str], length: int, shape: list[int]
+) -> Record:
+    texts, numbers = (digest, fault, *notes), (width, height, length, *shape)
+    if not all(type(text) is str for text in texts) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("damaged")
-    return Record(digest, fault, width, height, tuple(notes))
+    return Record(digest, fault, width, height, tuple(notes), length, (shape[0], shape[1]))
 
 
-def _head(file: BinaryIO) -> dict[str, Any]:
-    """The verified head of a cache. Raises ValueError where it is damaged or of another form."""
-    form, length, stated = file.readline(FIRST_LINE).decode().rstrip("\n").rsplit(" ", 2)
-    if form != FORM or int(length) > MOST_HEAD:
+def _known(file: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The verified list of a cache, and how many bytes of pictures are before it; there the file is open then.
+
+    Raises ValueError or OSError where it is damaged or of another form.
+    """
+    end = file.seek(-LAST_LINE, os.SEEK_END)
+    form, length, stated = file.read().decode().strip().rsplit(" ", 2)
+    count = end - int(length)
+    if form != FORM or not 0 <= int(length) <= MOST_LIST or count < 0:
         raise ValueError("of another form")
-    head = file.read(int(length))
-    if hashlib.sha256(head).hexdigest() != stated:
+    file.seek(count)
+    known = file.read(int(length))
+    if hashlib.sha256(known).hexdigest() != stated:
         raise ValueError("damaged")
-    return dict(json.loads(head))
+    file.seek(0)
+    return dict(json.loads(known)), count
+
+
+def _verified(file: BinaryIO, count: int, step: int, known: dict[str, Any]) -> Iterator[UInt8]:
+    """The `count` bytes of pictures by `step` at most, each time in the same array.
+
+    Raises ValueError where they are not what was written, at last.
+    """
+    buffer, digest = np.empty(min(step, count), np.uint8), hashlib.sha256()
+    for start in range(0, count, max(1, step)):
+        block = buffer[: count - start]
+        if file.readinto(block) != len(block):  # type: ignore[attr-defined]
+            raise ValueError("cut")
+        digest.update(block)
+        yield block
+    if digest.hexdigest() != known["pictures"]:
+        raise ValueError("damaged")
 
 
 def say(text: str) -> None:

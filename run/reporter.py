@@ -65,6 +65,7 @@ class Reporter:
         self._costs = [float(r * r) for r in resolutions]
         low, high = min(resolutions), max(resolutions)
         pixels = f"{low} px" if low == high else f"{low} to {high} px"
+        pixels += f" to test at {config.model_side}" if config.model_side != resolutions[-1] else ""
         why = f" for {config.minutes:g} minutes" if config.minutes else ""
         start = f", from {printable(config.pretrained)}" if config.pretrained else ""
         self._block(

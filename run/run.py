@@ -122,7 +122,7 @@ class Run:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Around all that is not trained on: timed, and where memory runs out the advice is not --batch-size."""
-        side = self.config.resolution(len(self.rows))
+        side = self.config.reported_side(len(self.rows))
         with self.clock.on("eval"), memory_advice(0, self.machine.device, side):
             yield
 
@@ -194,7 +194,7 @@ class RecordedRun(Run):
 
     def begin(self, preset: str) -> list[str]:
         """Say what is to come, and compile it."""
-        self.reporter.say(model_summary(self.learner.model, self.config.resolutions[-1]))
+        self.reporter.say(model_summary(self.learner.model, self.config.model_side))
         self.reporter.choice(preset, self.config, self.machine)
         for note in (*self.keeper.notes, self.machine.crowded()):
             if note:

@@ -50,6 +50,7 @@ from engine import checkpoint
 from engine.learner import NonFiniteLoss
 from explain import images as own_images
 from explain.explainer import Explainer
+from ground.data import PACKED_FROM
 from ground.entry import describe
 from pipeline import folder, pictures, store
 from pipeline.dataset import open_dataset
@@ -267,49 +268,58 @@ def endless(rng: random.Random, path: Path, data: bytes) -> bool:
 
 
 class Cache:
-    """The decoded pictures of a folder. Damage may only mean that they are decoded again."""
+    """The pictures of a folder, as pixels or packed. Damage may only mean that they are decoded again."""
 
     suffix, seconds, megabytes = ".pictures", 2.0, 200.0
 
     def __init__(self, place: Path) -> None:
-        self.images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
         parts = ("train", "train", "train", "validation", "test", "test")
         self.digests = [str(i) * 64 for i in range(6)]
         files = tuple(Source(f"a/{i}.png", i % 2, part) for i, part in enumerate(parts))
         self.inventory = Inventory(("a", "b"), files, (LeftOut("a/x.txt", "no picture, .txt"),))
-        records = [store.Record(digest, "", 9, 9, ("of one colour",)) for digest in self.digests]
-        store.write(place / "original", records, self.images)
-        self.data = (place / "original").read_bytes()
+        self.stores = {}
+        for size in (8, PACKED_FROM):
+            entries = []
+            for digest, levels in zip(self.digests, np.random.default_rng(0).bytes(6), strict=True):
+                buffer = io.BytesIO()
+                Image.linear_gradient("L").rotate(levels).resize((size + 9, size)).save(buffer, "PNG")
+                body, shape, *_ = pictures.decode_bytes(buffer.getvalue(), size, "crop")
+                entries.append((store.Record(digest, "", 9, 9, ("of one colour",), len(body), shape), body))
+            store.write(place / f"original-{size}", entries)
+            found = store.read(place / f"original-{size}", size, lambda records: range(6))
+            assert found
+            self.stores[size] = (place / f"original-{size}").read_bytes(), np.asarray(found[1])
 
     def make(self, rng: random.Random, path: Path) -> Any:
-        line, _, rest = self.data.partition(b"\n")
-        form, length, _ = line.rsplit(b" ", 2)
-        if endless(rng, path, self.data):
-            return "refused", None
+        size = rng.choice(list(self.stores))
+        data, images = self.stores[size]
+        if endless(rng, path, data):
+            return "refused", (size, None)
         if rng.random() < 0.3:
-            path.write_bytes(damaged(self.data, rng))
-            return "", (self.digests, self.images)
-        head, pixels = rest[: int(length)], rest[int(length) :]
-        altered = json.dumps(forged(json.loads(head), rng, RARE)).encode()
-        digest = hashlib.sha256(altered).hexdigest()
-        path.write_bytes(b"%s %d %s\n" % (form, len(altered), digest.encode()) + altered + pixels)
-        return "", None
+            path.write_bytes(damaged(data, rng))
+            return "", (size, images)
+        form, length, _ = data[-store.LAST_LINE :].strip().rsplit(b" ", 2)
+        bodies, known = data[: -store.LAST_LINE - int(length)], data[-store.LAST_LINE - int(length) : -store.LAST_LINE]
+        altered = json.dumps(forged(json.loads(known), rng, RARE)).encode()
+        line = b"\n%s %d %s" % (form, len(altered), hashlib.sha256(altered).hexdigest().encode())
+        path.write_bytes(bodies + altered + line.rjust(store.LAST_LINE))
+        return "", (size, None)
 
     def use(self, path: Path, original: Any) -> None:
         made: list[Listing] = []
+        size, images = original
 
         def arrange(records: Sequence[store.Record]) -> Sequence[int]:
             listing, rows = folder.make_listing(self.inventory, self.digests, [""] * 6, records)
             made.append(listing)
             return rows
 
-        found = store.read(path, 8, arrange)
+        found = store.read(path, size, arrange)
         if found is None:
             raise ValueError("damaged")
-        if original:
-            digests, images = original
-            rows = [digests.index(picture.digest) for picture in made[0].pictures]
-            assert np.array_equal(found[1], images[rows]), "other than what was written"
+        if images is not None:
+            rows = [self.digests.index(picture.digest) for picture in made[0].pictures]
+            assert np.array_equal(np.asarray(found[1]), images[rows]), "other than what was written"
         assert all(line.isprintable() for line in made[0].summary())
         for part in PARTS:
             split = folder.part_of(path.parent, made[0], found[1], part)

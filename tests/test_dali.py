@@ -27,8 +27,9 @@ def reference(split, plan, epoch, iteration):
     images = []
     for k, index in enumerate(draws.indices):
         image = np.pad(split.images[index], ((pad, pad), (pad, pad), (0, 0)), mode="reflect")
-        image = image[:, ::-1] if draws.flip[k] else image
-        y, x = draws.crop[k]
+        image = image[:, ::-1] if draws.flip[k] & 1 else image
+        image = image[::-1] if draws.flip[k] & 2 else image
+        y, x = draws.crop[k][:2]
         image = image[y : y + 32, x : x + 32].copy()
         top, left, bottom, right = draws.cutout[k]
         image[top:bottom, left:right] = FILL
@@ -48,6 +49,7 @@ def nhwc(images):
         {"batch_size": 100, "flip": "alternating", "translate": 4, "drop_last": False},
         {"batch_size": 5, "flip": "random", "cutout": 12, "translate": 2, "drop_last": False},
         {"batch_size": 128, "flip": "random", "cutout": 12, "translate": 2},
+        {"batch_size": 100, "flip": "both", "cutout": 12, "translate": 4, "drop_last": False},
         {"batch_size": 333, "cutout": 8, "drop_last": False},
     ],
 )

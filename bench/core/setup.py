@@ -43,8 +43,8 @@ class Setup:
 
     def plan(self) -> Plan:
         """What the batches hold; raises Mistake where a batch is larger than the data set."""
-        split, world = self.split, self.machine.world
-        return Plan(count=len(split), side=split.side, rank=world.rank, world=world.size, **self.config.drawn())
+        world = self.machine.world
+        return Plan.of(self.split, rank=world.rank, world=world.size, **self.config.drawn())
 
     def dali(self, batch_size: int, side: int, device: torch.device | None = None) -> Iterator[Batch]:
         """Our loader with the full augmentation, for ever, on `device` or else the setup's."""

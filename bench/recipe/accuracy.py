@@ -69,7 +69,7 @@ class Trainer:
     def run(self, config: Config, say: Callable[[str], None]) -> Trial:
         """One training by the recipe and its seed, as train.py does it."""
         machine = self.machine
-        plan = Plan(count=len(self.train), side=self.train.side, **config.drawn())
+        plan = Plan.of(self.train, **config.drawn())
         loader = DaliLoader(self.train, plan, machine.device, machine.threads, config.resolution)
         learner = Learner(self._model(config), config, plan.steps_per_epoch, machine)
         if needs_warm_up(learner):
@@ -91,7 +91,7 @@ class Trainer:
         del loader
         gc.collect()  # DALI's graph and its loader hold each other, and 390 MB of images
         say("evaluating")
-        test = evaluation_loader(self.held_out, config.resolutions[-1], machine.device, machine.threads)
+        test = evaluation_loader(self.held_out, config.model_side, machine.device, machine.threads)
         plain, flipped = (learner.evaluate(test, flip) for flip in (False, True))
         return Trial(plain, flipped, seconds, images)
 

@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def nchw(split: Split) -> Tensor:
     """All images (N, 3, H, W) uint8."""
-    return torch.from_numpy(split.images.copy()).permute(0, 3, 1, 2)
+    return torch.from_numpy(np.array(split.images)).permute(0, 3, 1, 2)
 
 
 if __name__ == "__main__":

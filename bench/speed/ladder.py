@@ -159,7 +159,7 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(np.asarray(self.images[index]))), int(self.labels[index])
+        return self.transform(Image.fromarray(np.asarray(self.images[index : index + 1])[0])), int(self.labels[index])
 
 
 def torch_loader(split: Split, config: Config, batch_size: int, workers: int, normalise: bool = False) -> Loader:
