@@ -181,7 +181,7 @@ def difference(run: Run, net: ResNet, images: UInt8) -> float:
 
 def measure(run: Run, split: Split) -> dict[str, float]:
     """Its "accuracy" on all images of a split, and its "images_per_second" after a first batch."""
-    parts = [split.images[i : i + BATCH] for i in range(0, len(split), BATCH)]
+    parts = [np.asarray(split.images[i : i + BATCH]) for i in range(0, len(split), BATCH)]
     run(parts[0])
     start = perf_counter()
     predicted = np.concatenate([run(part)[0].argmax(1) for part in parts])

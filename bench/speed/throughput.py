@@ -18,6 +18,7 @@ from bench.core.record import Row
 from bench.core.session import Say
 from bench.core.setup import Setup
 from bench.speed.ladder import for_ever, torch_loader
+from bench.speed.photographs import measure_photographs
 from bench.speed.profile import PHASES, in_phases
 from engine.device import autocast, synchronise
 from engine.device import peak_memory as process_peak
@@ -34,7 +35,9 @@ WORKERS = 2
 
 
 def measure_data(setup: Setup, say: Say) -> list[Row]:
-    """DALI over sizes and resolutions, torch's DataLoader with its augmentation, the synthetic batch."""
+    """DALI over batches and resolutions, torch's DataLoader with its augmentation, the synthetic batch."""
+    if setup.split.sizes is not None:
+        return measure_photographs(setup, say)
     limit, where, quick = len(setup.split), "GPU" if setup.cuda else "CPU", setup.config.quick
     batch, side = min(BATCH, limit), setup.side
     sizes = {batch} if quick else {min(size, limit) for size in (256, batch, 1024)}
