@@ -5,7 +5,7 @@
 A run that goes on keeps what was chosen when it began.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
@@ -25,7 +25,9 @@ from run.resume import State
 MOST_EPOCHS = 200
 FEWEST_EPOCHS = 3  # before the network is made narrower: see docs/RESULTS.md, accuracy against time
 NARROWEST = 8
+SCALES = (0.75, 0.5)  # of the resolutions, before the width
 STRIDED_FROM = 96  # pixels: from here on the stem halves the sides, or a step would take too long
+BATCHES, EPOCH_STEPS = (256, 128), 200  # larger batches, where an epoch has so many steps of them
 STEPS = 8  # of an epoch at least, where the batch size is left open
 TRIED_SECONDS = 0.7  # of each resolution
 EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
@@ -35,39 +37,62 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
     """The config with all settings decided but those whose names are `given`.
 
     With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
-    `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, the width, from the speed of this machine, which is
-    measured in some seconds, for so many images to train on and `reported` to evaluate after each epoch.
+    `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, lower resolutions, then a smaller width, from the
+    speed of this machine, which is measured in some seconds, for so many images to train on and `reported` to evaluate
+    after each epoch.
     """
     chosen: dict[str, Any] = {}
     # The shift is meant for the preset's last resolution, whatever resolutions were given.
     meant = (PRESETS[PICTURES] if "resolutions" in given else config).resolutions[-1]
     if config.own_pictures:
         sides = config.resolutions
+        largest = next((size for size in BATCHES if len(train) >= size * EPOCH_STEPS), config.batch_size)
         chosen = {
             "size": train.side,
-            "resolutions": tuple(max(8, round(r * train.side / sides[-1] / 8) * 8) for r in sides),
+            "resolutions": scaled(sides, train.side / sides[-1]),
             "translate": round(config.translate * train.side / meant),
             "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
-            "batch_size": max(2, machine.world.size * 2, min(config.batch_size, len(train) // STEPS)),
+            "batch_size": max(2, machine.world.size * 2, min(largest, len(train) // STEPS)),
         }
     if state.path:
-        names = [*chosen, *(("epochs", "width") if config.minutes else ())]
+        names = [*chosen, *(("epochs", "width", "resolutions") if config.minutes else ())]
         chosen = {name: getattr(state.config, name) for name in names}
     config = replace(config, **{name: value for name, value in chosen.items() if name not in given})
     if state.path or not config.minutes:
         return config
-    work = len(train) + EVALUATION * reported
-    while True:
-        seconds = image_seconds(config, train, machine)
-        for epochs in range(MOST_EPOCHS + 1):
-            longer = replace(config, epochs=epochs + 1)
-            cost = sum(seconds[longer.resolution(epoch)] for epoch in range(longer.epochs))
-            if work * cost > 60 * config.minutes:
-                break
-        config = replace(config, epochs=max(1, epochs))
-        if epochs >= FEWEST_EPOCHS or config.width // 2 < NARROWEST or "width" in given or config.pretrained:
-            return config
-        config = replace(config, width=config.width // 2)
+    for candidate in candidates(config, given):
+        seconds = image_seconds(candidate, train, machine)
+        config = replace(candidate, epochs=epochs_within(candidate, seconds, len(train), reported))
+        if config.epochs >= FEWEST_EPOCHS:
+            break
+    return config
+
+
+def candidates(config: C, given: Collection[str]) -> list[C]:
+    """The config, then ones that take less and less time an image."""
+    made = [config]
+    # Packed pictures are tested at their full size: the network must have learnt on nearly that.
+    if config.own_pictures and not config.packed and "resolutions" not in given:
+        made += [replace(config, resolutions=scaled(config.resolutions, scale)) for scale in SCALES]
+    while not ("width" in given or config.pretrained) and made[-1].width // 2 >= NARROWEST:
+        made.append(replace(made[-1], width=made[-1].width // 2))
+    return made
+
+
+def scaled(sides: Sequence[int], scale: float) -> tuple[int, ...]:
+    """Sides in pixels in that proportion, as multiples of 8."""
+    return tuple(max(8, round(side * scale / 8) * 8) for side in sides)
+
+
+def epochs_within(config: Config, seconds: Mapping[int, float], count: int, reported: int) -> int:
+    """How many epochs fit into the minutes, 1 at least, at so many seconds an image of each side."""
+    for epochs in range(1, MOST_EPOCHS + 1):
+        longer = replace(config, epochs=epochs + 1)
+        sides = [(longer.resolution(epoch), longer.reported_side(epoch)) for epoch in range(epochs + 1)]
+        cost = sum(count * seconds[side] + EVALUATION * reported * seconds[other] for side, other in sides)
+        if cost > 60 * config.minutes:
+            break
+    return epochs
 
 
 def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, float]:
@@ -84,7 +109,7 @@ def image_seconds(config: Config, train: Images, machine: Machine) -> dict[int, 
         warm_up(learner, share)
     learner.model.train()
     by_side = {}
-    for side in sorted(set(config.resolutions)):
+    for side in sorted({*config.resolutions, config.model_side}):
         nhwc = torch.randint(256, (share, side, side, 3), dtype=torch.uint8, device=machine.device)
         images = nhwc.permute(0, 3, 1, 2)
         labels = torch.randint(len(train.classes), (share,), device=machine.device)

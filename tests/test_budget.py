@@ -34,7 +34,7 @@ def speed(monkeypatch):
     """A machine that trains 1,000 images a second at width 32 and 16 px, and goes by FLOPs."""
 
     def rates(config, *_):
-        return {side: 1e-3 * (config.width / 32) ** 2 * (side / 16) ** 2 for side in config.resolutions}
+        return {side: 1e-3 * (config.width / 32) ** 2 * (side / 16) ** 2 for side in {*config.resolutions, config.model_side}}
 
     monkeypatch.setattr(budget, "image_seconds", rates)
 
@@ -45,6 +45,8 @@ def speed(monkeypatch):
         (3000, 64, (32, 32, 48, 48, 64), 1, 64, 6),
         (3000, 128, (64, 64, 96, 96, 128), 2, 64, 12),
         (200, 32, (16, 16, 24, 24, 32), 1, 25, 3),
+        (30_000, 32, (16, 16, 24, 24, 32), 1, 128, 3),
+        (60_000, 8, (8, 8, 8, 8, 8), 1, 256, 1),
         (2, 64, (32, 32, 48, 48, 64), 1, 2, 6),
     ],
 )
@@ -82,6 +84,23 @@ def test_minutes_choose_the_epochs_and_then_the_width(speed, minutes, epochs, wi
     config = Config(minutes=minutes, width=32, resolutions=(16,))
     config = decide(config, (), State(), split(9900, 32), 300, CPU)
     assert (config.epochs, config.width) == (epochs, width)
+
+
+@pytest.mark.parametrize(
+    ("side", "minutes", "given", "resolutions", "width"),
+    [
+        (64, 10, (), (32, 32, 48, 48, 64), 32),
+        (64, 1.5, (), (24, 24, 32, 32, 48), 32),
+        (64, 1, (), (16, 16, 24, 24, 32), 32),
+        (64, 0.5, (), (16, 16, 24, 24, 32), 16),
+        (64, 0.5, ("width",), (16, 16, 24, 24, 32), 32),
+        (64, 0.5, ("resolutions",), (32, 32, 48, 48, 64), 8),
+        (128, 0.5, (), (64, 64, 96, 96, 128), 8),
+    ],
+)
+def test_a_large_set_gets_smaller_pictures_before_a_narrower_network(speed, side, minutes, given, resolutions, width):
+    config = decide(replace(OWN, minutes=minutes), given, State(), split(5000, side), 300, CPU)
+    assert (config.resolutions, config.width) == (resolutions, width)
 
 
 def test_small_pictures_first_are_counted_as_what_they_cost(speed):
