@@ -54,14 +54,15 @@ class Config:
     """Passes over the training set."""
     batch_size: int = setting(512, "batches", ge=2)
     """Images a step, over all processes together."""
-    resolutions: tuple[int, ...] = setting((32,), ge=8, le=256)
+    resolutions: tuple[int, ...] = setting((32,), ge=8, le=512)
     """Side of the images in pixels, spread evenly over the epochs; the finished model is for the last one."""
     depth: Literal[18, 34] = setting(18, "network")
     """Layers of the ResNet."""
     width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
-    stem_stride: Literal[1, 2] = setting(1, "network")
-    """2 halves the sides before the first stage, for images of 96 pixels and more."""
+    stem: Literal["small", "strided", "imagenet"] = setting("small", "network")
+    """What comes before the stages: a 3x3 convolution; one of stride 2, which halves the sides, for images of 96 pixels
+    and more; or that of ImageNet's networks, 7x7 of stride 2 and a max pool, which quarters them."""
     max_lr: float = setting(0.5, gt=0, lt=math.inf)
     """Peak of the OneCycle learning rate, of all but what Muon trains."""
     weight_decay: float = setting(6e-4, ge=0, lt=1)
@@ -85,7 +86,7 @@ class Config:
     """Learning rate of all biases, those of norms and of the last layer, in multiples of the other parameters' (1: the
     same)."""
     whiten: bool = True
-    """Start the stem as a whitening of the training set's 3x3 patches."""
+    """Start the stem as a whitening of the training set's 3x3 patches; a 7x7 stem starts at random."""
     dirac: bool = True
     """Start the 3x3 convolutions as pass-throughs."""
     lookahead: bool = True
@@ -104,7 +105,7 @@ class Config:
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
     size: int = setting(0, ge=0, le=256)
     """Side in pixels to which one's own pictures are brought, once (0: 64, or 32 for small ones). Resolutions, shift,
-    stem stride and batch size follow the pictures unless they are given."""
+    stem and batch size follow the pictures unless they are given."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture becomes a square: its middle, all of it out of proportion, or all of it on white."""
     layout: Literal["auto", "classes", "parts"] = "auto"
@@ -262,12 +263,17 @@ def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
     """`base` with what the flags change; without its `minutes` where they give the epochs.
 
     --help calls the command `program` and prints `summary`. Raises Mistake where the flags give both --epochs and
-    --minutes; SystemExit after --help (0), or after one message on stderr about a flag (2).
+    --minutes, or --whiten for a stem that cannot be; SystemExit after --help (0), or after one message on stderr about
+    a flag (2).
     """
     config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
     given = given_flags(flags)
     if {"epochs", "minutes"} <= given:
         raise Mistake("--epochs and --minutes: give one of them, the other follows")
+    if config.stem == "imagenet":
+        if config.whiten and "whiten" in given:
+            raise Mistake("--whiten is for stems of 3x3: leave it out, or choose --stem small or strided")
+        config = replace(config, whiten=False)
     return replace(config, minutes=0.0) if "epochs" in given else config
 
 

@@ -34,7 +34,7 @@ EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trai
 def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
     """The config with all settings decided but those whose names are `given`.
 
-    With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
+    With pictures of one's own: size, resolutions, shift, the stem and the batch size, from the pictures. With
     `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, the width, from the speed of this machine, which is
     measured in some seconds, for so many images to train on and `reported` to evaluate after each epoch.
     """
@@ -43,11 +43,12 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
     meant = (PRESETS[PICTURES] if "resolutions" in given else config).resolutions[-1]
     if config.own_pictures:
         sides = config.resolutions
+        stem = "strided" if train.side >= STRIDED_FROM else "small"
         chosen = {
             "size": train.side,
             "resolutions": tuple(max(8, round(r * train.side / sides[-1] / 8) * 8) for r in sides),
             "translate": round(config.translate * train.side / meant),
-            "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
+            "stem": config.stem if config.stem == "imagenet" else stem,
             "batch_size": max(2, machine.world.size * 2, min(config.batch_size, len(train) // STEPS)),
         }
     if state.path:

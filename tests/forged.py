@@ -47,7 +47,7 @@ class Field(NamedTuple):
 
 def learner(config: Config = CONFIG, classes: int = 10) -> Learner:
     torch.manual_seed(0)
-    model = ResNet("abcdefghij"[:classes], width=4, resolution=16, stem_stride=config.stem_stride)
+    model = ResNet("abcdefghij"[:classes], width=4, resolution=16, stem=config.stem)
     return Learner(model, config, STEPS, Machine(torch.device("cpu")))
 
 
@@ -144,6 +144,11 @@ def fraction(path: str, low: float, high: float, *wrong: Any) -> Field:
     return Field(path, [low, high], [*wrong, NAN, INF, -1.0, 1, True, "1", None])
 
 
+def earlier(config: dict[str, Any], stride: Any) -> dict[str, Any]:
+    """A config as earlier versions wrote it, with the stride of the stem."""
+    return {key: config[key] for key in config if key != "stem"} | {"stem_stride": stride}
+
+
 def whole(path: str, low: int, high: int) -> Field:
     return Field(path, [low, high], [low - 1, high + 1, float(low), str(low), True, None, [low]])
 
@@ -177,11 +182,13 @@ HEAD = [
     wrong("config/more", 1),
     whole("config/seed", 0, 2**31 - 1),
     Field("config/batch_size", [2, 2**53], [1, 2**53 + 1, "8"]),
-    Field("config/resolutions", [[8], [256], [8] * 10_000], [[8] * 10_001, [], [7], [257]]),
+    Field("config/resolutions", [[8], [512], [8] * 10_000], [[8] * 10_001, [], [7], [513]]),
     wrong("config/resolutions", [8.0], [[8]], ["8"], "8", 8),
     wrong("config/depth", 34, 17, "18", 18.0),
     wrong("config/width", 5, 0, 1024, 1025, "4", 4.0),
-    Field("config/stem_stride", [1, 2], [0, 3, True]),
+    Field("config/stem", ["small", "strided"], ["imagenet", "large", 1, None]),
+    wrong("config", lambda config: config | {"stem_stride": 2}),
+    wrong("config", *(lambda config, n=n: earlier(config, n) for n in (0, 3, True, "2", 2.0, None, [1]))),
     fraction("config/max_lr", 1e-30, 1e30, 0.0),
     fraction("config/weight_decay", 0.0, 0.999, 1.0),
     fraction("config/temperature", 0.05, 20.0, 0.04, 20.1),

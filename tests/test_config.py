@@ -15,7 +15,7 @@ from engine import checkpoint, schema
 from engine.config import PRESETS, Config, differences, parse
 from ground.entry import execute
 
-WHOLE = st.integers(-3, 40) | st.sampled_from([255, 256, 257, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
+WHOLE = st.integers(-3, 40) | st.sampled_from([255, 256, 257, 512, 513, 1024, 1025, 50_001, 2**31, 10**30, -(10**30)])
 EDGES = [0.0, 1.0, -0.0, 1e30, 1e308, math.inf, -math.inf, math.nan]
 REAL = st.floats(-1, 2, allow_nan=False) | st.floats(0, 1e-300) | st.sampled_from(EDGES)
 TEXT = st.sampled_from(["", "auto", "on", "off", "random", "alternating", "none", "cpu", "fp32", "bf16", "int8", "a b"])
@@ -31,6 +31,7 @@ RUNNABLE = st.fixed_dictionaries(
         "resolutions": st.lists(st.integers(8, 20), min_size=1, max_size=3),
         "depth": st.sampled_from([18, 34]),
         "width": st.integers(1, 8),
+        "stem": st.sampled_from(["small", "strided", "imagenet"]),
         "max_lr": st.floats(0, 1e3, exclude_min=True),
         **dict.fromkeys(["weight_decay", "momentum", "label_smoothing", "muon_momentum"], BELOW_1),
         **dict.fromkeys(["whiten", "dirac", "lookahead", "deterministic"], SWITCH),
@@ -46,7 +47,7 @@ RUNNABLE = st.fixed_dictionaries(
         "checkpoint_every": st.floats(0, 100),
         "compile_mode": st.sampled_from(["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]),
     }
-)
+).filter(lambda values: not (values["stem"] == "imagenet" and values["whiten"]))
 HERE = ["--data", "generated:48/48", "--device", "cpu", "--threads", "1", "--run-dir", ""]
 
 
@@ -75,7 +76,7 @@ def test_any_values_are_accepted_or_refused_with_one_message(values):
         return
     assert schema.config_from(checkpoint.config_dict(config)) == config
     assert differences(config, config) == []
-    assert all(8 <= config.resolution(epoch) <= 256 for epoch in range(min(config.epochs, 20)))
+    assert all(8 <= config.resolution(epoch) <= 512 for epoch in range(min(config.epochs, 20)))
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_any_values_are_accepted_or_refused_with_one_message(values):
         ("max_lr", 1e9, math.inf, "above 0, and finite"),
         ("weight_decay", 0.0, math.nan, "0 or more, and below 1"),
         ("pct_start", 0.999, 1.0, "above 0, and below 1"),
-        ("resolutions", (8, 256), (8, 257), "8 to 256"),
+        ("resolutions", (8, 512), (8, 513), "8 to 512"),
         ("resolutions", (8,), (), "one number or more"),
         ("flip", "none", "never", "one of random, alternating, none"),
         ("out", "x", "", "a file name"),
@@ -133,6 +134,13 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
         execute(train.main, "train.py")
     err = capsys.readouterr().err
     assert (end.value.code, err) == (0, "") or (end.value.code == 2 and "not finite" in err and err.count("\n") == 1)
+
+
+def test_a_stem_of_7x7_is_not_whitened():
+    assert parse(["cpu", "--stem", "imagenet"], "cpu")[1] == replace(PRESETS["cpu"], stem="imagenet", whiten=False)
+    assert parse(["cpu", "--stem", "strided", "--whiten"], "cpu")[1].whiten
+    with pytest.raises(ValueError, match="--whiten is for stems of 3x3: leave it out"):
+        parse(["cpu", "--stem", "imagenet", "--whiten"], "cpu")
 
 
 def test_a_folder_of_pictures_has_a_preset_of_its_own_unless_one_is_named():
