@@ -60,7 +60,7 @@ def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
         "accuracy": str(metrics.get("test_accuracy", "unknown")),
         "accuracy_on": accuracy_on(checkpoint, f"the checkpoint in {metrics.get('precision', '?')}"),
         "checkpoint_sha256": digest,
-        "licence": LICENCE,
+        "licence": LICENCE + (f" They started from {net.origin}." if net.origin else ""),
     }
 
 

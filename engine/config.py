@@ -99,7 +99,9 @@ class Config:
     """Side in pixels, of the stored image, of a square filled with the mean colour (0: none)."""
     pretrained: str = ""
     """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
-    taken over; what --whiten and --dirac start is overwritten."""
+    taken over; what --whiten and --dirac start is overwritten. Or imagenet: torchvision's weights of that depth,
+    fetched once; or a file of ResNet-18 or 34 by torchvision or timm, .pth or .safetensors: with their stem, mean and
+    deviation."""
     data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""

@@ -88,6 +88,8 @@ class ResNet(nn.Module):
     std: Tensor
     loss_weights: Tensor | None
     """(C,) float32: what an image of each class counts in training, 1 on average; None: all the same."""
+    origin = ""
+    """Which weights of another program it started from, and the licence stated for them."""
 
     def __init__(
         self, classes: Sequence[str], depth: int = 18, width: int = 64, resolution: int = 32,

@@ -74,6 +74,7 @@ METRICS: dict[str, Check] = {
     "test_correct": WHOLE,
     "test_total": WHOLE,
     "temperature": within(COLDEST, HOTTEST, int, float),
+    "origin": name,
 }
 CONTENTS = like(torch.zeros(0, dtype=torch.int64), any_shape=True)
 MODEL = {
