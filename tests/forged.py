@@ -24,6 +24,7 @@ from engine.config import PRESETS, Config
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import ResNet
+from engine.weights import torchvision_name
 from run import resume
 from run.schema import COLUMNS
 from run.stopwatch import Stopwatch
@@ -66,6 +67,16 @@ def write_state(path: Path) -> None:
     keeper = resume.Keeper(path.parent, [row], own, "data", Stopwatch({}), resume.State())
     keeper.save()
     os.rename(keeper.saved, path)
+
+
+def small_weights(depth: int = 18) -> dict[str, torch.Tensor]:
+    """A state_dict of torchvision's network with three classes and of width 4, in random numbers."""
+    model = ResNet("abc", depth, 4, stem="imagenet")
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in ("mean", "std")}
+    draw = torch.Generator().manual_seed(depth)
+    for tensor in own.values():
+        tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5 if tensor.ndim else tensor)
+    return {torchvision_name(name): tensor.contiguous() for name, tensor in own.items()}
 
 
 def equal(found: dict[str, Any], forged: dict[str, Any]) -> bool:
