@@ -5,7 +5,7 @@
     python train.py --resume runs/mine    # go on where a run stopped, to the same weights
     python train.py cpu --resume auto     # go on if there is something to go on with, else start
     python train.py --data holiday --pretrained cifar10.pt      # pictures of one's own, from what a model has learnt
-    python train.py --data holiday --pretrained imagenet        # or from torchvision's weights of ImageNet
+    python train.py --data holiday --pretrained imagenet        # or from torchvision's weights
     torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
 Writes model.pt (`--out`) and a run folder (run/folder.py). The last line on stdout is JSON.

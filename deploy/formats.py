@@ -136,7 +136,8 @@ def to_safetensors(classifier: Classifier, facts: dict[str, str]) -> bytes:
 
     weights = classifier.net.state_dict()
     channels = {name: json.dumps(weights.pop(name).flatten().tolist()) for name in ("mean", "std")}
-    return save({torchvision_name(name): t.contiguous() for name, t in weights.items()}, facts | channels)
+    named = {torchvision_name(name): tensor.contiguous() for name, tensor in weights.items()}
+    return save(named, facts | channels)
 
 
 def of_safetensors(content: bytes, classifier: Classifier) -> Run:
@@ -146,7 +147,8 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
     weights, twin = load(content), copy.deepcopy(classifier)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     channels = {name: torch.tensor(json.loads(header[name])).view(1, 3, 1, 1) for name in ("mean", "std")}
-    named = {name: weights[torchvision_name(name)] for name in twin.net.state_dict() if name not in channels}
+    own = twin.net.state_dict().keys() - channels.keys()
+    named = {name: weights[torchvision_name(name)] for name in own}
     assert len(named) == len(weights)
     twin.net.load_state_dict(named | channels)
     return of_torch(twin)

@@ -56,8 +56,9 @@ OPCODES = set(
 # What the pickle may call, and with what: a dict that is made by a call could be given any keys.
 CALLS = {"torch._utils _rebuild_tensor_v2": "TUPLE", "collections OrderedDict": "EMPTY_TUPLE"}
 STORAGES = {"torch FloatStorage", "torch DoubleStorage", "torch LongStorage"}
-# What else other programs' state_dicts are made by; BUILD gives an OrderedDict its _metadata.
+# What other programs' state_dicts are made by too; BUILD gives an OrderedDict its _metadata.
 FOREIGN_CALLS = CALLS | {"torch._utils _rebuild_parameter": "TUPLE3", "BUILD": ""}
+Calls = Mapping[str, str]
 # A kind's name, and its schema, which gives the content as this version has it or raises MisfitError.
 Kind = tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 MODEL: Kind = ("model", schema.model)
@@ -150,8 +151,8 @@ def read(path: str | Path, kind: Kind) -> dict[str, Any]:
 def opened(path: str | Path, foreign: str) -> Iterator[tuple[BinaryIO, int]]:
     """A file that may be anybody's, to parse inside the `with`; and how many bytes it has.
 
-    Raises OSError for no regular file; DamagedError as it comes; for whatever else the parsing raises a Mistake that
-    begins with `foreign`, a MisfitError's words in it.
+    Raises OSError for no regular file; DamagedError as it comes; for whatever else the parsing
+    raises a Mistake that begins with `foreign`, a MisfitError's words in it.
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
@@ -189,15 +190,15 @@ def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
     return checked
 
 
-def unpack(file: BinaryIO, size: int, calls: Mapping[str, str]) -> tuple[Any, Callable[[], None]]:
-    """What torch makes of an archive whose pickle makes no other `calls`, and what reads its tensors: to be called once
-    their types and shapes are checked. Both raise as `opened` expects."""
+def unpack(file: BinaryIO, size: int, calls: Calls) -> tuple[Any, Callable[[], None]]:
+    """What torch makes of an archive whose pickle makes no other `calls`, and what reads its tensors:
+    to be called once their types and shapes are checked. Both raise as `opened` expects."""
     archive, parts = _opened(file, size, calls)
     here = f"/proc/self/fd/{file.fileno()}"  # the file looked through, whatever has its name by now
     content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)
 
     def fill() -> None:
-        # Until here no byte of a tensor is read. They are not mapped: a mapped file that is cut ends the process.
+        # They are not mapped: a mapped file that is cut ends the process.
         found = sorted(tensors(content), key=torch.Tensor.data_ptr)
         require_no_hole(file, size)
         if len(found) != len(parts):
@@ -212,9 +213,7 @@ def unpack(file: BinaryIO, size: int, calls: Mapping[str, str]) -> tuple[Any, Ca
     return content, fill
 
 
-def _opened(
-    file: BinaryIO, size: int, calls: Mapping[str, str]
-) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:  # fmt: skip
+def _opened(file: BinaryIO, size: int, calls: Calls) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     """The archive in a file, and its members of tensors in their order, once torch may be given it.
     Raises BadZipFile where it is damaged, MisfitError where it could cost much or is not torch.save's."""
     file.seek(max(0, size - END.size))
@@ -227,7 +226,7 @@ def _opened(
     members = archive.infolist()
     own = {member.filename.partition("/")[2]: member for member in members}
     most = dict.fromkeys(SMALL, 100) | {"data.pkl": MAX_PICKLE_BYTES}
-    most |= {name: size for name in own if re.fullmatch("data/[0-9]{1,20}", name)}  # an address, in torch's of 2020
+    most |= {name: size for name in own if re.fullmatch("data/[0-9]{1,20}", name)}
     if any(member.file_size > most.get(name, -1) or member.compress_type for name, member in own.items()):
         raise MisfitError("a member of it is unknown, too large or compressed")
     if len(own) != len(members) or sum(member.file_size for member in members) > size:
@@ -239,10 +238,9 @@ def _opened(
     return archive, sorted(parts, key=lambda member: member.header_offset)
 
 
-def _check_pickle(data: bytes, calls: Mapping[str, str]) -> None:
+def _check_pickle(data: bytes, calls: Calls) -> None:
     """Follow a pickle without building anything. Raises MisfitError where it takes more or other than a dict of plain
-    values and tensors, makes other calls, or has a key that is no short text or small number: others can be made to
-    collide."""
+    values and tensors, or has a key that is no short text or small number: others can be made to collide."""
     stack: list[Any] = []  # of each object on the unpickler's stack what made it; True where it may be a key
     marks: list[int] = []
     memo: list[Any] = []

@@ -1,9 +1,9 @@
 """ResNet-18 (or 34) for 32x32 images: `forward(images) = head(features(images))`, stages reachable by name.
 
-He et al. 2015 (arXiv 1512.03385), by default with the usual CIFAR stem: one 3x3 convolution, no max pool. Width 64 and
-depth 18 have 11,173,962 parameters; with the stem "imagenet" they are torchvision's network. Images come in as uint8;
-normalising is the model's first operation, so a checkpoint can be given any uint8 picture and the data pipeline moves a
-quarter of the bytes.
+He et al. 2015 (arXiv 1512.03385) with the usual CIFAR stem: one 3x3 convolution, no max-pool. Width 64 and depth 18
+have 11,173,962 parameters; with the stem "imagenet" they are torchvision's network. Images come in
+as uint8; normalising is the model's first operation, so a checkpoint can be given any uint8 picture
+and the data pipeline moves a quarter of the bytes.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from ground.mistake import Mistake
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-STEMS = {"small": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}  # side in pixels and stride of the convolution
+STEMS = {"small": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}  # its convolution's side and stride
 WHITENING_IMAGES = 5_000
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
 MOST_CLASSES, LONGEST_NAME, LONGEST_NAMES = 100_000, 1000, 1_000_000  # the last: all names together
@@ -77,11 +77,11 @@ class ResNet(nn.Module):
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
         mean, std: of each channel of the training images, in 0..1; kept among the weights, as buffers.
-        stem: one of STEMS; "strided" makes the activations of all stages half as wide and high, "imagenet", which has
-            a max pool too, a quarter.
+        stem: one of STEMS; "strided" makes the activations of all stages half as wide and high,
+            "imagenet", which has a max pool too, a quarter.
 
-    Raises ValueError for another depth than 18 and 34, another stem, no width, no classes, or names that no checkpoint
-    holds.
+    Raises ValueError for another depth than 18 and 34, another stem, no width, no classes, or
+    names that no checkpoint holds.
     """
 
     mean: Tensor
@@ -201,13 +201,14 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 def network(config: Config, classes: Sequence[str], *statistics: Channels) -> ResNet:
     """The config's network with random weights; `statistics` are ResNet's mean and std."""
     mean, std = statistics or ((0.5,) * 3, (0.25,) * 3)
-    return ResNet(classes, config.depth, config.width, config.resolutions[-1], mean, std, config.stem)
+    resolution = config.resolutions[-1]
+    return ResNet(classes, config.depth, config.width, resolution, mean, std, config.stem)
 
 
 def create(config: Config, train: Images) -> ResNet:
     """The model for the images that it will be trained on, with its starting weights.
 
-    The weights are a function of `config.seed` and, if a 3x3 stem whitens, of a sample of the images.
+    The weights are a function of `config.seed` and, if the stem whitens, of a sample of the images.
     """
     torch.manual_seed(config.seed)
     model = network(config, train.classes, *train.statistics)

@@ -85,7 +85,7 @@ MODEL = {
 }
 # Of the settings by their type; their bounds are Config's own.
 SETTINGS: dict[type, Check] = {list: many(WHOLE, 10_000), str: text(4096)}
-STEM_OF_STRIDE = {1: "small", 2: "strided"}  # by the setting stem_stride, which earlier versions had instead of stem
+STEM_OF_STRIDE = {1: "small", 2: "strided"}  # by an earlier version's setting stem_stride
 
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,10 +110,11 @@ def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def config_from(values: Any) -> Config:
-    """The inverse of `checkpoint.config_dict`, and of an earlier version's. Raises MisfitError for other fields."""
+    """The inverse of `checkpoint.config_dict`, of the version before too. Else raises MisfitError."""
     stride = values.get("stem_stride") if type(values) is dict and "stem" not in values else None
     if type(stride) is int and stride in STEM_OF_STRIDE:
-        values = {name: values[name] for name in values if name != "stem_stride"} | {"stem": STEM_OF_STRIDE[stride]}
+        values = {**values, "stem": STEM_OF_STRIDE[stride]}
+        del values["stem_stride"]
     own = asdict(Config()) | {"resolutions": [32]}
     kinds = {key: type(own[key]) for key in own if type(values) is not dict or key in values}
     form = {key: SETTINGS.get(kind, within(-math.inf, math.inf, kind)) for key, kind in kinds.items()}

@@ -1,4 +1,4 @@
-"""`--pretrained model.pt` or `imagenet`: start from what a model has learnt. Worth it for few pictures."""
+"""`--pretrained`: start from what a model has learnt. Worth it for few pictures."""
 
 import os
 from collections.abc import Collection
@@ -19,11 +19,9 @@ from run.resume import State
 OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
 
 
-def take_shape(
-    config: Config, given: Collection[str], state: State, world: World
-) -> tuple[Config, Checkpoint | None]:  # fmt: skip
-    """The config with the depth, the width and ImageNet's stem of what `config.pretrained` names, and its weights as a
-    checkpoint; for a run that goes on, with its own, and none.
+def take_shape(config: Config, given: Collection[str], state: State, world: World) -> tuple[Config, Checkpoint | None]:
+    """The config with the depth, the width and ImageNet's stem of what `config.pretrained` names,
+    and that as a checkpoint; for a run that goes on, with its own, and none.
 
     Raises:
         OSError, Mistake: as weights.load and weights.fetched.
@@ -31,9 +29,10 @@ def take_shape(
     """
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
-    loaded = None
-    if not state.path and config.pretrained == weights.IMAGENET:
-        loaded = weights.load(world.from_first(lambda: weights.fetched(config.depth)), weights.prefix(config.depth))
+    loaded, depth = None, config.depth
+    if not state.path and config.pretrained == "imagenet":
+        path = world.from_first(lambda: weights.fetched(depth))
+        loaded = weights.load(path, weights.prefix(depth))
     elif not state.path:
         loaded = weights.load(config.pretrained)
     theirs = loaded.config if loaded else state.config
@@ -66,9 +65,9 @@ def require_unseen(config: Config, learnt: Checkpoint, reported: Split) -> None:
 
 
 def start_from(model: ResNet, learnt: Checkpoint) -> None:
-    """Give the model the weights of a checkpoint of its shape, all but those of its last layer; with ImageNet's stem
-    its mean and deviation too, for which its filters are made."""
+    """Give the model the weights of a checkpoint of its shape, all but those of its last layer;
+    with ImageNet's stem its mean and deviation too, for which its filters are made."""
     own = OWN[:1] if learnt.config.stem == "imagenet" else OWN
-    learnt_state = learnt.model.state_dict()
-    model.load_state_dict({name: t for name, t in learnt_state.items() if not name.startswith(own)}, strict=False)
+    taken = {k: v for k, v in learnt.model.state_dict().items() if not k.startswith(own)}
+    model.load_state_dict(taken, strict=False)
     model.origin = learnt.model.origin
