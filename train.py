@@ -5,6 +5,7 @@
     python train.py --resume runs/mine    # go on where a run stopped, to the same weights
     python train.py cpu --resume auto     # go on if there is something to go on with, else start
     python train.py --data holiday --pretrained cifar10.pt      # pictures of one's own, from what a model has learnt
+    python train.py --data holiday --pretrained imagenet        # or from torchvision's weights
     torchrun --standalone --nproc-per-node=4 train.py full      # four GPUs
 
 Writes model.pt (`--out`) and a run folder (run/folder.py). The last line on stdout is JSON.
@@ -104,7 +105,7 @@ def settings(arguments: Sequence[str], world: World) -> tuple[str, Config, State
         preset, config = parse(arguments, preset, state.config)
         if "data" not in given:
             require_known(config.data, str(state.path))
-    config, learnt = take_shape(config, given, state) if config.pretrained else (config, None)
+    config, learnt = take_shape(config, given, state, world) if config.pretrained else (config, None)
     preflight.check_driver(config.device)
     if world.first:
         pictures = [config.data] * config.own_pictures

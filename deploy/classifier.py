@@ -55,12 +55,12 @@ def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
         "size": str(side),
         "fit": config.fit,
         "network": f"ResNet-{net.depth} of width {net.width} at {net.resolution} px",
-        "stem_stride": str(config.stem_stride),
+        "stem": config.stem,
         "temperature": str(metrics.get("temperature", 1.0)),
         "accuracy": str(metrics.get("test_accuracy", "unknown")),
         "accuracy_on": accuracy_on(checkpoint, f"the checkpoint in {metrics.get('precision', '?')}"),
         "checkpoint_sha256": digest,
-        "licence": LICENCE,
+        "licence": LICENCE + (f" They started from {net.origin}." if net.origin else ""),
     }
 
 

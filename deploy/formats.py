@@ -19,6 +19,7 @@ import torch
 
 from deploy.classifier import Classifier
 from engine.model import ResNet, resize
+from engine.weights import torchvision_name
 from explain.cam import class_maps
 from ground.mistake import Mistake
 from pipeline.split import Split, UInt8
@@ -29,7 +30,6 @@ ANY = ({0: torch.export.Dim("N")},)
 BATCH = 250
 CALIBRATED = ["Conv", "Gemm", "Add"]
 MOST_BYTES = 2_100_000_000  # of weights in an ONNX file: a protobuf ends at 2**31
-TORCHVISION = {"stem.0.": "conv1.", "stem.1.": "bn1.", ".shortcut.": ".downsample."}
 Floats = npt.NDArray[np.float32]
 Run = Callable[[UInt8], list[Floats]]
 """uint8 images (N, S, S, 3) -> the outputs of Classifier."""
@@ -136,7 +136,8 @@ def to_safetensors(classifier: Classifier, facts: dict[str, str]) -> bytes:
 
     weights = classifier.net.state_dict()
     channels = {name: json.dumps(weights.pop(name).flatten().tolist()) for name in ("mean", "std")}
-    return save({_renamed(name): t.contiguous() for name, t in weights.items()}, facts | channels)
+    named = {torchvision_name(name): tensor.contiguous() for name, tensor in weights.items()}
+    return save(named, facts | channels)
 
 
 def of_safetensors(content: bytes, classifier: Classifier) -> Run:
@@ -146,16 +147,11 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
     weights, twin = load(content), copy.deepcopy(classifier)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     channels = {name: torch.tensor(json.loads(header[name])).view(1, 3, 1, 1) for name in ("mean", "std")}
-    named = {name: weights[_renamed(name)] for name in twin.net.state_dict() if name not in channels}
+    own = twin.net.state_dict().keys() - channels.keys()
+    named = {name: weights[torchvision_name(name)] for name in own}
     assert len(named) == len(weights)
     twin.net.load_state_dict(named | channels)
     return of_torch(twin)
-
-
-def _renamed(name: str) -> str:
-    for ours, theirs in TORCHVISION.items():
-        name = name.replace(ours, theirs)
-    return name
 
 
 def checked(run: Run, net: ResNet, images: UInt8) -> float:

@@ -24,7 +24,7 @@ import stat
 import struct
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -55,7 +55,10 @@ OPCODES = set(
 )
 # What the pickle may call, and with what: a dict that is made by a call could be given any keys.
 CALLS = {"torch._utils _rebuild_tensor_v2": "TUPLE", "collections OrderedDict": "EMPTY_TUPLE"}
-GLOBALS = {*CALLS, "torch FloatStorage", "torch DoubleStorage", "torch LongStorage"}
+STORAGES = {"torch FloatStorage", "torch DoubleStorage", "torch LongStorage"}
+# What other programs' state_dicts are made by too; BUILD gives an OrderedDict its _metadata.
+FOREIGN_CALLS = CALLS | {"torch._utils _rebuild_parameter": "TUPLE3", "BUILD": ""}
+Calls = Mapping[str, str]
 # A kind's name, and its schema, which gives the content as this version has it or raises MisfitError.
 Kind = tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 MODEL: Kind = ("model", schema.model)
@@ -93,6 +96,7 @@ def load(path: str | Path) -> Checkpoint:
     model = network(content["config"], content["classes"])
     model.load_state_dict(content["weights"])
     model.requires_grad_(False)
+    model.origin = content["metrics"].get("origin", "")
     model.cool_(content["metrics"].get("temperature", 1.0))
     trained_on = content.get("trained_on", torch.zeros(0, dtype=torch.int64))
     model = model.to(memory_format=torch.channels_last).eval()
@@ -121,12 +125,12 @@ def write(path: str | Path, kind: Kind, content: dict[str, Any]) -> None:
     path, (name, check) = Path(path), kind
     check(content)
     for tensor in tensors(content):
-        _need_finite(tensor)
+        need_finite(tensor)
     buffer = io.BytesIO()  # on a full disk torch.save raises an odd RuntimeError
     torch.save({"format": FORMAT + name, "version": VERSION, "sha256": digest(content)} | content, buffer)
     if buffer.tell() > MAX_BYTES:
         raise Mistake(f"{path} would have {buffer.tell()} bytes, the most is {MAX_BYTES}: choose a smaller --width")
-    _opened(buffer, buffer.tell())
+    _opened(buffer, buffer.tell(), CALLS)
     write_whole(path, buffer.getbuffer(), durable=True)
 
 
@@ -136,10 +140,23 @@ def read(path: str | Path, kind: Kind) -> dict[str, Any]:
     Raises OSError; DamagedError where it is no whole archive of torch.save, or not what its SHA-256 is of; another
     Mistake where it is no checkpoint of this kind and version.
     """
+    foreign = f"{path} is not a {kind[0]} checkpoint of this program"
+    with opened(path, foreign) as (file, size):
+        if file.read(2) != b"PK":
+            raise DamagedError(f"{foreign}, or it is damaged")
+        return _content(file, size, kind)
+
+
+@contextmanager
+def opened(path: str | Path, foreign: str) -> Iterator[tuple[BinaryIO, int]]:
+    """A file that may be anybody's, to parse inside the `with`; and how many bytes it has.
+
+    Raises OSError for no regular file; DamagedError as it comes; for whatever else the parsing
+    raises a Mistake that begins with `foreign`, a MisfitError's words in it.
+    """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
-    foreign = f"{path} is not a {kind[0]} checkpoint of this program"
-    # A pipe without a writer would be waited for. Not buffered, as _bytes_on_disk moves to and fro.
+    # A pipe without a writer would be waited for. Not buffered, as require_no_hole moves to and fro.
     with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -147,9 +164,7 @@ def read(path: str | Path, kind: Kind) -> dict[str, Any]:
         if status.st_size > MAX_BYTES:
             raise Mistake(f"{path} has {status.st_size} bytes, a checkpoint of this program at most {MAX_BYTES}")
         try:
-            if file.read(2) != b"PK":
-                raise DamagedError(f"{foreign}, or it is damaged")
-            return _content(file, status.st_size, kind)
+            yield file, status.st_size
         except zipfile.BadZipFile as error:
             raise DamagedError(f"{path} is damaged: {error}") from error
         except (DamagedError, MemoryError):
@@ -162,31 +177,43 @@ def read(path: str | Path, kind: Kind) -> dict[str, Any]:
 
 
 def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
-    archive, parts = _opened(file, size)
-    here = f"/proc/self/fd/{file.fileno()}"  # the file looked through, whatever has its name by now
-    content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)
+    content, fill = unpack(file, size, CALLS)
     if type(content) is not dict or content.pop("format", None) != FORMAT + kind[0]:
         raise MisfitError("train one with `make train`")
     version, expected = content.pop("version", None), content.pop("sha256", None)
     if type(version) is not int or version != VERSION:
         raise MisfitError(f"it has another format version, this program reads {VERSION}")
     checked = kind[1](content)
-    # Until here no byte of a tensor is read. They are not mapped: a mapped file that is cut ends the process.
-    found = sorted(tensors(content), key=torch.Tensor.data_ptr)
-    if len(found) != len(parts) or _bytes_on_disk(file, size) < size // 2:
-        raise MisfitError("its tensors are not one for each part of the file, or most of it is a hole")
-    for tensor, part in zip(found, parts, strict=True):
-        if not part.file_size == tensor.untyped_storage().nbytes() == tensor.nbytes:
-            raise MisfitError("a tensor has another size than its part of the file")
-        data = bytearray(archive.read(part))  # its CRC-32 is checked; torch wants writable bytes
-        tensor.data = torch.frombuffer(data, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        _need_finite(tensor)
+    fill()
     if digest(content) != expected:
         raise DamagedError(f"{file.name} is damaged: its SHA-256 does not match its content")
     return checked
 
 
-def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
+def unpack(file: BinaryIO, size: int, calls: Calls) -> tuple[Any, Callable[[], None]]:
+    """What torch makes of an archive whose pickle makes no other `calls`, and what reads its tensors:
+    to be called once their types and shapes are checked. Both raise as `opened` expects."""
+    archive, parts = _opened(file, size, calls)
+    here = f"/proc/self/fd/{file.fileno()}"  # the file looked through, whatever has its name by now
+    content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)
+
+    def fill() -> None:
+        # They are not mapped: a mapped file that is cut ends the process.
+        found = sorted(tensors(content), key=torch.Tensor.data_ptr)
+        require_no_hole(file, size)
+        if len(found) != len(parts):
+            raise MisfitError("its tensors are not one for each part of the file")
+        for tensor, part in zip(found, parts, strict=True):
+            if not part.file_size == tensor.untyped_storage().nbytes() == tensor.nbytes:
+                raise MisfitError("a tensor has another size than its part of the file")
+            data = bytearray(archive.read(part))  # its CRC-32 is checked; torch wants writable bytes
+            tensor.data = torch.frombuffer(data, dtype=tensor.dtype).as_strided(tensor.shape, tensor.stride())
+            need_finite(tensor)
+
+    return content, fill
+
+
+def _opened(file: BinaryIO, size: int, calls: Calls) -> tuple[zipfile.ZipFile, list[zipfile.ZipInfo]]:
     """The archive in a file, and its members of tensors in their order, once torch may be given it.
     Raises BadZipFile where it is damaged, MisfitError where it could cost much or is not torch.save's."""
     file.seek(max(0, size - END.size))
@@ -199,19 +226,19 @@ def _opened(file: BinaryIO, size: int) -> tuple[zipfile.ZipFile, list[zipfile.Zi
     members = archive.infolist()
     own = {member.filename.partition("/")[2]: member for member in members}
     most = dict.fromkeys(SMALL, 100) | {"data.pkl": MAX_PICKLE_BYTES}
-    most |= {name: size for name in own if re.fullmatch("data/[0-9]{1,9}", name)}
+    most |= {name: size for name in own if re.fullmatch("data/[0-9]{1,20}", name)}
     if any(member.file_size > most.get(name, -1) or member.compress_type for name, member in own.items()):
         raise MisfitError("a member of it is unknown, too large or compressed")
     if len(own) != len(members) or sum(member.file_size for member in members) > size:
         raise MisfitError("its members have the same names, or claim more bytes than it has")
     if "byteorder" in own and archive.read(own["byteorder"]) != b"little":
         raise MisfitError("its numbers are not little-endian")
-    _check_pickle(archive.read(own["data.pkl"]))
+    _check_pickle(archive.read(own["data.pkl"]), calls)
     parts = [member for name, member in own.items() if name.startswith("data/")]
     return archive, sorted(parts, key=lambda member: member.header_offset)
 
 
-def _check_pickle(data: bytes) -> None:
+def _check_pickle(data: bytes, calls: Calls) -> None:
     """Follow a pickle without building anything. Raises MisfitError where it takes more or other than a dict of plain
     values and tensors, or has a key that is no short text or small number: others can be made to collide."""
     stack: list[Any] = []  # of each object on the unpickler's stack what made it; True where it may be a key
@@ -221,7 +248,7 @@ def _check_pickle(data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data.removeprefix(b"\x80\x02")):
         name, takes, number = opcode.name, opcode.stack_before, argument if type(argument) is int else 0
         opcodes += OPCODES_A_CALL if name == "REDUCE" else 1
-        if name not in OPCODES or opcodes > MAX_OPCODES or abs(number) > MAX_WHOLE:
+        if (name not in OPCODES and name not in calls) or opcodes > MAX_OPCODES or abs(number) > MAX_WHOLE:
             raise MisfitError("its pickle holds what no checkpoint does, or too much")
         if name == "MARK":
             marks.append(len(stack))
@@ -231,8 +258,9 @@ def _check_pickle(data: bytes) -> None:
         place = len(stack) - len(takes) if pickletools.markobject not in takes else marks.pop() + 2 - len(takes)
         taken = stack[place:]
         if (
-            (name == "GLOBAL" and argument not in GLOBALS)
-            or (name == "REDUCE" and CALLS.get(taken[0]) != taken[1])
+            (name == "GLOBAL" and argument not in {*calls, *STORAGES})
+            or (name == "REDUCE" and calls.get(taken[0]) != taken[1])
+            or (name == "BUILD" and taken != ["REDUCE collections OrderedDict", "EMPTY_DICT"])
             or (name.startswith("SETITEM") and any(key is not True for key in taken[1::2]))
             or (name.endswith("PUT") and number != len(memo) - 1)  # else its own numbers could collide
         ):
@@ -242,20 +270,25 @@ def _check_pickle(data: bytes) -> None:
             made = len(str(argument)) <= LONGEST_KEY
         elif name.startswith("BININT"):
             made = 0 <= number <= LONGEST_KEY
+        elif name == "REDUCE":
+            made = f"REDUCE {taken[0]}"
+        elif name == "BUILD" or name.startswith("SETITEM"):
+            made = taken[0]
         else:
             made = memo[number] if name.endswith("GET") else argument or name
         stack[place:] = [made] * len(opcode.stack_after)
 
 
-def _bytes_on_disk(file: BinaryIO, size: int) -> int:
-    """How many of its bytes are in no hole."""
+def require_no_hole(file: BinaryIO, size: int) -> None:
+    """Raises MisfitError where most of a file is in no place of the disk."""
     place = total = 0
     with suppress(OSError):  # from some place on there is only a hole
         while place < size:
             start = os.lseek(file.fileno(), place, os.SEEK_DATA)
             place = os.lseek(file.fileno(), start, os.SEEK_HOLE)
             total += place - start
-    return total
+    if total < size // 2:
+        raise MisfitError("most of it is a hole")
 
 
 def tensors(content: Any) -> Iterator[torch.Tensor]:
@@ -267,7 +300,8 @@ def tensors(content: Any) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
-def _need_finite(tensor: torch.Tensor) -> None:
+def need_finite(tensor: torch.Tensor) -> None:
+    """Raises MisfitError for a tensor that holds what is no finite number."""
     # Sums of the metrics are in float64, and hold one infinity by design.
     if bool(tensor.isnan().any() if tensor.dtype is torch.float64 else not tensor.isfinite().all()):
         raise MisfitError("a number in a tensor is not finite")

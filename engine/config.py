@@ -61,8 +61,9 @@ class Config:
     """Layers of the ResNet."""
     width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
-    stem_stride: Literal[1, 2] = setting(1, "network")
-    """2 halves the sides before the first stage, for images of 96 pixels and more."""
+    stem: Literal["small", "strided", "imagenet"] = setting("small", "network")
+    """Before the stages: a 3x3 convolution; one of stride 2, which halves the sides, for images of 96
+    pixels and more; or ImageNet's, 7x7 of stride 2 and a max pool, which quarters them."""
     max_lr: float = setting(0.5, gt=0, lt=math.inf)
     """Peak of the OneCycle learning rate, of all but what Muon trains."""
     weight_decay: float = setting(6e-4, ge=0, lt=1)
@@ -86,7 +87,7 @@ class Config:
     """Learning rate of all biases, those of norms and of the last layer, in multiples of the other parameters' (1: the
     same)."""
     whiten: bool = True
-    """Start the stem as a whitening of the training set's 3x3 patches."""
+    """Start the stem as a whitening of the training set's 3x3 patches; not with --stem imagenet."""
     dirac: bool = True
     """Start the 3x3 convolutions as pass-throughs."""
     lookahead: bool = True
@@ -101,13 +102,14 @@ class Config:
     """Side in pixels, of the stored image, of a square filled with the mean colour (0: none)."""
     pretrained: str = ""
     """Finished checkpoint whose weights, but those of the last layer, the network starts from. Its depth and width are
-    taken over; what --whiten and --dirac start is overwritten."""
+    taken over; what --whiten and --dirac start is overwritten. Or imagenet: torchvision's weights,
+    fetched once; or a file of torchvision's or timm's ResNet-18 or 34, .pth or .safetensors."""
     data: str = setting("cifar10", "data")
     """cifar10; or a folder of pictures, one sub-folder a class, or a CSV file that names some; or generated, small
     images to try the machinery (generated:TRAIN/TEST: so many of them)."""
     size: int = setting(0, ge=0, le=512)
-    """Side in pixels of one's own pictures (0: 64, or 32 for small ones). Resolutions, shift, stem stride and batch
-    size follow the pictures unless they are given. Below 96 they are brought to it once; from 96 on they are packed as
+    """Side in pixels of one's own pictures (0: 64, or 32 for small ones). Resolutions, shift, stem and batch size
+    follow the pictures unless they are given. Below 96 they are brought to it once; from 96 on they are packed as
     JPEGs, and each epoch decodes other parts of them."""
     fit: Literal["crop", "squash", "pad"] = "crop"
     """How a picture becomes a square: its middle, all of it out of proportion, or all of it on white."""
@@ -279,13 +281,17 @@ def preset_and_flags(arguments: Sequence[str]) -> tuple[str, list[str]]:
 def parse_flags(base: C, flags: Sequence[str], program: str, summary: str) -> C:
     """`base` with what the flags change; without its `minutes` where they give the epochs.
 
-    --help calls the command `program` and prints `summary`. Raises Mistake where the flags give both --epochs and
-    --minutes; SystemExit after --help (0), or after one message on stderr about a flag (2).
+    --help calls the command `program` and prints `summary`. Raises Mistake where flags exclude each
+    other; SystemExit after --help (0), or after one message on stderr about a flag (2).
     """
     config = tyro.cli(type(base), default=base, args=list(flags), description=summary, prog=program)
     given = given_flags(flags)
     if {"epochs", "minutes"} <= given:
         raise Mistake("--epochs and --minutes: give one of them, the other follows")
+    if config.stem == "imagenet":
+        if config.whiten and "whiten" in given:
+            raise Mistake("--whiten is for stems of 3x3: leave it out, or choose another --stem")
+        config = replace(config, whiten=False)
     return replace(config, minutes=0.0) if "epochs" in given else config
 
 

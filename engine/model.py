@@ -1,8 +1,9 @@
 """ResNet-18 (or 34) for 32x32 images: `forward(images) = head(features(images))`, stages reachable by name.
 
 He et al. 2015 (arXiv 1512.03385) with the usual CIFAR stem: one 3x3 convolution, no max-pool. Width 64 and depth 18
-have 11,173,962 parameters. Images come in as uint8; normalising is the model's first operation, so a checkpoint can be
-given any uint8 picture and the data pipeline moves a quarter of the bytes.
+have 11,173,962 parameters; with the stem "imagenet" they are torchvision's network. Images come in
+as uint8; normalising is the model's first operation, so a checkpoint can be given any uint8 picture
+and the data pipeline moves a quarter of the bytes.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from ground.mistake import Mistake
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+STEMS = {"small": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}  # its convolution's side and stride
 WHITENING_IMAGES = 5_000
 SAMPLE_PIXELS = 46_080_000  # of them: 5,000 at 96 px, 918 at 224
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px
@@ -76,23 +78,29 @@ class ResNet(nn.Module):
         width: channels of the stem and of layer1; the later stages have 2, 4 and 8 times as many.
         resolution: side in pixels that the weights are meant for; `predict` resizes to it.
         mean, std: of each channel of the training images, in 0..1; kept among the weights, as buffers.
-        stem_stride: 2 makes the activations of all stages half as wide and high.
+        stem: one of STEMS; "strided" makes the activations of all stages half as wide and high,
+            "imagenet", which has a max pool too, a quarter.
 
-    Raises ValueError for another depth than 18 and 34, no width, no classes, or names that no checkpoint holds.
+    Raises ValueError for another depth than 18 and 34, another stem, no width, no classes, or
+    names that no checkpoint holds.
     """
 
     mean: Tensor
     std: Tensor
     loss_weights: Tensor | None
     """(C,) float32: what an image of each class counts in training, 1 on average; None: all the same."""
+    origin = ""
+    """Which weights of another program it started from, and the licence stated for them."""
 
     def __init__(
         self, classes: Sequence[str], depth: int = 18, width: int = 64, resolution: int = 32,
-        mean: Channels = (0.5, 0.5, 0.5), std: Channels = (0.25, 0.25, 0.25), stem_stride: int = 1,
+        mean: Channels = (0.5, 0.5, 0.5), std: Channels = (0.25, 0.25, 0.25), stem: str = "small",
     ) -> None:  # fmt: skip
         super().__init__()
         if depth not in BLOCKS:
             raise ValueError(f"depth is {depth}: it must be one of {', '.join(map(str, BLOCKS))}")
+        if stem not in STEMS:
+            raise ValueError(f"stem is {stem!r}: it must be one of {', '.join(STEMS)}")
         if width < 1 or not classes:
             raise ValueError(f"width is {width} and the classes are {len(classes)}: both must be at least 1")
         check_names(classes)
@@ -100,8 +108,11 @@ class ResNet(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).mul(255).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).mul(255).view(1, 3, 1, 1))
         self.register_buffer("loss_weights", None, persistent=False)  # of one training: no checkpoint holds it
-        stem = Conv2d(3, width, 3, stem_stride, padding=1)
-        self.stem = nn.Sequential(stem, BatchNorm2d(width), nn.ReLU(inplace=True))
+        side, stride = STEMS[stem]
+        convolution = Conv2d(3, width, side, stride, padding=side // 2)
+        self.stem = nn.Sequential(convolution, BatchNorm2d(width), nn.ReLU(inplace=True))
+        if stem == "imagenet":
+            self.stem.append(nn.MaxPool2d(3, 2, padding=1))
         in_channels = width
         for i, blocks in enumerate(BLOCKS[depth]):
             channels = width << i
@@ -191,7 +202,7 @@ def resize(images: Tensor, resolution: int) -> Tensor:
 def network(config: Config, classes: Sequence[str], *statistics: Channels) -> ResNet:
     """The config's network with random weights; `statistics` are ResNet's mean and std."""
     mean, std = statistics or ((0.5,) * 3, (0.25,) * 3)
-    return ResNet(classes, config.depth, config.width, config.model_side, mean, std, config.stem_stride)
+    return ResNet(classes, config.depth, config.width, config.model_side, mean, std, config.stem)
 
 
 def create(config: Config, train: Images) -> ResNet:
@@ -206,7 +217,7 @@ def create(config: Config, train: Images) -> ResNet:
         model.loss_weights = torch.tensor(len(train.labels) / (len(counts) * counts), dtype=torch.float32)
     if config.dirac:
         dirac_(model)
-    if config.whiten:
+    if config.whiten and config.stem != "imagenet":
         count = min(WHITENING_IMAGES, SAMPLE_PIXELS // train.side**2)
         sample = torch.from_numpy(train.sample(count).copy()).permute(0, 3, 1, 2)
         whiten_stem_(model, resize(sample, config.resolutions[0]))

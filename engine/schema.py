@@ -74,6 +74,7 @@ METRICS: dict[str, Check] = {
     "test_correct": WHOLE,
     "test_total": WHOLE,
     "temperature": within(COLDEST, HOTTEST, int, float),
+    "origin": name,
 }
 CONTENTS = like(torch.zeros(0, dtype=torch.int64), any_shape=True)
 MODEL = {
@@ -84,6 +85,7 @@ MODEL = {
 }
 # Of the settings by their type; their bounds are Config's own.
 SETTINGS: dict[type, Check] = {list: many(WHOLE, 10_000), str: text(4096)}
+STEM_OF_STRIDE = {1: "small", 2: "strided"}  # by an earlier version's setting stem_stride
 
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +110,11 @@ def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def config_from(values: Any) -> Config:
-    """The inverse of `checkpoint.config_dict`. Raises MisfitError for other fields than this version's."""
+    """The inverse of `checkpoint.config_dict`, of the version before too. Else raises MisfitError."""
+    stride = values.get("stem_stride") if type(values) is dict and "stem" not in values else None
+    if type(stride) is int and stride in STEM_OF_STRIDE:
+        values = {**values, "stem": STEM_OF_STRIDE[stride]}
+        del values["stem_stride"]
     own = asdict(Config()) | {"resolutions": [32]}
     kinds = {key: type(own[key]) for key in own if type(values) is not dict or key in values}
     form = {key: SETTINGS.get(kind, within(-math.inf, math.inf, kind)) for key, kind in kinds.items()}

@@ -43,7 +43,9 @@ class Explainer:
 
     def __str__(self) -> str:
         net = self.model
-        return f"ResNet-{net.depth} of width {net.width} at {net.resolution} px in {self.machine.precision}"
+        start = f",\nstarted from {net.origin}" if net.origin else ""
+        form = f"ResNet-{net.depth} of width {net.width} at {net.resolution} px"
+        return f"{form} in {self.machine.precision}{start}"
 
     def autocast(self) -> AbstractContextManager[None]:
         return autocast(self.machine.device, self.machine.precision)

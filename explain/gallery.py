@@ -162,7 +162,8 @@ def _columns(maps: Maps, positions: Ints) -> list[Column]:
 def _header(maps: Maps, count: int, choice: str, source: str) -> list[str]:
     cases = maps.cases
     right = 1 - len(cases) / cases.total
-    lines = [f"{len(cases):,} errors of {cases.total:,} {cases.name} images: {right:.2%} right", source]
+    title = f"{len(cases):,} errors of {cases.total:,} {cases.name} images: {right:.2%} right"
+    lines = [title, *source.splitlines()]
     if cases.labels is None:
         lines[0] = f"{len(cases):,} pictures"
     if not count:

@@ -36,10 +36,9 @@ EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trai
 def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
     """The config with all settings decided but those whose names are `given`.
 
-    With pictures of one's own: size, resolutions, shift, the stem's stride and the batch size, from the pictures. With
-    `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, lower resolutions, then a smaller width, from the
-    speed of this machine, which is measured in some seconds, for so many images to train on and `reported` to evaluate
-    after each epoch.
+    With pictures of one's own: size, resolutions, shift, stem and batch size, from the pictures. With `minutes`: the
+    epochs and, where fewer than FEWEST_EPOCHS fit, lower resolutions, then a smaller width, from the speed of this
+    machine, which is measured in some seconds, for so many images to train on and `reported` to evaluate after each.
     """
     chosen: dict[str, Any] = {}
     # The shift is meant for the preset's last resolution, whatever resolutions were given.
@@ -47,11 +46,12 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
     if config.own_pictures:
         sides = config.resolutions
         largest = next((size for size in BATCHES if len(train) >= size * EPOCH_STEPS), config.batch_size)
+        stem = "strided" if train.side >= STRIDED_FROM else "small"
         chosen = {
             "size": train.side,
             "resolutions": scaled(sides, train.side / sides[-1]),
             "translate": round(config.translate * train.side / meant),
-            "stem_stride": 2 if train.side >= STRIDED_FROM else 1,
+            "stem": config.stem if config.stem == "imagenet" else stem,
             "batch_size": max(2, machine.world.size * 2, min(largest, len(train) // STEPS)),
         }
     if state.path:

@@ -1,4 +1,4 @@
-"""`--pretrained model.pt`: start from what a finished model has learnt. Worth it for few pictures."""
+"""`--pretrained`: start from what a model has learnt. Worth it for few pictures."""
 
 import os
 from collections.abc import Collection
@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from engine import checkpoint
+from engine import weights
 from engine.checkpoint import Checkpoint
 from engine.config import Config
+from engine.distributed import World
 from engine.model import ResNet
 from ground.mistake import Mistake
 from pipeline.split import Split
@@ -18,19 +19,28 @@ from run.resume import State
 OWN = ("fc.", "mean", "std")  # the classes and the colours are those of the new images
 
 
-def take_shape(config: Config, given: Collection[str], state: State) -> tuple[Config, Checkpoint | None]:
-    """The config with the depth and the width of the checkpoint `config.pretrained`, and the checkpoint; for a run that
-    goes on, with its own, and none.
+def take_shape(config: Config, given: Collection[str], state: State, world: World) -> tuple[Config, Checkpoint | None]:
+    """The config with the depth, the width and ImageNet's stem of what `config.pretrained` names,
+    and that as a checkpoint; for a run that goes on, with its own, and none.
 
     Raises:
-        OSError, Mistake: as checkpoint.load.
-        Mistake: the run would overwrite it; or another depth or width is among the settings `given` by a person.
+        OSError, Mistake: as weights.load and weights.fetched.
+        Mistake: the run would overwrite it; or settings `given` by a person do not fit it.
     """
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
-    loaded = None if state.path else checkpoint.load(config.pretrained)
+    loaded, depth = None, config.depth
+    if not state.path and config.pretrained == "imagenet":
+        path = world.from_first(lambda: weights.fetched(depth))
+        loaded = weights.load(path, weights.prefix(depth))
+    elif not state.path:
+        loaded = weights.load(config.pretrained)
     theirs = loaded.config if loaded else state.config
     shape: dict[str, Any] = {"depth": theirs.depth, "width": theirs.width}
+    if "imagenet" in (theirs.stem, config.stem):  # the weights of the others fit each other
+        shape["stem"] = theirs.stem
+    if theirs.stem == "imagenet":
+        shape |= {"whiten": False, "dirac": False}
     for name, needed in shape.items():
         value, path = getattr(config, name), config.pretrained
         if name in given and value != needed:
@@ -55,6 +65,9 @@ def require_unseen(config: Config, learnt: Checkpoint, reported: Split) -> None:
 
 
 def start_from(model: ResNet, learnt: Checkpoint) -> None:
-    """Give the model the weights of a checkpoint of its shape, all but those of its last layer."""
-    weights = learnt.model.state_dict()
-    model.load_state_dict({name: weights[name] for name in weights if not name.startswith(OWN)}, strict=False)
+    """Give the model the weights of a checkpoint of its shape, all but those of its last layer;
+    with ImageNet's stem its mean and deviation too, for which its filters are made."""
+    own = OWN[:1] if learnt.config.stem == "imagenet" else OWN
+    taken = {k: v for k, v in learnt.model.state_dict().items() if not k.startswith(own)}
+    model.load_state_dict(taken, strict=False)
+    model.origin = learnt.model.origin

@@ -161,6 +161,7 @@ class Reporter:
                 "images/s": _show("{images_per_second:,.0f}", summary) + _show(quartiles, summary, absent=""),
                 "peak memory": ABSENT if memory is None else f"{memory / 2**30:.2f} GiB",
                 "checkpoint": _show("{checkpoint}", summary, absent="none"),
+                **({"started from": str(summary["origin"])} if summary.get("origin") else {}),
             }
         )
         # Not through rich, which would wrap or style it.

@@ -10,6 +10,7 @@ since the one before it. The file is engine/checkpoint.py's, with the keys
     learner      all that the next step depends on, see Learner.state_dict
     rows         the log's rows: so many epochs are finished
     seconds      spent so far, by kind
+    origin       where there is one: ResNet.origin
 """
 
 import re
@@ -50,6 +51,7 @@ class State:
     seconds: Mapping[str, float] = field(default_factory=dict)
     data: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    origin: str = ""  # the model's
     notes: Sequence[str] = ()  # what a person should know: files that were passed over
 
 
@@ -139,6 +141,7 @@ def restore(learner: Learner, state: State, config: Config, *data: str) -> None:
             raise Mistake("it was made with another scaler")
         if epoch > config.epochs or not epoch * steps <= learner.step <= min((epoch + 1) * steps, learner.total_steps):
             raise Mistake(f"step {learner.step} after {epoch} finished epochs cannot be")
+        learner.model.origin = state.origin
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise Mistake(f"{state.path}: it does not fit its config: {str(error).splitlines()[0]}") from error
 
@@ -223,6 +226,7 @@ class Keeper:
                 "seconds": self.clock.seconds(),
                 "data": self.data,
                 "environment": self.environment,
+                **({"origin": self.learner.model.origin} if self.learner.model.origin else {}),
             }
             try:
                 checkpoint.write(path, RESUME, content)

@@ -271,6 +271,7 @@ class RecordedRun(Run):
             "temperature": temperature,
             "split": self.data.reported,
             **({"identity": self.data.identity} if self.data.identity else {}),
+            **({"origin": self.learner.model.origin} if self.learner.model.origin else {}),
             "precision": self.machine.precision,
             **{f"{name}_seconds": value for name, value in self.clock.seconds().items()},
             **throughput([row["images_per_s"] for row in self.rows]),

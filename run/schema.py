@@ -62,7 +62,7 @@ STATE = {
 
 def state(content: Mapping[str, Any]) -> dict[str, Any]:
     """A resume state's content (see run/resume.py), its config as a Config. Raises MisfitError."""
-    require(content, STATE, "it")
+    require(content, STATE | ({"origin": schema.name} if "origin" in content else {}), "it")
     config, learner = schema.config_from(content["config"]), content["learner"]
     rows = content["rows"]
     if rows and "reported_loss" not in rows[0]:  # an earlier version's: what is reported was test_

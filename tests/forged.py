@@ -24,6 +24,7 @@ from engine.config import PRESETS, Config
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import ResNet
+from engine.weights import torchvision_name
 from run import resume
 from run.schema import COLUMNS
 from run.stopwatch import Stopwatch
@@ -47,7 +48,7 @@ class Field(NamedTuple):
 
 def learner(config: Config = CONFIG, classes: int = 10) -> Learner:
     torch.manual_seed(0)
-    model = ResNet("abcdefghij"[:classes], width=4, resolution=16, stem_stride=config.stem_stride)
+    model = ResNet("abcdefghij"[:classes], width=4, resolution=16, stem=config.stem)
     return Learner(model, config, STEPS, Machine(torch.device("cpu")))
 
 
@@ -66,6 +67,16 @@ def write_state(path: Path) -> None:
     keeper = resume.Keeper(path.parent, [row], own, "data", Stopwatch({}), resume.State())
     keeper.save()
     os.rename(keeper.saved, path)
+
+
+def small_weights(depth: int = 18) -> dict[str, torch.Tensor]:
+    """A state_dict of torchvision's network with three classes and of width 4, in random numbers."""
+    model = ResNet("abc", depth, 4, stem="imagenet")
+    own = {name: tensor for name, tensor in model.state_dict().items() if name not in ("mean", "std")}
+    draw = torch.Generator().manual_seed(depth)
+    for tensor in own.values():
+        tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5 if tensor.ndim else tensor)
+    return {torchvision_name(name): tensor.contiguous() for name, tensor in own.items()}
 
 
 def equal(found: dict[str, Any], forged: dict[str, Any]) -> bool:
@@ -144,6 +155,11 @@ def fraction(path: str, low: float, high: float, *wrong: Any) -> Field:
     return Field(path, [low, high], [*wrong, NAN, INF, -1.0, 1, True, "1", None])
 
 
+def earlier(config: dict[str, Any], stride: Any) -> dict[str, Any]:
+    """A config as earlier versions wrote it, with the stride of the stem."""
+    return {key: config[key] for key in config if key != "stem"} | {"stem_stride": stride}
+
+
 def whole(path: str, low: int, high: int) -> Field:
     return Field(path, [low, high], [low - 1, high + 1, float(low), str(low), True, None, [low]])
 
@@ -181,7 +197,9 @@ HEAD = [
     wrong("config/resolutions", [8.0], [[8]], ["8"], "8", 8),
     wrong("config/depth", 34, 17, "18", 18.0),
     wrong("config/width", 5, 0, 1024, 1025, "4", 4.0),
-    Field("config/stem_stride", [1, 2], [0, 3, True]),
+    Field("config/stem", ["small", "strided"], ["imagenet", "large", 1, None]),
+    wrong("config", lambda config: config | {"stem_stride": 2}),
+    wrong("config", *(lambda config, n=n: earlier(config, n) for n in (0, 3, True, "2", 2.0, None, [1]))),
     fraction("config/max_lr", 1e-30, 1e30, 0.0),
     fraction("config/weight_decay", 0.0, 0.999, 1.0),
     fraction("config/temperature", 0.05, 20.0, 0.04, 20.1),

@@ -29,7 +29,7 @@ import time
 import traceback
 import warnings
 import zlib
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,13 +40,14 @@ for library in ("OMP", "OPENBLAS", "MKL"):
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch._dynamo
 from PIL import Image
 
 from bench.core import record
 from bench.speed import compare
-from engine import checkpoint
+from engine import checkpoint, weights
 from engine.learner import NonFiniteLoss
 from explain import images as own_images
 from explain.explainer import Explainer
@@ -258,6 +259,60 @@ class State(Model):
             json.dumps([keeper.notes, keeper.position, own.lr_at(own.step)])
 
 
+class Weights(Model):
+    """ResNet-18 and 34 of other programs, as --pretrained takes them: torch's archives and safetensors."""
+
+    suffix = ".pth"
+
+    def __init__(self, place: Path) -> None:
+        path = place / "original.pth"
+        self.states = [OrderedDict(forgery.small_weights(depth)) for depth in (18, 34)]
+        torch.save(self.states[0], path)
+        self.data, self.members = path.read_bytes(), forgery.members(path)
+
+    def make(self, rng: random.Random, path: Path) -> Any:
+        state, what = rng.choice(self.states), rng.randrange(10)
+        if what < 2:
+            path.write_bytes(damaged(self.data, rng))
+            return "", self.states[0]
+        if what < 4:
+            self.packed(rng, path)
+            return "", None
+        if what < 6:
+            content = forged({"state_dict": dict(state), "epoch": 1, "args": {"lr": 0.1}}, rng, RARE + TENSORS)
+            torch.save(content, path)
+            return "", content
+        data = safetensors.torch.save(state, {"format": "pt"})
+        length = int.from_bytes(data[:8], "little")
+        if what == 6:
+            path.write_bytes(damaged(data, rng))
+            return "", None
+        if what == 7:  # a header of any content, of a length that fits, or nearly
+            head = json.dumps(forged(json.loads(data[8 : 8 + length]), rng, RARE)).encode()
+            length = len(head) + rng.choice((0,) * 8 + (1, -1, 2**20, 2**60))
+            path.write_bytes(length.to_bytes(8, "little") + head + data[8 + len(head) :])
+            return "", None
+        prefix = rng.choice(("", "module.", "model.", "module.model."))
+        content = OrderedDict((prefix + name, tensor) for name, tensor in state.items())
+        if what == 8:
+            path.write_bytes(safetensors.torch.save(content))
+        else:
+            torch.save(rng.choice((content, {"model": content}, {"state_dict": content, "epoch": 3})), path)
+        return "right", content
+
+    def use(self, path: Path, content: Any) -> None:
+        weights.WIDTH = 4
+        loaded = weights.load(path)
+        images = torch.zeros(1, 16, 16, 3, dtype=torch.uint8)
+        assert Explainer.of(loaded, "cpu", threads=1).model.predict(images).shape == (1, len(loaded.model.classes))
+        if content:
+            written = next((content[name] for name in ("state_dict", "model") if name in content), content)
+            written = {name.removeprefix("module.").removeprefix("model."): t for name, t in written.items()}
+            for name, tensor in loaded.model.state_dict().items():
+                theirs = written.get(weights.torchvision_name(name), tensor)
+                assert torch.equal(tensor, theirs), "other than what was written"
+
+
 def endless(rng: random.Random, path: Path, data: bytes) -> bool:
     """Now and then: the beginning of a file, then zeros or letters without a line's end, 3 GB of them as a hole."""
     if rng.random() > 0.01:
@@ -419,7 +474,8 @@ class Measured:
 
 
 KINDS: dict[str, Any] = {
-    "model": Model, "state": State, "cache": Cache, "picture": Picture, "table": Table, "measured": Measured
+    "model": Model, "state": State, "weights": Weights, "cache": Cache, "picture": Picture, "table": Table,
+    "measured": Measured,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ python -m pytest tests/rehearse.py      # with any Python that has torch, 2.11 o
 import copy
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -36,9 +37,9 @@ METRICS = 16
 """Kernels of the metrics and of lookahead in a step, at most."""
 
 
-def start(muon=True, precision="bf16", learner=learning, model=modelling):
+def start(muon=True, precision="bf16", learner=learning, model=modelling, stem="small"):
     config = replace(FULL, muon_lr=0.1 if muon else 0.0)
-    return learner.Learner(on_gpu(model.ResNet(CLASSES)), config, 97, Machine(GPU, precision))
+    return learner.Learner(on_gpu(model.ResNet(CLASSES, stem=stem)), config, 97, Machine(GPU, precision))
 
 
 def step(learner):
@@ -50,12 +51,14 @@ def step(learner):
     return seen
 
 
-@pytest.mark.parametrize("muon", [True, False])
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_a_step_never_waits_and_uploads_nothing(precision, muon):
+@pytest.mark.parametrize(
+    ("precision", "muon", "stem"),
+    [*product(["bf16", "fp32"], [True, False], ["small"]), ("bf16", False, "imagenet")],
+)
+def test_a_step_never_waits_and_uploads_nothing(precision, muon, stem):
     """Recorded as a CUDA graph, replayed, and launched kernel by kernel. The fifth step has lookahead."""
     with pretend():
-        learner = start(muon, precision)
+        learner = start(muon, precision, stem=stem)
         with Watch() as warming:
             notes = warm_up(learner, 512)
         assert notes == []

@@ -41,20 +41,20 @@ def speed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "side", "resolutions", "stride", "batch", "translate"),
+    ("count", "side", "resolutions", "stem", "batch", "translate"),
     [
-        (3000, 64, (32, 32, 48, 48, 64), 1, 64, 6),
-        (3000, 128, (64, 64, 96, 96, 128), 2, 64, 12),
-        (200, 32, (16, 16, 24, 24, 32), 1, 25, 3),
-        (30_000, 32, (16, 16, 24, 24, 32), 1, 128, 3),
-        (60_000, 8, (8, 8, 8, 8, 8), 1, 256, 1),
-        (2, 64, (32, 32, 48, 48, 64), 1, 2, 6),
+        (3000, 64, (32, 32, 48, 48, 64), "small", 64, 6),
+        (3000, 128, (64, 64, 96, 96, 128), "strided", 64, 12),
+        (200, 32, (16, 16, 24, 24, 32), "small", 25, 3),
+        (30_000, 32, (16, 16, 24, 24, 32), "small", 128, 3),
+        (60_000, 8, (8, 8, 8, 8, 8), "small", 256, 1),
+        (2, 64, (32, 32, 48, 48, 64), "small", 2, 6),
     ],
 )
-def test_a_recipe_follows_the_pictures(count, side, resolutions, stride, batch, translate):
+def test_a_recipe_follows_the_pictures(count, side, resolutions, stem, batch, translate):
     config = decide(replace(OWN, minutes=0.0), (), State(), split(count, side), 10, CPU)
     assert config == replace(
-        OWN, minutes=0.0, size=side, resolutions=resolutions, stem_stride=stride, batch_size=batch, translate=translate
+        OWN, minutes=0.0, size=side, resolutions=resolutions, stem=stem, batch_size=batch, translate=translate
     )
 
 
@@ -64,10 +64,12 @@ def test_given_resolutions_leave_the_shift_as_it_is():
 
 
 def test_what_is_given_stays(speed):
-    given: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem_stride": 1, "translate": 1, "width": 64}
+    given: dict[str, Any] = {"resolutions": (16,), "batch_size": 128, "stem": "small", "translate": 1, "width": 64}
     config = decide(replace(OWN, minutes=0.01, **given), given, State(), split(200, 128), 10, CPU)
     assert config == replace(OWN, minutes=0.01, **given, size=128, epochs=1)
     assert decide(PRESETS["cpu"], (), State(), split(200, 32), 10, CPU) == PRESETS["cpu"]
+    imagenet = replace(OWN, minutes=0.0, stem="imagenet")  # as --pretrained takes it over
+    assert decide(imagenet, (), State(), split(200, 128), 10, CPU).stem == "imagenet"
 
 
 @pytest.mark.parametrize(

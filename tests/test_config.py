@@ -31,6 +31,7 @@ RUNNABLE = st.fixed_dictionaries(
         "resolutions": st.lists(st.integers(8, 20), min_size=1, max_size=3),
         "depth": st.sampled_from([18, 34]),
         "width": st.integers(1, 8),
+        "stem": st.sampled_from(["small", "strided", "imagenet"]),
         "max_lr": st.floats(0, 1e3, exclude_min=True),
         **dict.fromkeys(["weight_decay", "momentum", "label_smoothing", "muon_momentum"], BELOW_1),
         **dict.fromkeys(["whiten", "dirac", "lookahead", "deterministic"], SWITCH),
@@ -46,7 +47,7 @@ RUNNABLE = st.fixed_dictionaries(
         "checkpoint_every": st.floats(0, 100),
         "compile_mode": st.sampled_from(["default", "reduce-overhead", "max-autotune-no-cudagraphs", "max-autotune"]),
     }
-)
+).filter(lambda values: not (values["stem"] == "imagenet" and values["whiten"]))
 HERE = ["--data", "generated:48/48", "--device", "cpu", "--threads", "1", "--run-dir", ""]
 
 
@@ -133,6 +134,13 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
         execute(train.main, "train.py")
     err = capsys.readouterr().err
     assert (end.value.code, err) == (0, "") or (end.value.code == 2 and "not finite" in err and err.count("\n") == 1)
+
+
+def test_a_stem_of_7x7_is_not_whitened():
+    assert parse(["cpu", "--stem", "imagenet"], "cpu")[1] == replace(PRESETS["cpu"], stem="imagenet", whiten=False)
+    assert parse(["cpu", "--stem", "strided", "--whiten"], "cpu")[1].whiten
+    with pytest.raises(ValueError, match="--whiten is for stems of 3x3: leave it out"):
+        parse(["cpu", "--stem", "imagenet", "--whiten"], "cpu")
 
 
 def test_a_folder_of_pictures_has_a_preset_of_its_own_unless_one_is_named():

@@ -8,7 +8,9 @@ from engine.convolution import POSITIONS_PER_CHANNEL, Conv2d
 from engine.device import autocast
 
 
-@pytest.mark.parametrize(("kernel_size", "stride", "size"), [(3, 1, 3), (3, 2, 6), (3, 2, 5), (1, 2, 6), (1, 2, 5)])
+@pytest.mark.parametrize(
+    ("kernel_size", "stride", "size"), [(3, 1, 3), (3, 2, 6), (3, 2, 5), (1, 2, 6), (1, 2, 5), (7, 2, 9)]
+)
 def test_gradients_are_torch_s(kernel_size: int, stride: int, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """In float64 and both memory formats, an odd size with stride 2 among them."""
     monkeypatch.setitem(POSITIONS_PER_CHANNEL, torch.float64, 1000)

@@ -44,7 +44,7 @@ def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     checkpoint.save_model(tmp_path / "model.pt", create(config, generated(64)), config, {})
     wide = Classifier(create(replace(config, width=64), generated(64)), 32)
     (tmp_path / "model.safetensors").write_bytes(
-        to_safetensors(wide, {"classes": json.dumps(wide.net.classes), "stem_stride": "1"})
+        to_safetensors(wide, {"classes": json.dumps(wide.net.classes), "stem": "small"})
     )
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)

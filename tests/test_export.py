@@ -115,7 +115,7 @@ def test_the_file_says_what_it_is(model: Path, ckpt: Path):
     assert (facts["size"], facts["fit"], float(facts["accuracy"])) == ("32", "crop", metrics["test_accuracy"])
     assert facts["accuracy_on"] == f"300 test images of {DATA}, by the checkpoint in fp32"
     assert facts["checkpoint_sha256"] == hashlib.sha256(ckpt.read_bytes()).hexdigest()
-    assert "MIT" in facts["licence"] and facts["stem_stride"] == "1"
+    assert "MIT" in facts["licence"] and facts["stem"] == "small"
     content = onnx.load(model)
     assert [one.version for one in content.opset_import if one.domain == ""] == [formats.OPSET]
     assert {node.domain for node in content.graph.node} == {""}  # no operator but ONNX's own

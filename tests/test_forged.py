@@ -7,7 +7,7 @@ import torch
 
 from engine import checkpoint
 from run import resume
-from tests.forged import FIELDS, Field, equal, learner, put, rewritten, write_model, write_state
+from tests.forged import FIELDS, Field, earlier, equal, learner, put, rewritten, write_model, write_state
 
 KINDS = {"model": checkpoint.MODEL, "state": resume.RESUME}
 CASES = [(kind, field) for kind, fields in FIELDS.items() for field in fields]
@@ -46,3 +46,13 @@ def test_a_field_is_taken_at_its_bounds_and_refused_beyond_them(kind, field: Fie
             raise AssertionError(f"taken: {value!r:.100}")
         assert "\n" not in str(caught.value)
         assert isinstance(caught.value, checkpoint.DamagedError) == (field.path == "sha256"), value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("stride", "stem"), [(1, "small"), (2, "strided")])
+def test_the_stride_of_an_earlier_version_is_read(kind, stride, stem, written, tmp_path):
+    path = tmp_path / "earlier.pt"
+    path.write_bytes(written[kind])
+    rewritten(path, lambda content: content.update(config=earlier(content["config"], stride)))
+    assert checkpoint.read(path, KINDS[kind])["config"].stem == stem
+    use(path, kind)

@@ -36,6 +36,17 @@ def test_stage_shapes_and_forward_is_head_of_features():
         model.features(images, "layer5")
 
 
+@pytest.mark.parametrize("depth", [18, 34])
+def test_the_stem_of_imagenet_s_networks_leaves_7x7_of_224(depth):
+    model = ResNet("abcdefghij", depth, 2, stem="imagenet").eval()
+    images = pictures(1, 224)
+    shapes = [tuple(model.features(images, stage).shape[1:]) for stage in STAGES]
+    assert shapes == [(2, 56, 56), (2, 56, 56), (4, 28, 28), (8, 14, 14), (16, 7, 7)]
+    for stage in STAGES:
+        assert torch.equal(model.from_stage(model.features(images, stage), stage), model(images))
+    assert model.state_dict().keys() == ResNet("abcdefghij", depth, 2).state_dict().keys()
+
+
 def test_normalises_first_to_the_training_sets_mean_and_deviation():
     images = generated(200)
     train = replace(images, known_statistics=None, images=images.images // np.array([1, 2, 3], np.uint8))
@@ -130,7 +141,7 @@ def test_parameter_groups_are_what_they_say():
     assert any(p is model.fc.bias for p in biases)
 
 
-@pytest.mark.parametrize("wrong", [{"depth": 50}, {"width": 0}, {"classes": ()}])
+@pytest.mark.parametrize("wrong", [{"depth": 50}, {"width": 0}, {"stem": "large"}, {"classes": ()}])
 def test_impossible_networks_are_refused(wrong):
     with pytest.raises(ValueError, match="must be"):
         ResNet(**({"classes": "ab"} | wrong))
