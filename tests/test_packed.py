@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from ground.mistake import Mistake
 from pipeline import folder, store
-from pipeline.dali import DaliLoader, evaluation_loader
+from pipeline.dali import DaliLoader, _decoding_graph, evaluation_loader
 from pipeline.dataset import open_dataset
 from pipeline.packed import PackedPictures
 from pipeline.pictures import LONGEST, SPARE, Decoded, decode, decode_bytes, fitted
@@ -161,6 +161,19 @@ def test_decoding_a_region_equals_decoding_all_and_slicing(tmp_path: Path):
     regions, slices = pipe.run()
     for row in range(len(split)):
         assert np.array_equal(np.array(regions.at(row)), np.array(slices.at(row)))
+
+
+def test_the_graph_for_a_gpu_takes_these_arguments():
+    """DALI checks them while it draws the graph, which needs no GPU; only building does."""
+    settings = {"batch_size": 8, "num_threads": 1, "device_id": 0}
+    images, labels = _decoding_graph(iter([]), "gpu", 64, (1.0, 2.0, 3.0), **settings)._graph_out
+    assert labels.device == "gpu"
+    places = []
+    while images.source.inputs:
+        places.append((images.source.name.strip("_").split("_")[0], images.device))
+        images = images.source.inputs[0]
+    assert places == [("Erase", "gpu"), ("Flip", "gpu"), ("Resize", "gpu"), ("ImageSlice", "gpu")]
+    assert images.device == "cpu", "so the decoder takes bytes of the host: it is a mixed one"
 
 
 def test_goes_on_anywhere_with_the_same_batches(tmp_path: Path):
