@@ -69,8 +69,11 @@ def _path(root: Path, end: str) -> Path:
 def write(path: Path, entries: Iterable[tuple[Record, bytes]]) -> None:
     """Write the pictures, of one that has a fault nothing, as they come, and the records.
 
-    All but the newest KEPT caches of the same folder are removed.
+    Who calls it holds the lock of the folder of caches: what another has left there unfinished is removed. So are all
+    but the newest KEPT caches of the same folder of pictures.
     """
+    for unfinished in path.parent.glob(".*.pictures.*.tmp"):
+        unfinished.unlink()
     digest, records = hashlib.sha256(), list[Any]()
 
     def bodies() -> Iterator[bytes]:

@@ -320,7 +320,8 @@ def test_pictures_are_decoded_once_and_again_when_anything_changes(tmp_path: Pat
     assert not list(home.rglob("*.tmp"))
 
 
-def test_killed_while_decoding_it_begins_anew(tmp_path: Path, home: Path):
+@pytest.mark.parametrize("size", [64, 96])
+def test_killed_while_decoding_it_begins_anew(tmp_path: Path, home: Path, size: int):
     root = flat(tmp_path, cat=300, dog=300)
     code = f"""
 import time
@@ -328,12 +329,13 @@ from pathlib import Path
 from pipeline import folder
 real, done = folder.decode_bytes, []
 folder.decode_bytes = lambda *how: done.append(0) or time.sleep(60 * (len(done) > 500)) or real(*how)
-folder.prepare(Path({str(root)!r}), 64, "crop")
+folder.prepare(Path({str(root)!r}), {size}, "crop")
 """
     with pytest.raises(subprocess.TimeoutExpired):
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=4, capture_output=True)
-    assert not list(home.rglob("*.pictures"))
-    assert len(listing(root, 64).pictures) == 600
+    assert not list(home.rglob("*.pictures")) and list(home.rglob(".*.pictures.*.tmp"))
+    assert len(listing(root, size).pictures) == 600
+    assert not list(home.rglob(".*.tmp"))
 
 
 def test_the_newest_caches_of_a_folder_stay_and_those_of_others(tmp_path: Path, home: Path, capfd):
