@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ground.mistake import Mistake
 from ground.terminal import tracked
-from pipeline.pictures import Fit, decode, files_in, reason
+from pipeline.pictures import Fit, decode_bytes, files_in, read_bytes, reason
 from pipeline.split import UInt8
 
 MOST_FILES = 1_000
@@ -29,13 +29,22 @@ class Pictures(NamedTuple):
     skipped: tuple[str, ...]  # the other files, each with the reason
 
 
+def as_trained(data: bytes, side: int, fit: Fit) -> UInt8:
+    """A picture file's content as training had it, (side, side, 3); `side` and `fit` are the checkpoint's config's.
+
+    Raises as `pipeline.pictures.decode_bytes`.
+    """
+    return decode_bytes(data, side, fit).pixels
+
+
 def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
     """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
     files = find(paths)
     names, inputs, tiles, skipped = [], [], [], []
     for path in tracked(files, "reading", len(files)):
         try:
-            squares = decode(path, side, fit), decode(path, TILE, fit)
+            data = read_bytes(path)
+            squares = as_trained(data, side, fit), decode_bytes(data, TILE, fit).pixels
             inputs.append(squares[0])
             tiles.append(squares[1])
             names.append(str(path))

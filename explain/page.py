@@ -23,8 +23,9 @@ from torch import Tensor
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
+from explain.metrics import Calibration, top_confusions
 from explain.options import WORDS, GradcamOptions
-from explain.study import Calibration, Study, top_confusions
+from explain.study import Study
 from ground.files import MARK
 from pipeline.split import UInt8
 

@@ -8,17 +8,24 @@ import hashlib
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 from ground.files import write_whole
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.pictures import open_bounded, reason
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 BLOCK = 32  # files that are looked at one after the other: 0.4 s for photographs of 12 megapixels
+AHEAD = 2  # blocks a core that wait for their turn
 SETTLED = 3.0  # seconds: a file that changed later could change again without another time
 STATUS, ENTRY = "<QQqqq", "40s32s"  # a status's bytes; of the index, one and the SHA-256
 
@@ -80,6 +87,29 @@ def in_threads(work: Callable[[int], None], rows: Sequence[int], title: str = ""
         done = pool.map(block, range(0, len(rows), BLOCK))
         for _ in tracked(done, title, len(rows), count=int) if title else done:
             pass
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0) -> Iterator[R]:
+    """What `work` gives for each of the items, in their order, done on all cores; under a title it shows how far it
+    is, of `total` items (0: nobody knows).
+
+    The items are taken as they are needed: AHEAD blocks a core at most are begun before the first result is asked for.
+    """
+    cores = len(os.sched_getaffinity(0))
+    pool, source = ThreadPoolExecutor(cores), iter(items)
+
+    def results() -> Iterator[R]:
+        waiting: deque[Future[list[R]]] = deque()
+        while (block := list(islice(source, BLOCK))) or waiting:
+            if block:
+                waiting.append(pool.submit(lambda some: list(map(work, some)), block))
+            if not block or len(waiting) > AHEAD * cores:
+                yield from waiting.popleft().result()
+
+    try:
+        yield from tracked(results(), title, total) if title else results()
     finally:
         pool.shutdown(cancel_futures=True)
 
