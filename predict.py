@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # --help loads nothing heavy
     from engine.checkpoint import Checkpoint
     from pipeline.split import Split
 
+PROMISE = 0.98
 NAMED = 100  # files that could not be read
 
 
@@ -44,6 +45,8 @@ class PredictOptions(ModelOptions):
     """Classes of each picture that the table names, the likeliest first, 1 to 1,000."""
     all: bool = False
     """The probabilities of all classes instead."""
+    promise: float = 0.0
+    """How large a share of its answers must be right, above 0.5 and below 1; others it does not know (0: 0.98)."""
     with_training: bool = False
     """Count pictures in the figures that the model was trained on."""
 
@@ -52,6 +55,8 @@ class PredictOptions(ModelOptions):
         self._require_within("top", 1, 1000)
         if Path(self.out).suffix.lower() not in (".csv", ".jsonl"):
             raise Mistake(f"--out is {self.out}: its name must end in .csv or .jsonl")
+        if self.promise and not 0.5 < self.promise < 1:
+            raise Mistake(f"--promise is {self.promise}: it must be above 0.5 and below 1")
         if bool(self.pictures) == bool(self.part):
             raise Mistake("name pictures: files, folders, a table or - for names on stdin; or else --part test")
 
@@ -77,6 +82,12 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     read = [path for path in options.pictures if path != sources.STDIN]
     data = [config.data] if config.own_pictures else []
     check_output(options.out, inputs=[options.ckpt, options.data, *read, *data], mark=predictions.MARKS[kind])
+    known = checkpoint.known
+    if options.promise and not known:
+        what = f"--promise is {options.promise}, but {options.ckpt} has no pictures to keep a promise by"
+        raise Mistake(f"{what}: train with --validate, or on a folder, with 100 held out or more")
+    promise = options.promise or PROMISE
+    answered = known.keep(promise) if known else None
     skipped: list[str] = []
     faults, foreign = 0, tuple[str, ...]()
 
@@ -89,7 +100,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if options.part:
         split, learnt = part_of(options, checkpoint)
         explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
-        batches, labelled = answers.of_split(explainer, split, learnt), True
+        batches, labelled = answers.of_split(explainer, known, split, learnt), True
     else:
         pictures = sources.find(options.pictures, classes)
         explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
@@ -99,16 +110,26 @@ def predict(options: PredictOptions) -> dict[str, Any]:
 
     def parts() -> Iterator[tuple[answers.Answers, Floats, Bools | None]]:
         for batch in batches:
-            part = batch, answers.probabilities(batch.logits), None
-            figures.add(*part)
-            yield part
+            probabilities, sure = answers.probabilities(batch.logits), None
+            if known:
+                sure = ~batch.unlike & answers.enough(probabilities, answered)
+            figures.add(batch, probabilities, sure)
+            yield batch, probabilities, sure
         if not figures.pictures:
             raise Mistake(f"none of the {faults:,} files is a picture that can be read: " + "; ".join(skipped[:3]))
 
     table = predictions.Table(kind, classes, 0 if options.all else options.top, labelled)
     write_whole(destination(options.out), predictions.blocks(table, parts()))
     result = {"out": options.out, "checkpoint": options.ckpt, "skipped": skipped, "skipped_total": faults}
-    return result | {"foreign_labels": foreign, "precision": explainer.machine.precision} | figures.figures(False)
+    result |= {"foreign_labels": foreign, "precision": explainer.machine.precision}
+    if known:
+        result |= {"promise": promise, "least_probability": answered.probability if answered else None}
+        result["fitted_on"] = known.total
+        if answered:
+            result["fit_answered"] = answered.pictures / answered.total
+            result["fit_accuracy"] = answered.right / answered.pictures
+            result["fit_interval"] = answered.interval
+    return result | figures.figures(known is not None)
 
 
 def part_of(options: PredictOptions, checkpoint: "Checkpoint") -> "tuple[Split, Any]":
@@ -141,6 +162,7 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
         names = result["foreign_labels"]
         yield f"{len(names)} labels are no class of the model, and not scored: {', '.join(names[:6])}"
     yield from report.lines(result)
+    yield from report.promise_lines(result)
     yield from (f"skipped {line}" for line in result["skipped"])
     if result["skipped_total"] > len(result["skipped"]):
         yield f"skipped {result['skipped_total'] - len(result['skipped']):,} more"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
+from engine.known import Answered, Known, pooled
 from engine.model import resize
 from explain.cases import Bools, Floats, Ints
 from explain.explainer import BATCH, Explainer
@@ -32,6 +33,7 @@ class Answers:
     labels: Ints  # (B,) classes, -1 where there is none that the model knows
     logits: Floats  # (B, C)
     learnt: Bools  # (B,) whether the model was trained on it
+    unlike: Bools  # (B,) whether it is unlike all that the model was trained on; False where nobody knows
 
 
 def of_pictures(
@@ -69,11 +71,12 @@ def of_pictures(
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         files, labels = zip(*items, strict=True)
         learnt = np.isin(np.array(content, np.int64), contents) & bool(len(contents))
-        known = np.array([pictures.labels[label] if label else -1 for label in labels], np.int64)
-        yield Answers(files, known, _logits(explainer, resize(images, explainer.model.resolution)), learnt)
+        numbers = np.array([pictures.labels[label] if label else -1 for label in labels], np.int64)
+        logits, unlike = _examined(explainer, checkpoint.known, resize(images, explainer.model.resolution))
+        yield Answers(files, numbers, logits, learnt, unlike)
 
 
-def of_split(explainer: Explainer, split: Split, learnt: Bools) -> Iterator[Answers]:
+def of_split(explainer: Explainer, known: Known | None, split: Split, learnt: Bools) -> Iterator[Answers]:
     """The answers to a part of a data set, whose images (N,) were `learnt` or not; its classes are matched by name."""
     machine, start = explainer.machine, 0
     names = Labels(explainer.model.classes, split.classes)
@@ -83,18 +86,19 @@ def of_split(explainer: Explainer, split: Split, learnt: Bools) -> Iterator[Answ
         rows = slice(start, start + int((labels >= 0).sum()))
         start = rows.stop
         files = split.files[rows] or tuple(f"{split.name} image {i}" for i in range(rows.start, rows.stop))
-        logits = _logits(explainer, images)[: len(files)]
-        yield Answers(files, number[split.labels[rows]], logits, learnt[rows])
+        logits, unlike = _examined(explainer, known, images[: len(files)])
+        yield Answers(files, number[split.labels[rows]], logits, learnt[rows], unlike)
 
 
 @torch.no_grad()
-def _logits(explainer: Explainer, images: Tensor) -> Floats:
-    """(B, C) of uint8 images (B, 3, R, R)."""
-    with explainer.autocast():
-        logits = explainer.model(images.to(explainer.machine.device))
+def _examined(explainer: Explainer, known: Known | None, images: Tensor) -> tuple[Floats, Bools]:
+    """Logits (B, C) of uint8 images (B, 3, R, R), and whether each is unlike all trained on (B,)."""
+    features = pooled(explainer.model, images.to(explainer.machine.device), explainer.machine)
+    logits = explainer.model.fc(features)
     if not bool(logits.isfinite().all()):
         raise Mistake("the model's logits are not finite: its weights are spoilt")
-    return logits.double().cpu().numpy()
+    unlike = known.unlike(features.cpu()) if known else torch.zeros(len(logits), dtype=torch.bool)
+    return logits.double().cpu().numpy(), unlike.numpy()
 
 
 def probabilities(logits: Floats) -> Floats:
@@ -102,3 +106,9 @@ def probabilities(logits: Floats) -> Floats:
     return torch.from_numpy(logits).softmax(1).numpy()
 
 
+
+
+def enough(probabilities: Floats, answered: Answered | None) -> Bools:
+    """(B,) whether the likeliest class is likely enough; of none where no threshold keeps the promise."""
+    best = probabilities.max(1)
+    return answered.of(torch.from_numpy(best)).numpy() if answered else np.zeros(len(best), bool)

@@ -94,6 +94,25 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     yield from _confusion_lines(result)
 
 
+def promise_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """What a person is told of when the model does not know."""
+    if "promise" not in result:
+        yield "known is empty: the checkpoint has no pictures, neither trained on nor tested, to keep a promise by"
+        return
+    promise = f"{result['promise']:.4g}"
+    if result["least_probability"] is None:
+        yield f"no probability keeps a promise of {promise} on the {result['fitted_on']:,} pictures: it answers none"
+        return
+    text = f"promise {promise}: probability {{least_probability:.3f}} or more, and not unlike all trained on; of "
+    text += "{fitted_on:,} pictures that this was fitted on it answers {fit_answered:.1%}, right on {fit_accuracy:.2%} "
+    yield (text + "(95% interval {0:.2%} to {1:.2%})").format(*result["fit_interval"], **result)
+    text = "it answers {known:,} of these {pictures:,} pictures"
+    if "answered_accuracy" in result:
+        text += "; of those with a label {answered:.1%}, right on {answered_accuracy:.2%} (95% interval {0:.2%} to "
+        text += "{1:.2%})"
+    yield text.format(*result.get("answered_accuracy_interval", ()), **result)
+
+
 def _class_lines(classes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     names = list(classes)
     if len(names) > TABLE:

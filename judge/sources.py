@@ -59,11 +59,11 @@ def find(paths: Sequence[str], classes: Sequence[str]) -> Pictures:
             continue
         if os.path.isdir(path):
             os.listdir(path)  # os.walk says nothing where it cannot be read
-            folders[path], name = {}, os.path.basename(os.path.realpath(path))
+            folders[path], root = {}, os.path.basename(os.path.realpath(path))
             for file in files_in(Path(path)):
                 total += 1
                 if (inner := str(file.parent)) not in folders[path]:
-                    folders[path][inner] = [name, *file.relative_to(path).parent.parts]
+                    folders[path][inner] = [root, *file.relative_to(path).parent.parts]
         elif path.lower().endswith(SUFFIXES):
             tables[path] = read_table(Path(path), labelled=False)[0]
             total += len(tables[path])
@@ -75,10 +75,10 @@ def find(paths: Sequence[str], classes: Sequence[str]) -> Pictures:
     names = {name for inner in folders.values() for parts in inner.values() for name in parts}
     labels = Labels(classes, names | {row.label for rows in tables.values() for row in rows if row.label})
     by_folder = {}
-    for root, inner in folders.items():
-        by_folder[root] = {name: _label(parts, labels) for name, parts in inner.items()}
-        if all(labels[label] < 0 for label in by_folder[root].values()):  # their names mean something else
-            by_folder[root] = dict.fromkeys(inner, "")
+    for path, some in folders.items():
+        by_folder[path] = {name: _label(parts, labels) for name, parts in some.items()}
+        if all(labels[label] < 0 for label in by_folder[path].values()):  # their names mean something else
+            by_folder[path] = dict.fromkeys(some, "")
 
     def items() -> Iterator[Item]:
         for path in paths:
@@ -93,7 +93,7 @@ def find(paths: Sequence[str], classes: Sequence[str]) -> Pictures:
             else:
                 yield path, ""
 
-    used = {label for some in by_folder.values() for label in some.values()}
+    used = {label for place in by_folder.values() for label in place.values()}
     used |= {row.label for rows in tables.values() for row in rows}
     foreign = tuple(sorted(label for label in used if label and labels[label] < 0))
     return Pictures(items(), 0 if STDIN in paths else total, labels, any(used), foreign)
