@@ -16,7 +16,7 @@ preflight.require_environment("predict.py")
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -25,11 +25,6 @@ from ground.entry import execute
 from ground.mistake import Mistake
 from ground.terminal import print_result
 
-if TYPE_CHECKING:  # --help loads nothing heavy
-    from engine.checkpoint import Checkpoint
-    from pipeline.split import Split
-
-PROMISE = 0.98
 NAMED = 100  # files that could not be read
 
 
@@ -72,101 +67,40 @@ def main(arguments: Sequence[str]) -> None:
 
 def predict(options: PredictOptions) -> dict[str, Any]:
     """Options -> checkpoint -> answers -> table and figures; returns what there is to report."""
-    from explain.cases import Bools, Floats  # --help loads nothing heavy
-    from explain.explainer import Explainer
+    from explain.explainer import Explainer  # --help loads nothing heavy
     from ground.files import check_output, destination, write_whole
-    from judge import answers, predictions, report, sources
+    from judge import predictions, report, sources
+    from judge.answers import Judge
 
     checkpoint = options.load()
     kind, config, classes = Path(options.out).suffix.lower(), checkpoint.config, checkpoint.model.classes
-    read = [path for path in options.pictures if path != sources.STDIN]
-    data = [config.data] if config.own_pictures else []
-    check_output(options.out, inputs=[options.ckpt, options.data, *read, *data], mark=predictions.MARKS[kind])
-    known = checkpoint.known
-    if options.promise and not known:
-        what = f"--promise is {options.promise}, but {options.ckpt} has no pictures to keep a promise by"
-        raise Mistake(f"{what}: train with --validate, or on a folder, with 100 held out or more")
-    promise = options.promise or PROMISE
-    answered = known.keep(promise) if known else None
-    skipped: list[str] = []
-    faults, foreign = 0, tuple[str, ...]()
-
-    def skip(line: str) -> None:
-        nonlocal faults
-        faults += 1
-        if faults <= NAMED:
-            skipped.append(line)
-
+    inputs = [options.ckpt, options.data, *options.pictures, *[config.data] * config.own_pictures]
+    check_output(options.out, inputs=inputs, mark=predictions.MARKS[kind])
+    explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
+    judge, skipped = Judge(explainer, checkpoint, options.promise), list[str]()
+    labelled, foreign = True, tuple[str, ...]()
     if options.part:
-        split, learnt = part_of(options, checkpoint)
-        explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
-        batches, labelled = answers.of_split(explainer, known, split, learnt), True
+        batches = judge.of_split(*sources.part(options, checkpoint, options.part))
     else:
         pictures = sources.find(options.pictures, classes)
-        explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
-        batches, labelled = answers.of_pictures(explainer, checkpoint, pictures, skip), pictures.labelled
-        foreign = pictures.foreign
+        labelled, foreign = pictures.labelled, pictures.foreign
+        batches = judge.of_pictures(pictures, skipped)
+
     figures = report.Report(classes, options.with_training)
-
-    def parts() -> Iterator[tuple[answers.Answers, Floats, Bools | None]]:
-        for batch in batches:
-            probabilities, sure = answers.probabilities(batch.logits), None
-            if known:
-                sure = ~batch.unlike & answers.enough(probabilities, answered)
-            figures.add(batch, probabilities, sure)
-            yield batch, probabilities, sure
-        if not figures.pictures:
-            raise Mistake(f"none of the {faults:,} files is a picture that can be read: " + "; ".join(skipped[:3]))
-
     table = predictions.Table(kind, classes, 0 if options.all else options.top, labelled)
-    write_whole(destination(options.out), predictions.blocks(table, parts()))
-    result = {"out": options.out, "checkpoint": options.ckpt, "skipped": skipped, "skipped_total": faults}
-    result |= {"foreign_labels": foreign, "precision": explainer.machine.precision}
-    if known:
-        result |= {"promise": promise, "least_probability": answered.probability if answered else None}
-        result["fitted_on"] = known.total
-        if answered:
-            result["fit_answered"] = answered.pictures / answered.total
-            result["fit_accuracy"] = answered.right / answered.pictures
-            result["fit_interval"] = answered.interval
-    return result | figures.figures(known is not None)
-
-
-def part_of(options: PredictOptions, checkpoint: "Checkpoint") -> "tuple[Split, Any]":
-    """A part of the checkpoint's data, and (N,) bool: whether it was trained on each image.
-
-    Of pictures their contents tell; of other data, that the run trained on all of the part.
-    """
-    import numpy as np
-
-    config, data = checkpoint.config, options.open_data(checkpoint)
-    held_out = bool(config.validate or config.fold)
-    if options.part == "validation" and not (held_out or data.has_validation()):
-        raise Mistake(f"--part is validation: {options.ckpt} was trained without; --validate holds some out")
-    if options.part == "train":
-        split = data.splits(config.validate, config.fold)[0]
-    elif options.part == "validation":
-        split = data.validation() or data.reported(config.validate, config.fold)
-    else:
-        split = data.load("test")
-    if len(split.contents):
-        return split, np.isin(split.contents, checkpoint.trained_on.numpy())
-    return split, np.full(len(split), options.part == "train")
+    write_whole(destination(options.out), table.blocks(figures.gather(batches, skipped)))
+    result: dict[str, Any] = {"out": options.out, "checkpoint": options.ckpt, "precision": explainer.machine.precision}
+    result |= {"skipped": skipped[:NAMED], "skipped_total": len(skipped), "foreign_labels": foreign}
+    return result | judge.facts() | figures.figures(judge.known is not None)
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:
     """What a person is told at the end."""
     from judge import report
 
-    if result["foreign_labels"]:
-        names = result["foreign_labels"]
-        yield f"{len(names)} labels are no class of the model, and not scored: {', '.join(names[:6])}"
     yield from report.lines(result)
-    yield from report.promise_lines(result)
     yield from (f"skipped {line}" for line in result["skipped"])
-    if result["skipped_total"] > len(result["skipped"]):
-        yield f"skipped {result['skipped_total'] - len(result['skipped']):,} more"
-    yield "wrote {out}: {pictures:,} pictures".format_map(result)
+    yield "wrote {out}: {pictures:,} pictures, {skipped_total:,} skipped".format_map(result)
 
 
 if __name__ == "__main__":

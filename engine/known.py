@@ -36,7 +36,7 @@ SAMPLE, SAMPLE_PIXELS = 5_000, 5_000 * 96 * 96  # at most, of the training image
 SHRINKAGE = 0.1  # of the covariance, towards that of a ball
 UNLIKE = 0.02  # share of unseen pictures that may be called unlike the others
 ERROR = 0.05  # share of fits whose promise may be broken
-STARTS = 8  # thresholds that the tests start from, those that answer 1/8, 2/8 ... of the pictures
+STARTS = 4  # thresholds that the tests start from, those that answer 1/4, 2/4, 3/4 and all of the pictures
 BINS, LOWEST, STEP = 256, -4.0, 1 / 16  # of a probability's log odds: the thresholds; in the first is all below, too
 MOST_IMAGES = 10_000_000  # unseen ones, of a file that may claim any number
 LENGTHS = 4096  # bins of a distance's logarithm
@@ -98,7 +98,7 @@ class Known:
         answered, right = self.answers.flip(1).cumsum(1).flip(1).tolist()
         lowest = None
         for start in range(1, STARTS + 1):
-            enough = [b for b in range(BINS) if answered[b] >= self.total * start / STARTS]
+            enough = [b for b in range(BINS) if answered[b] >= answered[0] * start / STARTS]
             for b in range(enough[-1] if enough else -1, -1, -1):
                 wrong = answered[b] - right[b]
                 if not answered[b] or binomial_tail(wrong, answered[b], 1 - promise) > ERROR / STARTS:

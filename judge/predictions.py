@@ -3,12 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from explain.cases import Bools, Floats
 from explain.outputs import cell
 from judge.answers import Answers
 
@@ -18,7 +17,7 @@ MARKS = {".csv": ",".join(COLUMNS).encode(), ".jsonl": b'", "prediction": "'}
 
 
 class Table:
-    """Gives a table's bytes, a block at a time.
+    """Gives a table's bytes, a block at a time: `blocks`.
 
     CSV: the columns above, with probability 0..1 and known 0, 1 or empty where nobody knows; then for the 2nd to the
     `top`th place the class and its probability, or with a `top` of 0 all classes' probabilities; where there are
@@ -30,6 +29,11 @@ class Table:
         self.top = min(top or len(classes), len(classes))
         self.every = top == 0
 
+    def blocks(self, batches: Iterable[Answers]) -> Iterator[bytes]:
+        """All of the table; the first answers are waited for before anything is given."""
+        for number, answers in enumerate(batches):
+            yield self.head() * (number == 0) + self.block(answers)
+
     def head(self) -> bytes:
         if self.kind != ".csv":
             return b""
@@ -37,8 +41,9 @@ class Table:
         every = [cell(f"p {name}") for name in self.classes]
         return _csv([[*COLUMNS, *(every if self.every else places), *["label"] * self.labelled]])
 
-    def block(self, answers: Answers, probabilities: Floats, known: Bools | None) -> bytes:
-        """The lines of B pictures, with probabilities (B, C), and whether each is known (B,)."""
+    def block(self, answers: Answers) -> bytes:
+        """The lines of B pictures."""
+        probabilities, known = answers.probabilities, answers.known
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.top]
         values, names = np.take_along_axis(probabilities, best, 1).tolist(), self.classes
         labels = [names[label] if label >= 0 else "" for label in answers.labels.tolist()]
@@ -65,11 +70,3 @@ def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
-
-
-def blocks(table: Table, parts: Iterator[tuple[Answers, Floats, Bools | None]]) -> Iterator[bytes]:
-    """All of a table; the first answers are waited for, so that without any nothing is written."""
-    first = True
-    for part in parts:
-        yield table.head() * first + table.block(*part)
-        first = False

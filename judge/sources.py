@@ -10,10 +10,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from engine.checkpoint import Checkpoint
+from explain.cases import Bools
+from explain.options import CheckpointOptions
 from ground.mistake import Mistake
 from pipeline.folder import on_disk
 from pipeline.labels import name_list, one_spelling
 from pipeline.pictures import files_in
+from pipeline.split import Split
 from pipeline.table import SUFFIXES, Row, read_table
 
 STDIN = "-"
@@ -103,3 +109,21 @@ def _label(parts: Sequence[str], labels: Labels) -> str:
     """The nearest of the folders in one another that is named after a class; else the nearest below the root, or ""."""
     known = [name for name in parts if labels[name] >= 0]
     return known[-1] if known else parts[-1] if len(parts) > 1 else ""
+
+
+def part(options: CheckpointOptions, checkpoint: Checkpoint, name: str) -> tuple[Split, Bools]:
+    """A part of the checkpoint's data, and (N,) whether the model was trained on each image of it.
+
+    Of pictures their contents tell; of other data, that the run trained on all of "train". Raises Mistake as
+    `open_data`, and where it has no such part.
+    """
+    config, data = checkpoint.config, options.open_data(checkpoint)
+    split = data.validation() if name == "validation" else None
+    if name == "test":
+        split = data.load("test")
+    elif not split and (name == "train" or config.validate or config.fold):
+        split = data.splits(config.validate, config.fold)[name == "validation"]
+    if not split:
+        raise Mistake(f"--part is validation: {options.ckpt} was trained without; train with --validate")
+    learnt = np.full(len(split), name == "train")
+    return split, np.isin(split.contents, checkpoint.trained_on.numpy()) if len(split.contents) else learnt
