@@ -52,8 +52,6 @@ class PredictOptions(ModelOptions):
             raise Mistake(f"--out is {self.out}: its name must end in .csv or .jsonl")
         if self.promise and not 0.5 < self.promise < 1:
             raise Mistake(f"--promise is {self.promise}: it must be above 0.5 and below 1")
-        if bool(self.pictures) == bool(self.part):
-            raise Mistake("name pictures: files, folders, a table or - for names on stdin; or else --part test")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -72,6 +70,8 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     from judge import predictions, report, sources
     from judge.answers import Judge
 
+    if bool(options.pictures) == bool(options.part):
+        raise Mistake("name pictures: files, folders, a table or - for names on stdin; or else --part test")
     checkpoint = options.load()
     kind, config, classes = Path(options.out).suffix.lower(), checkpoint.config, checkpoint.model.classes
     inputs = [options.ckpt, options.data, *options.pictures, *[config.data] * config.own_pictures]

@@ -123,6 +123,6 @@ def test_a_run_keeps_what_it_knows_and_a_forged_one_is_refused(capsys, monkeypat
     ):  # fmt: skip
         checkpoint.save_model("forged.pt", loaded.model, replace(loaded.config), loaded.metrics, None, loaded.known)
         rewritten("forged.pt", lambda content, path=path, value=value: put(content, path, value))
-        with pytest.raises(Mistake, match="known|promise"):
+        with pytest.raises(Mistake, match=r"known|promise"):
             checkpoint.load("forged.pt")
     assert checkpoint.load_model("model.pt").width == Config(width=8).width

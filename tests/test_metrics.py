@@ -1,5 +1,7 @@
 """explain/metrics.py and ground/interval.py against scikit-learn and statsmodels, on random tables."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -11,7 +13,9 @@ from engine.known import binomial_tail
 from explain.metrics import calibrated, class_scores, confusion_matrix, ranks, share
 from ground.interval import wilson
 
-CLOSE = {"rtol": 0, "atol": 1e-12}
+
+def close(ours: Any, theirs: Any) -> None:
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -32,7 +36,7 @@ def test_every_figure_is_scikit_learn_s(seed: int):
     )
     for mine, other in zip((ours.precision, ours.recall, ours.f1, ours.images), theirs, strict=True):
         both = ~np.isnan(other.astype(float))
-        np.testing.assert_allclose(mine[both], other[both], **CLOSE)
+        close(mine[both], other[both])
     assert np.isnan(ours.precision).tolist() == (ours.predicted == 0).tolist()
     assert np.isnan(ours.recall).tolist() == (ours.images == 0).tolist()
     matrix = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))
@@ -57,14 +61,14 @@ def test_the_intervals_are_statsmodels(seed: int):
     for mine, count in ((ours.precision_interval, said), (ours.recall_interval, true)):
         some = count > 0
         theirs = np.stack(proportion_confint(right[some], count[some], method="wilson"), 1)
-        np.testing.assert_allclose(mine[some], theirs, **CLOSE)
+        close(mine[some], theirs)
         assert np.isnan(mine[~some]).all()
     some = (said + true) > 0
     union = np.stack(proportion_confint(right[some], (said + true - right)[some], method="wilson"), 1)
-    np.testing.assert_allclose(ours.f1_interval[some], 2 * union / (1 + union), **CLOSE)
+    close(ours.f1_interval[some], 2 * union / (1 + union))
     interval = share(labels == predicted)[1]
-    np.testing.assert_allclose(interval, proportion_confint(right.sum(), len(labels), method="wilson"), **CLOSE)
-    np.testing.assert_allclose(wilson(3.0, 7), proportion_confint(3, 7, method="wilson"), **CLOSE)
+    close(interval, proportion_confint(right.sum(), len(labels), method="wilson"))
+    close(wilson(3.0, 7), proportion_confint(3, 7, method="wilson"))
 
 
 def test_the_interval_of_f1_holds_the_true_one_95_times_in_100():
