@@ -71,27 +71,25 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     from judge.answers import Judge
 
     if bool(options.pictures) == bool(options.part):
-        raise Mistake("name pictures: files, folders, a table or - for names on stdin; or else --part test")
+        raise Mistake("name pictures: files, folders, a table, - for names on stdin; or --part test")
     checkpoint = options.load()
-    kind, config, classes = Path(options.out).suffix.lower(), checkpoint.config, checkpoint.model.classes
+    kind, config = Path(options.out).suffix.lower(), checkpoint.config
     inputs = [options.ckpt, options.data, *options.pictures, *[config.data] * config.own_pictures]
     check_output(options.out, inputs=inputs, mark=predictions.MARKS[kind])
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
     judge, skipped = Judge(explainer, checkpoint, options.promise), list[str]()
-    labelled, foreign = True, tuple[str, ...]()
     if options.part:
         batches = judge.of_split(*sources.part(options, checkpoint, options.part))
     else:
-        pictures = sources.find(options.pictures, classes)
-        labelled, foreign = pictures.labelled, pictures.foreign
-        batches = judge.of_pictures(pictures, skipped)
+        batches = judge.of_pictures(*sources.find(options.pictures, judge.labels), skipped)
 
+    classes = checkpoint.model.classes
     figures = report.Report(classes, options.with_training)
-    table = predictions.Table(kind, classes, 0 if options.all else options.top, labelled)
+    table = predictions.Table(kind, classes, 0 if options.all else options.top)
     write_whole(destination(options.out), table.blocks(figures.gather(batches, skipped)))
-    result: dict[str, Any] = {"out": options.out, "checkpoint": options.ckpt, "precision": explainer.machine.precision}
-    result |= {"skipped": skipped[:NAMED], "skipped_total": len(skipped), "foreign_labels": foreign}
-    return result | judge.facts() | figures.figures(judge.known is not None)
+    result = {"out": options.out, "checkpoint": options.ckpt, "model": str(explainer)}
+    result |= judge.facts() | figures.figures(judge.known is not None)
+    return result | {"skipped": skipped[:NAMED], "skipped_total": len(skipped)}
 
 
 def lines(result: dict[str, Any]) -> Iterator[str]:

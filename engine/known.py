@@ -15,6 +15,7 @@ on a CIFAR-10 model of width 16 (86% right) against noise, blots, plain colours,
 mean AUROC 0.94; without the length of 1 0.85, k nearest of 3,000 neighbours 0.93.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -23,23 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.config import COLDEST, HOTTEST
 from engine.device import autocast
 from engine.learner import Batch
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.temperature import FEWEST
-from ground.interval import wilson
 from ground.mistake import Mistake
 
 SAMPLE, SAMPLE_PIXELS = 5_000, 5_000 * 96 * 96  # at most, of the training images whose features are looked at
 SHRINKAGE = 0.1  # of the covariance, towards that of a ball
 UNLIKE = 0.02  # share of unseen pictures that may be called unlike the others
-ERROR = 0.05  # share of fits whose promise may be broken
-STARTS = 4  # thresholds that the tests start from, those that answer 1/4, 2/4, 3/4 and all of the pictures
+STARTS = 4  # thresholds that tests start from: those that answer 1/4, 2/4, 3/4 and all pictures
+LEVEL = 0.05 / STARTS  # of each test, so that 5% of the fits break their promise at most
 BINS, LOWEST, STEP = 256, -4.0, 1 / 16  # of a probability's log odds: the thresholds; in the first is all below, too
 MOST_IMAGES = 10_000_000  # unseen ones, of a file that may claim any number
-LENGTHS = 4096  # bins of a distance's logarithm
+FARTHEST, HALVINGS = 2.0**20, 50  # how the distance is found
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,11 @@ class Answered:
     bin: int
     pictures: int  # that are answered
     right: int  # of these
-    total: int
 
     @property
     def probability(self) -> float:
         """The least that is answered; 0: all are."""
-        edge = torch.tensor(LOWEST + STEP * self.bin, dtype=torch.float64)
-        return edge.sigmoid().item() if self.bin else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """That of their accuracy."""
-        low, high = wilson(self.right, self.pictures)
-        return float(low), float(high)
+        return 1 / (1 + math.exp(-LOWEST - STEP * self.bin)) if self.bin else 0.0
 
     def of(self, probabilities: Tensor) -> Tensor:
         """(N,) bool: whether probabilities (N,) of predicted classes are large enough."""
@@ -93,23 +84,20 @@ class Known:
         return _distances(features, self.centres, self.whitener) > self.distance
 
     def keep(self, promise: float) -> Answered | None:
-        """The lowest threshold that keeps the promise, a share above 0 and below 1; None where none does."""
+        """The lowest threshold that keeps a promise, a share above 0 and below 1; or None."""
         # Bins 0 .. 255 of a rising probability: at or above bin b are answered[b], of them right[b].
         answered, right = self.answers.flip(1).cumsum(1).flip(1).tolist()
-        lowest = None
+        lowest = BINS
         for start in range(1, STARTS + 1):
-            enough = [b for b in range(BINS) if answered[b] >= answered[0] * start / STARTS]
-            for b in range(enough[-1] if enough else -1, -1, -1):
-                wrong = answered[b] - right[b]
-                if not answered[b] or binomial_tail(wrong, answered[b], 1 - promise) > ERROR / STARTS:
-                    break
-                lowest = min(b, lowest if lowest is not None else b)
-        return None if lowest is None else Answered(lowest, answered[lowest], right[lowest], self.total)
+            b = max(b for b in range(BINS) if answered[b] * STARTS >= answered[0] * start)
+            while b >= 0 and binomial_tail(answered[b] - right[b], answered[b], 1 - promise) <= LEVEL:
+                lowest, b = min(b, lowest), b - 1
+        return None if lowest == BINS else Answered(lowest, answered[lowest], right[lowest])
 
 
 def binomial_tail(hits: int, count: int, share: float) -> float:
-    """The probability of so few hits, or fewer, among `count` that are hits with probability `share`; 1 where there are
-    no fewer than are to be expected, as then nothing hangs on how much less it is."""
+    """The probability of so few hits, or fewer, among `count` that are hits with probability `share`;
+    1 where there are no fewer than are to be expected: how much less, nobody asks."""
     if hits >= count * share:
         return 1.0
     n, k, p = (torch.tensor(value, dtype=torch.float64) for value in (count, range(hits + 1), share))
@@ -118,8 +106,9 @@ def binomial_tail(hits: int, count: int, share: float) -> float:
 
 
 def sample(count: int, side: int) -> np.ndarray:
-    """Which of `count` training images of `side` pixels are looked at: indices (n,) int64, evenly spaced."""
-    return np.linspace(0, count - 1, min(count, SAMPLE, SAMPLE_PIXELS // side**2)).astype(np.int64)
+    """Which of `count` training images of `side` pixels are looked at: (n,) int64, evenly spaced."""
+    some = min(count, SAMPLE, SAMPLE_PIXELS // side**2)
+    return np.linspace(0, count - 1, some).astype(np.int64)
 
 
 @torch.no_grad()
@@ -127,55 +116,56 @@ def fit_known(
     model: ResNet, train: Iterable[Batch], unseen: Iterable[Batch], temperature: float, machine: Machine,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Known | None:  # fmt: skip
-    """By images trained on, some of each class, and images that were not; None of fewer than FEWEST of these.
+    """By images trained on, and images that were not; None of fewer than FEWEST of these.
 
-    The model is in eval mode, its logits not yet divided by the temperature. Labels of -1 are padding. Each rank gives
-    its own batches, none of them too, and gets the result of all.
+    The model is in eval mode, its logits not yet divided by the temperature. Labels of -1 are padding.
+    Each rank gives its own batches, none of them too, and gets the result of all.
     """
-    device, (classes, width) = machine.device, model.fc.weight.shape
-    zeros: Any = {"dtype": torch.float64, "device": device}
-    sums, counts, products = (torch.zeros(*shape, **zeros) for shape in ((classes, width), (classes,), (width, width)))
+    classes, width = model.fc.weight.shape
+    zeros: Any = {"dtype": torch.float64, "device": machine.device}
+    sums, counts = torch.zeros(classes, width, **zeros), torch.zeros(classes, 1, **zeros)
+    products, unit = torch.zeros(width, width, **zeros), torch.eye(width, **zeros)
     for images, labels in train:
         features = _unit(pooled(model, images, machine)[labels >= 0]).double()
         sums.index_add_(0, labels[labels >= 0], features)
-        counts += labels[labels >= 0].bincount(minlength=classes)
+        counts += labels[labels >= 0].bincount(minlength=classes)[:, None]
         products += features.T @ features
         after_batch()
     for tensor in (sums, counts, products):
         machine.world.sum_(tensor)
-    present = counts > 0
-    if not bool(present.any()):
-        return None
-    means = sums[present] / counts[present, None]
-    covariance = (products - (means * counts[present, None]).T @ means) / counts.sum()
-    ball = covariance.trace() / width * torch.eye(width, **zeros)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * ball + 1e-12 * torch.eye(width, **zeros)
-    whitener = torch.linalg.inv(torch.linalg.cholesky(covariance))
-    centres = (means @ whitener.T).float()
+    means = (sums / counts)[counts[:, 0] > 0]
+    covariance = (products - sums.T @ (sums / counts.clamp(min=1))) / counts.sum()
+    ball = covariance.trace() / width * unit
+    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * ball + 1e-12 * unit
+    whitener = torch.linalg.inv(torch.linalg.cholesky(covariance)).float()
+    centres = (means @ whitener.T.double()).float()
 
     parts = []
-    lengths, answers = torch.zeros(LENGTHS, **zeros), torch.zeros(2, BINS, **zeros)
     for images, labels in unseen:
         features, labels = pooled(model, images, machine)[labels >= 0], labels[labels >= 0]
-        top = (model.fc(features).double() / temperature).softmax(1).max(1)
-        parts.append((_distances(features, centres, whitener.float()), top.values, top.indices == labels))
-        lengths += _length_bins(parts[-1][0]).bincount(minlength=LENGTHS)
+        p, said = (model.fc(features).double() / temperature).softmax(1).max(1)
+        parts.append((_distances(features, centres, whitener), _bins(p), said == labels))
         after_batch()
-    total = int(machine.world.sum_(lengths).sum())
-    if total < FEWEST or not COLDEST <= temperature <= HOTTEST:
+
+    def counted(distance: float) -> Tensor:
+        """(2, BINS) as `Known.answers`, of the pictures within a distance."""
+        answers = torch.zeros(2, BINS, **zeros)
+        for distances, bins, right in parts:
+            answers[0] += bins[distances <= distance].bincount(minlength=BINS)
+            answers[1] += bins[(distances <= distance) & right].bincount(minlength=BINS)
+        return machine.world.sum_(answers)
+
+    total, low, high = int(counted(math.inf)[0].sum()), 0.0, FARTHEST
+    if total < FEWEST:
         return None
-    last = int((lengths.cumsum(0) < (1 - UNLIKE) * total).sum())
-    distance = _length(last + 1)
-    for distances, probabilities, right in parts:
-        bins = _bins(probabilities)[distances <= distance]
-        answers[0] += bins.bincount(minlength=BINS)
-        answers[1] += bins[right[distances <= distance]].bincount(minlength=BINS)
-    answers = machine.world.sum_(answers).long().cpu()
-    return Known(centres.cpu(), whitener.float().cpu(), distance, answers, total)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if counted(middle)[0].sum() < (1 - UNLIKE) * total else (low, middle)
+    return Known(centres.cpu(), whitener.cpu(), high, counted(high).long().cpu(), total)
 
 
 def pooled(model: ResNet, images: Tensor, machine: Machine) -> Tensor:
-    """(B, K) float32: layer4's activations averaged over uint8 images (B, 3, H, W), as the last layer takes them."""
+    """(B, K) float32: layer4's activations, averaged over uint8 images (B, 3, H, W)."""
     with autocast(machine.device, machine.precision):
         return model.features(images).float().mean((2, 3))
 
@@ -192,13 +182,3 @@ def _distances(features: Tensor, centres: Tensor, whitener: Tensor) -> Tensor:
 def _bins(probabilities: Tensor) -> Tensor:
     odds = probabilities.double().logit()
     return ((odds - LOWEST) / STEP).floor().clamp(0, BINS - 1).long()
-
-
-def _length_bins(distances: Tensor) -> Tensor:
-    """Bins of distances from 1/256 to 65,536, each 0.4% longer than the one before."""
-    return ((distances.double().log2() + 8) / 24 * LENGTHS).floor().clamp(0, LENGTHS - 1).long()
-
-
-def _length(place: int) -> float:
-    """Where the bin of this number begins."""
-    return 2.0 ** (place / LENGTHS * 24 - 8)

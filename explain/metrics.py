@@ -4,6 +4,7 @@ An interval is where the true share lies in 95 of 100 cases, where the images ar
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,7 +43,7 @@ def calibration(logits: Tensor, labels: Ints) -> Calibration:
 
 
 def calibrated(confidence: Floats, right: Bools, bins: int = 15) -> Calibration:
-    """Calibration of N predicted classes, of which so many are right (Guo et al. 2017, arXiv 1706.04599)."""
+    """Calibration of predictions (N,), right or not (N,) (Guo et al. 2017, arXiv 1706.04599)."""
     place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     images = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, values, bins) for values in (confidence, right)]
@@ -51,48 +52,45 @@ def calibrated(confidence: Floats, right: Bools, bins: int = 15) -> Calibration:
     return Calibration(error, images, *means)
 
 
-@dataclass(frozen=True, eq=False)
-class ClassScores:
-    """Of each class; NaN where there is nothing to divide by."""
+def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.NDArray[Any]]:
+    """Figures of each of C classes, by labels and predictions (N,); NaN where nothing is counted.
 
-    images: Ints  # (C,)
-    predicted: Ints  # (C,) images that were taken for it
-    precision: Floats  # (C,) of those taken for it: which share is of it
-    recall: Floats  # (C,) of its own images: which share was recognised
-    f1: Floats  # (C,) harmonic mean of the two
-    precision_interval: Floats  # (C, 2)
-    recall_interval: Floats  # (C, 2)
-    f1_interval: Floats  # (C, 2)
-
-
-def class_scores(labels: Ints, predicted: Ints, classes: int) -> ClassScores:
-    """Precision, recall and F1 of each of so many classes, by labels and predictions (N,).
-
-    The intervals of precision and recall are Wilson's. F1 is no share of a sample, but a rising function of one: of the
-    images that are of the class or taken for it, J are both, and F1 = 2J / (1 + J) (Hand, Christen and Kirielle
-    2021, Machine Learning 110, who call J F*). So its interval is Wilson's for J, brought through the same function.
+    images (C,); predicted (C,), images taken for it; precision, recall, f1 (C,), and of each of these
+    NAME_interval (C, 2): Wilson's, of the images taken for the class, and of its own. F1 is no share,
+    but rises with one: of the images that are of the class or taken for it, J are both, and F1 =
+    2J / (1 + J) (Hand, Christen and Kirielle 2021, Machine Learning 110, who call J F*). So its
+    interval is Wilson's for J, brought through the same function.
     """
-    images, taken, right = (
-        np.bincount(some, minlength=classes) for some in (labels, predicted, labels[labels == predicted])
-    )
+    counted = labels, predicted, labels[labels == predicted]
+    images, taken, right = (np.bincount(some, minlength=classes) for some in counted)
+    scores: dict[str, npt.NDArray[Any]] = {"images": images, "predicted": taken}
+    of = {"precision": taken, "recall": images, "f1": images + taken - right}
     with np.errstate(divide="ignore", invalid="ignore"):
-        either = images + taken - right
-        precision, recall = (np.stack(wilson(right, count), 1) for count in (taken, images))
-        both = np.stack([right / either, *wilson(right, either)], 1)
-        f1 = 2 * both / (1 + both)
-        return ClassScores(
-            images, taken, right / taken, right / images, f1[:, 0], precision, recall, f1[:, 1:]
-        )
+        for name, count in of.items():
+            three = np.stack([right / count, *wilson(right, count)], 1)  # (C, 3)
+            three = 2 * three / (1 + three) if name == "f1" else three
+            scores |= {name: three[:, 0], f"{name}_interval": three[:, 1:]}
+    return scores
 
 
-def share(hits: npt.NDArray[np.bool_]) -> tuple[float, list[float]]:
+def confusions(labels: Ints, predicted: Ints, classes: int, most: int = 1000) -> list[tuple[int, ...]]:
+    """(true class, predicted class, images) of what is wrong, most frequent first, without a table of
+    all pairs, of which there may be too many."""
+    wrong = labels != predicted
+    pairs, counts = np.unique(labels[wrong] * classes + predicted[wrong], return_counts=True)
+    order = np.argsort(-counts, kind="stable")[:most]
+    columns = *np.divmod(pairs[order], classes), counts[order]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def share(hits: Bools) -> tuple[float, tuple[float, float]]:
     """The share of the images (N,), one at least, that are hits, and its interval."""
     count, total = int(hits.sum()), len(hits)
-    return count / total, list(wilson(count, total))
+    return count / total, wilson(count, total)
 
 
 def ranks(logits: Floats, labels: Ints) -> Ints:
-    """(N,) place of the true class among those of logits (N, C), from 1; of equals the first has the better one."""
+    """(N,) place of the true class by logits (N, C), from 1; of equals the first has the better one."""
     own = np.take_along_axis(logits, labels[:, None], 1)
     before = np.arange(logits.shape[1]) < labels[:, None]
     return 1 + ((logits > own) | ((logits == own) & before)).sum(1)

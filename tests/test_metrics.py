@@ -10,7 +10,7 @@ from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
 from engine.known import binomial_tail
-from explain.metrics import calibrated, class_scores, confusion_matrix, ranks, share
+from explain.metrics import calibrated, class_scores, confusion_matrix, confusions, ranks, share
 from ground.interval import wilson
 
 
@@ -34,17 +34,20 @@ def test_every_figure_is_scikit_learn_s(seed: int):
     theirs = sklearn.metrics.precision_recall_fscore_support(
         labels, predicted, labels=range(classes), zero_division=np.nan
     )
-    for mine, other in zip((ours.precision, ours.recall, ours.f1, ours.images), theirs, strict=True):
+    for mine, other in zip((ours["precision"], ours["recall"], ours["f1"], ours["images"]), theirs, strict=True):
         both = ~np.isnan(other.astype(float))
         close(mine[both], other[both])
-    assert np.isnan(ours.precision).tolist() == (ours.predicted == 0).tolist()
-    assert np.isnan(ours.recall).tolist() == (ours.images == 0).tolist()
+    assert np.isnan(ours["precision"]).tolist() == (ours["predicted"] == 0).tolist()
+    assert np.isnan(ours["recall"]).tolist() == (ours["images"] == 0).tolist()
     matrix = sklearn.metrics.confusion_matrix(labels, predicted, labels=range(classes))
     assert np.array_equal(confusion_matrix(labels, predicted, classes), matrix)
-    seen = ours.images > 0
+    pairs = confusions(labels, predicted, classes)
+    assert all(matrix[true, other] == n for true, other, n in pairs)
+    assert sum(n for *_, n in pairs) == len(labels) - np.trace(matrix)
+    seen = ours["images"] > 0
     if seen.sum() > 1:
         expected = np.diag(matrix)[seen] / matrix.sum(1)[seen]
-        assert ours.recall[seen].mean() == pytest.approx(expected.mean(), abs=1e-12)
+        assert ours["recall"][seen].mean() == pytest.approx(expected.mean(), abs=1e-12)
     assert share(labels == predicted)[0] == pytest.approx(sklearn.metrics.accuracy_score(labels, predicted), abs=1e-12)
     places, several = ranks(logits, labels), min(5, classes - 1)
     if classes > 2:
@@ -58,14 +61,14 @@ def test_the_intervals_are_statsmodels(seed: int):
     labels, predicted, _, classes = drawn(seed)
     ours, matrix = class_scores(labels, predicted, classes), confusion_matrix(labels, predicted, classes)
     right, said, true = np.diag(matrix), matrix.sum(0), matrix.sum(1)
-    for mine, count in ((ours.precision_interval, said), (ours.recall_interval, true)):
+    for mine, count in ((ours["precision_interval"], said), (ours["recall_interval"], true)):
         some = count > 0
         theirs = np.stack(proportion_confint(right[some], count[some], method="wilson"), 1)
         close(mine[some], theirs)
         assert np.isnan(mine[~some]).all()
     some = (said + true) > 0
     union = np.stack(proportion_confint(right[some], (said + true - right)[some], method="wilson"), 1)
-    close(ours.f1_interval[some], 2 * union / (1 + union))
+    close(ours["f1_interval"][some], 2 * union / (1 + union))
     interval = share(labels == predicted)[1]
     close(interval, proportion_confint(right.sum(), len(labels), method="wilson"))
     close(wilson(3.0, 7), proportion_confint(3, 7, method="wilson"))
@@ -77,7 +80,7 @@ def test_the_interval_of_f1_holds_the_true_one_95_times_in_100():
         labels = (random.random(150) < 0.4).astype(np.int64)
         # A class of 40% of the images, of which 80% are recognised, and as many others taken for it.
         said = np.where(labels == 1, random.random(150) < 0.8, random.random(150) < 0.08 / 0.6).astype(np.int64)
-        low, high = class_scores(labels, said, 2).f1_interval[1]
+        low, high = class_scores(labels, said, 2)["f1_interval"][1]
         held += low <= true <= high
     assert 0.93 < float(held) / 2000 < 0.97
 
