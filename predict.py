@@ -13,6 +13,7 @@ import preflight
 
 preflight.require_environment("predict.py")
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class PredictOptions(ModelOptions):
     part: Literal["", "train", "validation", "test"] = ""
     """Instead of PICTURES: this part of the data set that the checkpoint was trained on."""
     out: str = "predictions.csv"
-    """The table: .csv, or .jsonl for a line of JSON a picture."""
+    """The table: .csv, or .jsonl for a line of JSON a picture; or .html, a page of the errors."""
     top: int = 5
     """Classes of each picture that the table names, the likeliest first, 1 to 1,000."""
     all: bool = False
@@ -48,8 +49,8 @@ class PredictOptions(ModelOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_within("top", 1, 1000)
-        if Path(self.out).suffix.lower() not in (".csv", ".jsonl"):
-            raise Mistake(f"--out is {self.out}: its name must end in .csv or .jsonl")
+        if Path(self.out).suffix.lower() not in (".csv", ".jsonl", ".html"):
+            raise Mistake(f"--out is {self.out}: its name must end in .csv, .jsonl or .html")
         if self.promise and not 0.5 < self.promise < 1:
             raise Mistake(f"--promise is {self.promise}: it must be above 0.5 and below 1")
 
@@ -67,13 +68,16 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     """Options -> checkpoint -> answers -> table and figures; returns what there is to report."""
     from explain.explainer import Explainer  # --help loads nothing heavy
     from ground.files import check_output, destination, write_whole
-    from judge import predictions, report, sources
+    from judge import errors, predictions, report, sources
     from judge.answers import Judge
 
+    kind = Path(options.out).suffix.lower()
     if bool(options.pictures) == bool(options.part):
         raise Mistake("name pictures: files, folders, a table, - for names on stdin; or --part test")
+    if options.part and kind == ".html":
+        raise Mistake("--part has no page here: gradcam.py --out errors.html makes it")
     checkpoint = options.load()
-    kind, config = Path(options.out).suffix.lower(), checkpoint.config
+    config = checkpoint.config
     inputs = [options.ckpt, options.data, *options.pictures, *[config.data] * config.own_pictures]
     check_output(options.out, inputs=inputs, mark=predictions.MARKS[kind])
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
@@ -86,9 +90,16 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     classes = checkpoint.model.classes
     figures = report.Report(classes, options.with_training)
     table = predictions.Table(kind, classes, 0 if options.all else options.top)
-    write_whole(destination(options.out), table.blocks(figures.gather(batches, skipped)))
+    answers = figures.gather(batches, skipped)
+    if kind == ".html":
+        deque(answers, 0)
+    else:
+        write_whole(destination(options.out), table.blocks(answers))
     result = {"out": options.out, "checkpoint": options.ckpt, "model": str(explainer)}
     result |= judge.facts() | figures.figures(judge.known is not None)
+    if kind == ".html":
+        content = errors.render(judge, figures.wrong, figures.columns(), list(report.lines(result)))
+        write_whole(destination(options.out), content)
     return result | {"skipped": skipped[:NAMED], "skipped_total": len(skipped)}
 
 

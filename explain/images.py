@@ -37,9 +37,9 @@ def as_trained(data: bytes, side: int, fit: Fit) -> UInt8:
     return decode_bytes(data, side, fit).pixels
 
 
-def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
+def read(paths: Sequence[str], side: int, fit: Fit, most: int = MOST_FILES) -> Pictures:
     """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
-    files = find(paths)
+    files = find(paths, most)
     names, inputs, tiles, skipped = [], [], [], []
     for path in tracked(files, "reading", len(files)):
         try:
@@ -56,19 +56,19 @@ def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
     return Pictures(tuple(names), channels_last, np.stack(tiles), tuple(skipped))
 
 
-def find(paths: Sequence[str]) -> list[Path]:
+def find(paths: Sequence[str], most: int = MOST_FILES) -> list[Path]:
     """The files among `paths` and in its folders, each once, those of a folder in the order of their names.
 
-    Raises OSError where a path does not exist, Mistake for none or more than MOST_FILES.
+    Raises OSError where a path does not exist, Mistake for none or more than `most`.
     """
     files: dict[Path, None] = {}
     for path in map(Path, paths):
         path.stat()  # says so where there is none
         for file in files_in(path) if path.is_dir() else [path]:
             files[file] = None
-            if len(files) > MOST_FILES:
+            if len(files) > most:
                 break
-    if not 1 <= len(files) <= MOST_FILES:
-        count = f"more than {MOST_FILES:,} files" if files else "no files"
-        raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
+    if not 1 <= len(files) <= most:
+        count = f"more than {most:,} files" if files else "no files"
+        raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {most:,} pictures")
     return list(files)

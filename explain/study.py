@@ -77,9 +77,11 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
     return _errors(train, judges, checkpoints, fitted, questioned=True)
 
 
-def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
+def of_pictures(
+    explainer: Explainer, paths: Sequence[str], side: int, fit: Fit, most: int = images.MOST_FILES
+) -> Study:
     """Pictures of one's own, made squares of `side` pixels as in training, and classified."""
-    pictures = images.read(paths, side, fit)
+    pictures = images.read(paths, side, fit, most)
     start = perf_counter()
     parts = resize(pictures.inputs, explainer.model.resolution).split(BATCH)
     tracker = tracked(parts, "evaluation", len(pictures.names), len)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from explain.outputs import cell
+from ground.files import MARK
 from judge.answers import Answers
 
 COLUMNS = ("file", "prediction", "probability", "known")
 # What tells one of our tables from a person's own.
-MARKS = {".csv": ",".join(COLUMNS).encode(), ".jsonl": b'", "prediction": "'}
+MARKS = {".html": MARK, ".csv": ",".join(COLUMNS).encode(), ".jsonl": b'", "prediction": "'}
 
 
 class Table:

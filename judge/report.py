@@ -22,6 +22,7 @@ class Report:
         self.classes, self.with_training = classes, with_training
         self.pictures = self.learnt = self.known = 0
         self.foreign: dict[str, None] = {}  # labels that are no class of the model's
+        self.wrong: dict[str, int] = {}  # files taken for another class than theirs, with that
         self._kept: list[tuple[np.ndarray, ...]] = []
 
     def gather(self, batches: Iterable[Answers], skipped: Sequence[str]) -> Iterator[Answers]:
@@ -38,18 +39,24 @@ class Report:
             places, own = ranks(answers.logits[some], labels[some]), p[some, labels[some]]
             columns = labels, answers.logits.argmax(1), p.max(1), known
             self._kept.append((*(column[some] for column in columns), own, places))
+            errors = some[answers.logits[some].argmax(1) != labels[some]].tolist()
+            self.wrong |= {answers.files[i]: int(labels[i]) for i in errors}
             yield answers
         if not self.pictures:
             reasons = ": " * bool(skipped) + "; ".join(skipped[:3])
             raise Mistake(f"none of {len(skipped):,} files is a picture that can be read{reasons}")
+
+    def columns(self) -> list[np.ndarray]:
+        """Of N pictures with a label, each (N,): class, predicted class, probability 0..1 of that,
+        whether it is known, probability of the class itself and its place, from 1."""
+        return [np.concatenate(column) for column in zip(*self._kept, strict=True)]
 
     def figures(self, promised: bool) -> dict[str, Any]:
         """All that is told; `promised`: whether the checkpoint can tell what it knows."""
         figures: dict[str, Any] = {"pictures": self.pictures, "foreign_labels": list(self.foreign)}
         figures |= {"trained_on": self.learnt, "with_training": self.with_training}
         figures |= {"known": self.known if promised else None}
-        columns = (np.concatenate(column) for column in zip(*self._kept, strict=True))
-        labels, predicted, confidence, known, own, places = columns
+        labels, predicted, confidence, known, own, places = self.columns()
         figures["scored"] = len(labels)
         if not len(labels):
             return figures
@@ -76,8 +83,7 @@ class Report:
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
     """What a person is told of the figures."""
     if foreign := result["foreign_labels"]:
-        many = f"{len(foreign):,} labels are no class of the model, and not scored"
-        yield f"{many}: {name_list(foreign)}"
+        yield f"not scored, as the model has no such class: {name_list(foreign)}"
     if result["trained_on"]:
         how = "they count" if result["with_training"] else "they do not count (--with-training)"
         yield f"{result['trained_on']:,} of the pictures were trained on: {how}"

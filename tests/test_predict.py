@@ -163,7 +163,7 @@ def test_order_and_number_of_the_folders_mean_nothing(run):
     _, result, said, _ = run("own")
     assert result["accuracy"] == pytest.approx(right.mean()) and result["scored"] == COUNT
     assert result["foreign_labels"] == ["aardvark", "zebra"]
-    assert said[0] == "2 labels are no class of the model, and not scored: aardvark, zebra"
+    assert said[0] == "not scored, as the model has no such class: aardvark, zebra"
 
 
 def test_parts_above_or_below_the_classes_and_a_single_class_are_read_too(run):
@@ -222,6 +222,22 @@ def test_bad_files_are_named_and_the_rest_goes_on(run):
     assert any(line.startswith("skipped own/notes.txt: no picture, .txt") for line in said)
 
 
+def test_the_page_shows_the_errors_with_the_figures(run):
+    folder("own")
+    save("own/zebra/1.png", 1)
+    rows = [row for row in table() if row["label"] != "zebra"] if run("own")[0] == 0 else []
+    wrong = {row["file"]: (row["label"], row["prediction"]) for row in rows if row["label"] != row["prediction"]}
+    code, result, said, _ = run("own", "--out", "report.html")
+    text = Path("report.html").read_text()
+    data = json.loads(text.split('type="application/json">')[1].split("</script>")[0])
+    pairs = [(CLASSES[true], CLASSES[other]) for true, other in zip(data["true"], data["predicted"], strict=True)]
+    assert code == 0 and dict(zip(data["files"], pairs, strict=True)) == wrong
+    assert f"{len(wrong)} errors of {COUNT} labelled images" in text and said[1] in text
+    assert run("own", "--out", "report.html")[0] == 0  # one of ours is written over
+    code, _, _, err = run("own/zebra", "--out", "report.html")
+    assert (code, err.count("\n")) == (2, 1) and "there are 0 errors among 0 pictures with a label" in err
+
+
 def test_names_open_harmlessly_in_a_spreadsheet(run):
     names = ["=cmd|' '!A0.png", "+1.png", "-2.png", "@a.png", 'quo"te, comma.png', "new\nline.png", "\udcff.png"]
     for i, name in enumerate(names):
@@ -252,6 +268,7 @@ def test_names_open_harmlessly_in_a_spreadsheet(run):
         (["own", "--out", "theirs.csv"], "theirs.csv would be overwritten, and is not of this program"),
         (["own", "--out", "theirs.jsonl"], "theirs.jsonl would be overwritten, and is not of this program"),
         (["own", "--promise", "0.9", "--ckpt", "bare.pt"], "has no pictures to keep a promise by"),
+        (["--part", "test", "--out", "r.html"], "--part has no page here: gradcam.py"),
         (["own", "--part", "test"], "name pictures: files, folders, a table"),
     ],
 )
@@ -275,7 +292,7 @@ def test_mistakes_get_one_line_and_exit_code_2(run, arguments: list[str], said: 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--out", "p.xlsx"], "--out is p.xlsx: its name must end in .csv or .jsonl"),
+        (["--out", "p.xlsx"], "--out is p.xlsx: its name must end in .csv, .jsonl or .html"),
         (["--promise", "1.0"], "--promise is 1.0: it must be above 0.5 and below 1"),
         (["--top", "0"], "--top is 0: it must be 1 to 1000"),
         (["--part", "all"], "invalid choice"),
