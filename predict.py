@@ -1,12 +1,14 @@
 """What a checkpoint says of pictures, as a table; and how good that is, where they have labels.
 
-    python predict.py holiday *.jpg --out predictions.csv    # folders, files, tables of files, any number
-    find / -name '*.png' | python predict.py - --all         # names on stdin; the probabilities of all classes
-    python predict.py --part test                            # the checkpoint's own test pictures
-    python predict.py holiday --promise 0.99                 # it answers where it is right on 99%
+    python predict.py holiday *.jpg --out predictions.csv  # folders, files, tables, any number
+    find . -name '*.png' | python predict.py - --all       # names on stdin; all classes
+    python predict.py --part test                          # the checkpoint's own test images
+    python predict.py holiday --promise 0.99               # known: where it is right on 99%
+    python predict.py holiday --out report.html            # the errors on a page
 
-Labels are the names of folders, or a table's; classes are matched by name. Then accuracy, precision, recall and F1
-of each class with their intervals, calibration and confusions are told too. The last line on stdout is JSON.
+Labels are the names of folders, or a table's; classes are matched by name. Then accuracy, precision,
+recall and F1 of each class with their intervals, calibration and confusions are told too. The last
+line on stdout is JSON.
 """
 
 import preflight
@@ -42,7 +44,7 @@ class PredictOptions(ModelOptions):
     all: bool = False
     """The probabilities of all classes instead."""
     promise: float = 0.0
-    """How large a share of its answers must be right, above 0.5 and below 1; others it does not know (0: 0.98)."""
+    """The share of answers that must be right, above 0.5 and below 1, for `known` (0: 0.98)."""
     with_training: bool = False
     """Count pictures in the figures that the model was trained on."""
 

@@ -30,14 +30,12 @@ class Pictures(NamedTuple):
 
 
 def as_trained(data: bytes, side: int, fit: Fit) -> UInt8:
-    """A picture file's content as training had it, (side, side, 3); `side` and `fit` are the checkpoint's config's.
-
-    Raises as `pipeline.pictures.decode_bytes`.
-    """
+    """A picture file's content as training had it, (side, side, 3); `side` and `fit` are those of the
+    checkpoint's config. Raises as `decode_bytes`."""
     return decode_bytes(data, side, fit).pixels
 
 
-def read(paths: Sequence[str], side: int, fit: Fit, most: int = MOST_FILES) -> Pictures:
+def read(paths: Sequence[str], side: int, fit: Fit, most: int = 0) -> Pictures:
     """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
     files = find(paths, most)
     names, inputs, tiles, skipped = [], [], [], []
@@ -56,12 +54,12 @@ def read(paths: Sequence[str], side: int, fit: Fit, most: int = MOST_FILES) -> P
     return Pictures(tuple(names), channels_last, np.stack(tiles), tuple(skipped))
 
 
-def find(paths: Sequence[str], most: int = MOST_FILES) -> list[Path]:
+def find(paths: Sequence[str], most: int = 0) -> list[Path]:
     """The files among `paths` and in its folders, each once, those of a folder in the order of their names.
 
-    Raises OSError where a path does not exist, Mistake for none or more than `most`.
+    Raises OSError where a path does not exist, Mistake for none or more than `most` (0: MOST_FILES).
     """
-    files: dict[Path, None] = {}
+    files, most = dict[Path, None](), most or MOST_FILES
     for path in map(Path, paths):
         path.stat()  # says so where there is none
         for file in files_in(path) if path.is_dir() else [path]:

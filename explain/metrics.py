@@ -1,4 +1,4 @@
-"""How good predictions are: plain functions of NumPy arrays, N images and C classes, all shares 0..1.
+"""How good predictions are: functions of NumPy arrays, of N images and C classes; shares are 0..1.
 
 An interval is where the true share lies in 95 of 100 cases, where the images are a fair sample.
 """
@@ -55,11 +55,11 @@ def calibrated(confidence: Floats, right: Bools, bins: int = 15) -> Calibration:
 def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.NDArray[Any]]:
     """Figures of each of C classes, by labels and predictions (N,); NaN where nothing is counted.
 
-    images (C,); predicted (C,), images taken for it; precision, recall, f1 (C,), and of each of these
-    NAME_interval (C, 2): Wilson's, of the images taken for the class, and of its own. F1 is no share,
-    but rises with one: of the images that are of the class or taken for it, J are both, and F1 =
-    2J / (1 + J) (Hand, Christen and Kirielle 2021, Machine Learning 110, who call J F*). So its
-    interval is Wilson's for J, brought through the same function.
+    images (C,); predicted (C,), images taken for it; precision, recall and f1 (C,), and of each
+    NAME_interval (C, 2): Wilson's, of the images taken for it, and of its own. F1 is no share, but
+    rises with one: of the images of the class or taken for it J are both, and F1 = 2J / (1 + J)
+    (Hand, Christen and Kirielle 2021, Machine Learning 110, who call J F*). So its interval is
+    Wilson's for J, brought through the same function.
     """
     counted = labels, predicted, labels[labels == predicted]
     images, taken, right = (np.bincount(some, minlength=classes) for some in counted)
@@ -73,9 +73,11 @@ def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.N
     return scores
 
 
-def confusions(labels: Ints, predicted: Ints, classes: int, most: int = 1000) -> list[tuple[int, ...]]:
-    """(true class, predicted class, images) of what is wrong, most frequent first, without a table of
-    all pairs, of which there may be too many."""
+def confusions(
+    labels: Ints, predicted: Ints, classes: int, most: int = 1000
+) -> list[tuple[int, ...]]:
+    """(true class, predicted class, images) of what is wrong, most frequent first; without a table
+    of all pairs, of which there may be too many."""
     wrong = labels != predicted
     pairs, counts = np.unique(labels[wrong] * classes + predicted[wrong], return_counts=True)
     order = np.argsort(-counts, kind="stable")[:most]
@@ -90,7 +92,7 @@ def share(hits: Bools) -> tuple[float, tuple[float, float]]:
 
 
 def ranks(logits: Floats, labels: Ints) -> Ints:
-    """(N,) place of the true class by logits (N, C), from 1; of equals the first has the better one."""
+    """(N,) place of the true class by logits (N, C), from 1; of equals the first comes first."""
     own = np.take_along_axis(logits, labels[:, None], 1)
     before = np.arange(logits.shape[1]) < labels[:, None]
     return 1 + ((logits > own) | ((logits == own) & before)).sum(1)

@@ -47,7 +47,8 @@ def render(
     source: str,
     figures: Sequence[str] = (),
 ) -> bytes:
-    """The whole page in UTF-8, of maps of several classes; `source`: words for the model; `figures`: lines of them."""
+    """The whole page in UTF-8, of maps of several classes; `source`: words for the model; `figures`:
+    lines that are shown as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,

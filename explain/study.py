@@ -78,7 +78,7 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
 
 
 def of_pictures(
-    explainer: Explainer, paths: Sequence[str], side: int, fit: Fit, most: int = images.MOST_FILES
+    explainer: Explainer, paths: Sequence[str], side: int, fit: Fit, most: int = 0
 ) -> Study:
     """Pictures of one's own, made squares of `side` pixels as in training, and classified."""
     pictures = images.read(paths, side, fit, most)

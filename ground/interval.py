@@ -3,12 +3,13 @@
 from statistics import NormalDist
 from typing import Any
 
-DEVIATIONS = NormalDist().inv_cdf(0.975)  # on both sides of the mean lie 95 of 100 cases between these
+DEVIATIONS = NormalDist().inv_cdf(0.975)  # 95 of 100 cases lie between these, about the mean
 
 
 def wilson(hits: Any, count: Any) -> tuple[Any, Any]:
-    """The shares between which the true one lies in 95 of 100 cases, where `hits` of `count` were seen: numbers, or
-    arrays of one shape (E. B. Wilson 1927, JASA 22)."""
+    """The shares between which the true one lies in 95 of 100 cases, where `hits` of `count` were
+    seen: numbers, or arrays of one shape (E. B. Wilson 1927, JASA 22)."""
     z, share = DEVIATIONS, hits / count
-    middle, spread = share + z * z / (2 * count), z * (share * (1 - share) / count + (z / count / 2) ** 2) ** 0.5
+    middle = share + z * z / (2 * count)
+    spread = z * (share * (1 - share) / count + (z / count / 2) ** 2) ** 0.5
     return (middle - spread) / (1 + z * z / count), (middle + spread) / (1 + z * z / count)

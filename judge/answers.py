@@ -1,4 +1,4 @@
-"""What a checkpoint's model says of pictures, batch by batch: any number, in the memory of a few."""
+"""What a checkpoint's model says of any number of pictures, in the memory of a few batches."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +71,9 @@ class Judge:
         facts |= {"fit_accuracy": found.right / found.pictures}
         return facts | {"fit_accuracy_interval": wilson(found.right, found.pictures)}
 
-    def of_pictures(self, items: Iterable[Item], total: int, skipped: list[str]) -> Iterator[Answers]:
+    def of_pictures(
+        self, items: Iterable[Item], total: int, skipped: list[str]
+    ) -> Iterator[Answers]:
         """The answers to pictures in files, each made a square as in training; what cannot be read
         goes to `skipped`, with the reason."""
         config, contents = self.checkpoint.config, self.checkpoint.trained_on.numpy()

@@ -14,7 +14,9 @@ from judge.answers import Judge
 MOST = 10_000  # errors on a page
 
 
-def render(judge: Judge, wrong: Mapping[str, int], kept: Sequence[np.ndarray], told: Sequence[str]) -> bytes:
+def render(
+    judge: Judge, wrong: Mapping[str, int], kept: Sequence[np.ndarray], told: Sequence[str]
+) -> bytes:
     """The page in UTF-8.
 
     Args:

@@ -43,7 +43,8 @@ class Table:
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         if first:
-            more = [f"{name}_{k}" for k in range(2, self.top + 1) for name in ("class", "probability")]
+            pairs = ((f"class_{k}", f"probability_{k}") for k in range(2, self.top + 1))
+            more = [name for pair in pairs for name in pair]
             every = [cell(f"p {name}") for name in self.classes]
             writer.writerow([*COLUMNS, *(every if self.every else more), "label"])
         for i, ((best, p), *others) in enumerate(places):

@@ -1,4 +1,4 @@
-"""How good the answers are, where pictures have labels: gathered batch by batch, told as figures."""
+"""How good the answers are where pictures have labels: gathered by batches, told as figures."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -70,7 +70,7 @@ class Report:
         figures["class_accuracy"] = float(scores["recall"][seen].mean())
         figures["calibration_error"] = calibrated(confidence, right).error
         figures["log_loss"] = float(-np.log(np.maximum(own, np.finfo(float).tiny)).mean())
-        figures["absent"] = [name for name, n in zip(self.classes, scores["images"], strict=True) if not n]
+        figures["absent"] = [self.classes[i] for i in np.flatnonzero(scores["images"] == 0).tolist()]
         values = {name: column.tolist() for name, column in scores.items()}
         figures["classes"] = {
             self.classes[i]: {name: column[i] for name, column in values.items()} for i in seen
@@ -93,11 +93,11 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "the checkpoint cannot tell what it knows: no pictures were held out to learn that by"
     elif result["least_probability"] is None:
         text = "no probability keeps a promise of {promise:.4g} on the {fitted_on:,} pictures that "
-        text += "it is fitted on, so none is known; the most that it can promise is {possible_promise}"
+        text += "it is fitted on: none is known; the most that it can promise is {possible_promise}"
         yield text.format_map(result)
     else:
-        text = "promise {promise:.4g}: known from a probability of {least_probability:.3f} on; of the "
-        text += "{fitted_on:,} pictures that this is fitted on {fit_answered:.1%}, right on " + SHARE
+        text = "promise {promise:.4g}: known from a probability of {least_probability:.3f} on; of "
+        text += "the {fitted_on:,} pictures of the fit {fit_answered:.1%}, right on " + SHARE
         yield text.format(result["fit_accuracy"], *result["fit_accuracy_interval"], **result)
         yield "here {known:,} of {pictures:,} pictures are known".format_map(result)
         if "answered_accuracy" in result:

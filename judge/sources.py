@@ -1,7 +1,7 @@
 """Which pictures there are, and what they are called: files, folders, tables, names on stdin.
 
-A picture in a folder is called after the nearest folder above it, up to the one that was given, that
-has the name of a class; else after its own. No order and no number of classes counts, names alone do.
+A picture in a folder is called after the nearest folder above it, up to the one that was given,
+that has the name of a class; else after its own. Neither order nor number of classes counts.
 """
 
 import os

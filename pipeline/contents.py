@@ -91,11 +91,13 @@ def in_threads(work: Callable[[int], None], rows: Sequence[int], title: str = ""
         pool.shutdown(cancel_futures=True)
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0) -> Iterator[R]:
-    """What `work` gives for each of the items, in their order, done on all cores; under a title it shows how far it
-    is, of `total` items (0: nobody knows).
+def in_order(
+    work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0
+) -> Iterator[R]:
+    """What `work` gives for each of the items, in their order, done on all cores; under a title it
+    shows how far it is, of `total` items (0: nobody knows).
 
-    The items are taken as they are needed: AHEAD blocks a core at most are begun before the first result is asked for.
+    Items are taken as they are needed: AHEAD blocks a core at most wait for their turn.
     """
     cores = len(os.sched_getaffinity(0))
     pool, source = ThreadPoolExecutor(cores), iter(items)

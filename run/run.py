@@ -121,7 +121,7 @@ class Run:
         return fitted or self.config.temperature
 
     def known(self, train: Iterable[Batch], unseen: Iterable[Batch], temperature: float) -> Known | None:
-        """When the model does not know: fitted on some images trained on and on those that the temperature fits."""
+        """When the model does not know, by images trained on and by those of the temperature."""
         with self._evaluating():
             return fit_known(self.learner.model.eval(), train, unseen, temperature, self.machine, self.after_batch)
 

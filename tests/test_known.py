@@ -1,4 +1,4 @@
-"""engine/known.py: a promise is kept as often as it says, strangers are told apart, and a checkpoint keeps both."""
+"""engine/known.py: a promise is kept as often as it says; strangers are told; checkpoints keep both."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ def counted(probabilities: Tensor, right: Tensor, total: int = 0) -> Known:
 
 
 def drawn(count: int, power: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Probabilities, smaller ones with a larger power, and whether the answer is right: less often than they say."""
+    """Probabilities, smaller with a larger power; and what is right, less often than they say."""
     probabilities = torch.rand(count, generator=generator, dtype=torch.float64).pow(power)
     return probabilities, torch.rand(count, generator=generator) < probabilities.pow(1.3)
 
@@ -59,7 +59,8 @@ def test_thresholds_by_hand():
     kept = counted(torch.cat([sure, unsure]), torch.arange(1000) < 500)
     found = kept.keep(0.98)
     assert found is not None and (found.pictures, found.right) == (500, 500)
-    assert 0.6 < found.probability <= 0.97 and found.of(torch.tensor([0.59, 0.6, 0.97, 1.0])).tolist() == [0, 0, 1, 1]
+    assert 0.6 < found.probability <= 0.97
+    assert found.of(torch.tensor([0.59, 0.6, 0.97, 1.0])).tolist() == [0, 0, 1, 1]
     assert kept.keep(0.999) is None  # 500 right answers do not show that
     all_right = counted(torch.tensor([0.01] * 200 + [0.99] * 800), torch.ones(1000, dtype=torch.bool)).keep(0.98)
     assert all_right is not None and (all_right.bin, all_right.probability, all_right.pictures) == (0, 0.0, 1000)
@@ -75,7 +76,8 @@ def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count()
     found = fit_known(net, train, unseen, 1.0, MACHINE)
     assert found is not None and found.total == 800
     again = fit_known(net, [(some.inputs, some.labels)], unseen, 1.0, MACHINE)
-    assert again is not None and torch.equal(again.whitener, found.whitener) and again.distance == found.distance
+    assert again is not None and again.distance == found.distance
+    assert torch.equal(again.whitener, found.whitener)
     assert int(found.answers[0].sum()) == pytest.approx((1 - known.UNLIKE) * 800, abs=8)
 
     def unlike(images: Tensor) -> float:

@@ -1,11 +1,10 @@
-"""explain/metrics.py and ground/interval.py against scikit-learn and statsmodels, on random tables."""
+"""explain/metrics.py against scikit-learn and statsmodels, on random tables."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import sklearn.metrics
-import torch
 from scipy.stats import binom
 from statsmodels.stats.proportion import proportion_confint
 
@@ -19,7 +18,7 @@ def close(ours: Any, theirs: Any) -> None:
 
 
 def drawn(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Labels (N,), predictions (N,) and logits (N, C) of 2 to 30 classes; in every third table two have no images."""
+    """Labels (N,), predictions (N,), logits (N, C), C; in every third table two have no images."""
     random = np.random.default_rng(seed)
     classes, count = int(random.integers(2, 31)), int(random.integers(1, 400))
     labels = random.integers(0, max(1, classes - 2 * (seed % 3 == 0)), count)
@@ -78,8 +77,8 @@ def test_the_interval_of_f1_holds_the_true_one_95_times_in_100():
     random, true, held = np.random.default_rng(0), 2 * 0.32 / (0.4 + 0.4), 0
     for _ in range(2000):
         labels = (random.random(150) < 0.4).astype(np.int64)
-        # A class of 40% of the images, of which 80% are recognised, and as many others taken for it.
-        said = np.where(labels == 1, random.random(150) < 0.8, random.random(150) < 0.08 / 0.6).astype(np.int64)
+        # Of 40% of the images, 80% are recognised, and as many others taken for the class.
+        said = (random.random(150) < np.where(labels == 1, 0.8, 0.08 / 0.6)).astype(np.int64)
         low, high = class_scores(labels, said, 2)["f1_interval"][1]
         held += low <= true <= high
     assert 0.93 < float(held) / 2000 < 0.97
@@ -96,4 +95,3 @@ def test_equals_are_ranked_in_order_and_calibration_is_that_of_the_bins():
 def test_the_binomial_tail_is_scipy_s(hits: int, count: int, p: float):
     assert binomial_tail(hits, count, p) == pytest.approx(binom.cdf(hits, count, p), rel=1e-9)
     assert binomial_tail(int(count * p) + 1, count, p) == 1
-    assert isinstance(binomial_tail(hits, count, p), float) and torch.get_default_dtype() == torch.float32

@@ -1,4 +1,4 @@
-"""predict.py from its command line, in this process: the table, the figures, and what it says to mistakes."""
+"""predict.py from its command line, in this process: table, figures, page, and mistakes."""
 
 import csv
 import hashlib
@@ -50,7 +50,7 @@ def folder(name: str, names: tuple[str, ...] = CLASSES) -> list[int]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run predict.py in a folder that holds model.pt; gives the exit code, the result, what was said and stderr."""
+    """Run predict.py beside model.pt; gives the exit code, the result, what was said, stderr."""
     monkeypatch.chdir(tmp_path)
     net, test = trained()
     some, machine = glyphs(600, seed=1), Machine(torch.device("cpu"))
@@ -128,14 +128,14 @@ def test_the_figures_are_those_of_the_table_and_the_page_of_lines_tells_them(run
     assert sum(n for *_, n in result["confusions"]) == COUNT - sum(right)
     text = "\n".join(said)
     assert f"{COUNT} pictures with a label: right {np.mean(right):.2%} (95% interval" in text and "ECE" in text
-    numbers = [line.split()[-10:] for line in said[said.index(next(x for x in said if "confusions" in x)) + 2 :][:10]]
-    matrix = np.array(numbers, int)
+    start = next(i for i, line in enumerate(said) if "confusions" in line) + 2
+    matrix = np.array([line.split()[-10:] for line in said[start:][:10]], int)
     assert matrix.sum() == COUNT and np.trace(matrix) == sum(right)
     assert result["known"] < run("own", "--promise", "0.8")[1]["known"] < COUNT
 
 
 def shown(run, names: tuple[str, ...]) -> tuple[dict[str, Any], float]:
-    """The result for class folders of these names, and the accuracy over the images in those that the model knows."""
+    """The result for class folders of these names, and the accuracy by the plain model."""
     kept = folder("own", names)
     known = [i for i in kept if names[LABELS[i]].lower() in CLASSES]
     p = expected(known)
@@ -227,7 +227,7 @@ def test_the_page_shows_the_errors_with_the_figures(run):
     save("own/zebra/1.png", 1)
     rows = [row for row in table() if row["label"] != "zebra"] if run("own")[0] == 0 else []
     wrong = {row["file"]: (row["label"], row["prediction"]) for row in rows if row["label"] != row["prediction"]}
-    code, result, said, _ = run("own", "--out", "report.html")
+    code, _, said, _ = run("own", "--out", "report.html")
     text = Path("report.html").read_text()
     data = json.loads(text.split('type="application/json">')[1].split("</script>")[0])
     pairs = [(CLASSES[true], CLASSES[other]) for true, other in zip(data["true"], data["predicted"], strict=True)]
