@@ -90,7 +90,7 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     if result["scored"]:
         yield from _score_lines(result)
     if "promise" not in result:
-        yield "the checkpoint cannot tell what it knows: no pictures were held out to learn that by"
+        yield "the checkpoint cannot tell what it knows: fewer than 100 pictures were held out for that"
     elif result["least_probability"] is None:
         text = "no probability keeps a promise of {promise:.4g} on the {fitted_on:,} pictures that "
         text += "it is fitted on: none is known; the most that it can promise is {possible_promise}"
