@@ -20,7 +20,7 @@ SHORT := sed -u -n -E -e 's/^ *(Downloading|Using cached) ([^-]+-[^-]+)-.* \(([0
 # Two makes at once: the second waits, then finds the stamp of the first. Without flock they do not wait.
 FRESH_UNDER_LOCK = exec 9<$<; flock 9 2>/dev/null || true; if [ $@ -nt $< ]; then exit 0; fi
 
-.PHONY: help train gallery audit export bench profile gpu-check test test-all crash-test planted fuzz check clean given-environment
+.PHONY: help train gallery predict audit export bench profile gpu-check test test-all crash-test planted fuzz check clean given-environment
 
 help:  ## this list
 	@echo 'make TARGET [ARGS="flags passed on"] [PYTHON=python3.12] [VENV=an environment to use as it is]'
@@ -34,6 +34,9 @@ train: $(TO_RUN)  ## train ResNet-18 on CIFAR-10 and write model.pt: make train 
 
 gallery: $(TO_RUN)  ## draw what model.pt gets wrong into gallery.png: make gallery ARGS="--n 20"
 	@$(PY) gradcam.py --ckpt model.pt --out gallery.png $(ARGS)
+
+predict: $(TO_RUN)  ## what model.pt says of pictures, and how good that is: make predict ARGS="holiday --promise 0.99"
+	@$(PY) predict.py --ckpt model.pt $(ARGS)
 
 audit: $(TO_RUN)  ## find training images whose label looks wrong: make audit ARGS="--data holiday"
 	@$(PY) audit.py $(ARGS)
@@ -68,7 +71,7 @@ fuzz: $(TO_TEST)  ## forged and damaged files of all kinds: 12 minutes with ARGS
 
 check: $(TO_TEST)  ## lint, types and tests
 	@$(PY) -m ruff check .
-	@$(PY) -m mypy $(wildcard *.py ground engine pipeline run explain bench deploy examples tests)
+	@$(PY) -m mypy $(wildcard *.py ground engine pipeline run explain judge bench deploy examples tests)
 	@$(PY) -m pytest -n 2 --dist worksteal $(ARGS)
 
 clean:  ## remove .venv and the tools' caches; results (runs, model.pt, gallery.png) and the data set stay

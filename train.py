@@ -27,6 +27,7 @@ from engine import distributed
 from engine.checkpoint import Checkpoint
 from engine.config import DECIDING, Config, default_preset, given_flags, parse
 from engine.distributed import ALONE, World
+from engine.known import sample
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
@@ -85,7 +86,12 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
-        run.end(flipped, run.temperature(in_order(unseen).epoch(config.epochs) if unseen else []))
+        temperature = run.temperature(in_order(unseen).epoch(config.epochs) if unseen else [])
+        known = None
+        if unseen:
+            some = in_order(train.take(sample(len(train), train.side), "training"))
+            known = run.known(some.epoch(config.epochs), in_order(unseen).epoch(config.epochs), temperature)
+        run.end(flipped, temperature, known)
 
 
 def agreement(config: Config, machine: Machine, train: Split, reported: Split) -> dict[str, object]:

@@ -34,6 +34,7 @@ import torch
 
 from engine import schema
 from engine.config import Config
+from engine.known import Known
 from engine.model import ResNet, network
 from engine.schema import MisfitError
 from ground.files import destination, write_whole
@@ -77,16 +78,25 @@ class Checkpoint:
     """What the run reported; among it the `precision` it evaluated in, `temperature`, the data's `identity`."""
     trained_on: torch.Tensor
     """(n,) int64: pipeline.split.Split.contents of the pictures trained on; empty of other data."""
+    known: Known | None = None
+    """When it does not know; None of checkpoints without images to fit that on."""
 
 
 def save_model(
-    path: str | Path, model: ResNet, config: Config, metrics: dict[str, Any], trained_on: torch.Tensor | None = None
+    path: str | Path,
+    model: ResNet,
+    config: Config,
+    metrics: dict[str, Any],
+    trained_on: torch.Tensor | None = None,
+    known: Known | None = None,
 ) -> None:
     """Write a finished model: its weights as they are; `load` applies its metrics' `temperature`. Raises as `write`."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     content = {"config": config_dict(config), "classes": list(model.classes), "weights": weights, "metrics": metrics}
     if trained_on is not None and len(trained_on):
         content["trained_on"] = trained_on
+    if known:
+        content["known"] = dict(vars(known))
     write(destination(path), MODEL, content)
 
 
@@ -100,7 +110,8 @@ def load(path: str | Path) -> Checkpoint:
     model.cool_(content["metrics"].get("temperature", 1.0))
     trained_on = content.get("trained_on", torch.zeros(0, dtype=torch.int64))
     model = model.to(memory_format=torch.channels_last).eval()
-    return Checkpoint(model, content["config"], content["metrics"], trained_on)
+    known = Known(**content["known"]) if "known" in content else None
+    return Checkpoint(model, content["config"], content["metrics"], trained_on, known)
 
 
 def load_model(path: str | Path, trainable: bool = False) -> ResNet:

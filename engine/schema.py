@@ -13,6 +13,7 @@ import torch
 
 from engine.config import COLDEST, HOTTEST, Config
 from engine.device import DTYPES
+from engine.known import BINS, MOST_IMAGES
 from engine.model import MOST_CLASSES, network
 
 Check = Callable[[Any], bool]
@@ -77,6 +78,7 @@ METRICS: dict[str, Check] = {
     "origin": name,
 }
 CONTENTS = like(torch.zeros(0, dtype=torch.int64), any_shape=True)
+OPTIONAL = {"trained_on": CONTENTS, "known": anything}
 MODEL = {
     "config": anything,
     "classes": many(name, MOST_CLASSES),
@@ -90,14 +92,29 @@ STEM_OF_STRIDE = {1: "small", 2: "strided"}  # by an earlier version's setting s
 
 def model(content: Mapping[str, Any]) -> dict[str, Any]:
     """A finished model's content, its config as a Config. Raises MisfitError."""
-    require(content, MODEL | ({"trained_on": CONTENTS} if "trained_on" in content else {}), "it")
+    require(content, MODEL | {key: OPTIONAL[key] for key in OPTIONAL.keys() & content.keys()}, "it")
     config, classes, metrics = config_from(content["config"]), content["classes"], content["metrics"]
     require(metrics, {key: METRICS.get(key, anything) for key in metrics}, "metrics")
     if metrics.get("test_correct", 0) > metrics.get("test_total", 2**53):
         raise MisfitError("metrics: more correct than there are")
     form = {key: like(tensor) for key, tensor in state_of(config, classes).items()}
+    if "known" in content:
+        require(content["known"], known_of(config, len(classes)), "known")
     require(content["weights"], form, f"weights of a ResNet-{config.depth} of width {config.width}")
     return {**content, "config": config}
+
+
+def known_of(config: Config, classes: int) -> dict[str, Check]:
+    """The form of engine.known.Known's fields."""
+    channels = 8 * config.width
+    matrix = like(torch.zeros(0), any_shape=True)
+    return {
+        "centres": lambda v: matrix(v) and v.ndim == 2 and 0 < len(v) <= classes and v.shape[1] == channels,
+        "whitener": like(torch.empty(channels, channels, device="meta")),
+        "distance": within(0, 1e60, float),
+        "answers": like(torch.zeros(2, BINS, dtype=torch.int64)),
+        "total": within(1, MOST_IMAGES, int),
+    }
 
 
 def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ground.mistake import Mistake
 from ground.terminal import tracked
-from pipeline.pictures import Fit, decode, files_in, reason
+from pipeline.pictures import Fit, decode_bytes, files_in, read_bytes, reason
 from pipeline.split import UInt8
 
 MOST_FILES = 1_000
@@ -29,13 +29,20 @@ class Pictures(NamedTuple):
     skipped: tuple[str, ...]  # the other files, each with the reason
 
 
-def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
+def as_trained(data: bytes, side: int, fit: Fit) -> UInt8:
+    """A picture file's content as training had it, (side, side, 3); `side` and `fit` are those of the
+    checkpoint's config. Raises as `decode_bytes`."""
+    return decode_bytes(data, side, fit).pixels
+
+
+def read(paths: Sequence[str], side: int, fit: Fit, most: int = 0) -> Pictures:
     """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
-    files = find(paths)
+    files = find(paths, most)
     names, inputs, tiles, skipped = [], [], [], []
     for path in tracked(files, "reading", len(files)):
         try:
-            squares = decode(path, side, fit), decode(path, TILE, fit)
+            data = read_bytes(path)
+            squares = as_trained(data, side, fit), decode_bytes(data, TILE, fit).pixels
             inputs.append(squares[0])
             tiles.append(squares[1])
             names.append(str(path))
@@ -47,19 +54,19 @@ def read(paths: Sequence[str], side: int, fit: Fit) -> Pictures:
     return Pictures(tuple(names), channels_last, np.stack(tiles), tuple(skipped))
 
 
-def find(paths: Sequence[str]) -> list[Path]:
+def find(paths: Sequence[str], most: int = 0) -> list[Path]:
     """The files among `paths` and in its folders, each once, those of a folder in the order of their names.
 
-    Raises OSError where a path does not exist, Mistake for none or more than MOST_FILES.
+    Raises OSError where a path does not exist, Mistake for none or more than `most` (0: MOST_FILES).
     """
-    files: dict[Path, None] = {}
+    files, most = dict[Path, None](), most or MOST_FILES
     for path in map(Path, paths):
         path.stat()  # says so where there is none
         for file in files_in(path) if path.is_dir() else [path]:
             files[file] = None
-            if len(files) > MOST_FILES:
+            if len(files) > most:
                 break
-    if not 1 <= len(files) <= MOST_FILES:
-        count = f"more than {MOST_FILES:,} files" if files else "no files"
-        raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {MOST_FILES:,} pictures")
+    if not 1 <= len(files) <= most:
+        count = f"more than {most:,} files" if files else "no files"
+        raise Mistake(f"--images {' '.join(paths)} has {count}: name 1 to {most:,} pictures")
     return list(files)

@@ -65,7 +65,17 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradcamOptions(CheckpointOptions):
+class ModelOptions(CheckpointOptions):
+    """Flags of every command that runs the checkpoint's model."""
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where the model runs; auto takes a CUDA GPU where there is one."""
+    precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
+    """Type of convolutions; by default the one that the checkpoint was evaluated in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradcamOptions(ModelOptions):
     out: str = "gallery.png"
     """The picture (.png) or the page (.html); errors.csv and heatmaps.npz go into its folder."""
     images: tuple[str, ...] = ()
@@ -91,10 +101,6 @@ class GradcamOptions(CheckpointOptions):
     """What is drawn first and stored as `maps`: the predicted class (pred), the true one (true), predicted minus true
     (margin), or a class by its name. The three words mean this even if a class is named so: choose
     that one on the page."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where the model runs; auto takes a CUDA GPU where there is one."""
-    precision: Literal["checkpoint", "bf16", "fp16", "fp32"] = "checkpoint"
-    """Type of convolutions; by default the one that the checkpoint was evaluated in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

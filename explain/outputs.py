@@ -45,7 +45,7 @@ def table(cases: Cases) -> bytes:
 
     Without labels one line a picture: its file, the two likeliest classes and their probabilities.
     """
-    names, files = np.array([_cell(name) for name in cases.classes]), [_cell(name) for name in cases.files]
+    names, files = np.array([cell(name) for name in cases.classes]), [cell(name) for name in cases.files]
     predicted, rival = names[cases.predicted], names[cases.rival]
     figures = cases.probability(cases.predicted), cases.probability(cases.rival), cases.loss
     p_predicted, p_rival, loss = ([f"{value:.6f}" for value in values] for values in figures)
@@ -61,7 +61,7 @@ def table(cases: Cases) -> bytes:
     return text.getvalue().encode("utf-8", "surrogateescape")
 
 
-def _cell(name: str) -> str:
+def cell(name: str) -> str:
     """A name as a spreadsheet takes it for text: one that begins like a formula gets an apostrophe."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 

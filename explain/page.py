@@ -8,6 +8,7 @@ import base64
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,8 +24,9 @@ from torch import Tensor
 from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
+from explain.metrics import Calibration, top_confusions
 from explain.options import WORDS, GradcamOptions
-from explain.study import Calibration, Study, top_confusions
+from explain.study import Study
 from ground.files import MARK
 from pipeline.split import UInt8
 
@@ -37,8 +39,16 @@ TABLE = 20  # classes: of more, a table of all pairs is too large to read
 CONFUSIONS = 60  # pairs that are listed instead of it
 
 
-def render(study: Study, maps: Maps, checks: Faithfulness | None, options: GradcamOptions, source: str) -> bytes:
-    """The whole page in UTF-8, of maps of several classes; `source`: words for the model."""
+def render(
+    study: Study,
+    maps: Maps,
+    checks: Faithfulness | None,
+    options: GradcamOptions,
+    source: str,
+    figures: Sequence[str] = (),
+) -> bytes:
+    """The whole page in UTF-8, of maps of several classes; `source`: words for the model; `figures`:
+    lines that are shown as they are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -48,7 +58,7 @@ def render(study: Study, maps: Maps, checks: Faithfulness | None, options: Gradc
     data = _data(maps, fitting, options)
     sheet, columns, side = sprites(study.cases.pictures)
     text = environment.get_template("page.html.j2").render(
-        mark=MARK.decode(), source=source, method=METHODS[maps.method],
+        mark=MARK.decode(), source=source, figures=figures, method=METHODS[maps.method],
         study=study, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
         confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
         table=len(study.cases.classes) <= TABLE, class_bars=class_bars, reliability=reliability,

@@ -13,8 +13,9 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.model import resize
 from explain import images
-from explain.cases import Bools, Cases, Floats, Ints
+from explain.cases import Bools, Cases, Ints
 from explain.explainer import BATCH, Explainer
+from explain.metrics import Calibration, calibration, confusion_matrix, top_confusions
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from pipeline.dali import evaluation_loader
@@ -24,16 +25,6 @@ from pipeline.pictures import Fit
 from pipeline.split import Split
 
 LOOKED_AT = 128  # pixels a side of the pictures that are shown, at most
-
-
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """Confidence against accuracy in equal bins of confidence; empty bins hold 0."""
-
-    error: float  # expected, 0..1: |accuracy - confidence|, weighted by the bins' images
-    images: Ints
-    confidence: Floats
-    accuracy: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,9 +80,11 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
     return _errors(train, judges, checkpoints, fitted, questioned=True)
 
 
-def of_pictures(explainer: Explainer, paths: Sequence[str], side: int, fit: Fit) -> Study:
+def of_pictures(
+    explainer: Explainer, paths: Sequence[str], side: int, fit: Fit, most: int = 0
+) -> Study:
     """Pictures of one's own, made squares of `side` pixels as in training, and classified."""
-    pictures = images.read(paths, side, fit)
+    pictures = images.read(paths, side, fit, most)
     start = perf_counter()
     parts = resize(pictures.inputs, explainer.model.resolution).split(BATCH)
     tracker = tracked(parts, "evaluation", len(pictures.names), len)
@@ -158,28 +151,3 @@ def _errors(
     metrics = [one.metrics for one in checkpoints]
     reported = sum(one.get("test_total", 0) - one.get("test_correct", 0) for one in metrics)
     return Study(cases, seconds, matrix, found, temperature, without.error, fitted, reported)
-
-
-def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
-    """(C, C) counts: row the true class, column the predicted one."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
-
-
-def top_confusions(matrix: Ints, count: int = 5) -> list[tuple[int, int, int]]:
-    """The `count` most frequent confusions (true, predicted, images), most frequent first, none of 0 images."""
-    wrong = matrix - np.diag(np.diag(matrix))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    pairs = zip(*(part.tolist() for part in np.unravel_index(order, wrong.shape)), strict=True)
-    return [(true, predicted, int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]]
-
-
-def calibration(logits: torch.Tensor, labels: Ints, bins: int = 15) -> Calibration:
-    """Calibration of the predicted classes of logits (N, C) (Guo et al. 2017, arXiv 1706.04599)."""
-    confidence = logits.double().softmax(1).numpy().max(1)
-    right = logits.argmax(1).numpy() == labels
-    place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    images = np.bincount(place, minlength=bins)
-    sums = [np.bincount(place, values, bins) for values in (confidence, right)]
-    means = [total / np.maximum(images, 1) for total in sums]
-    error = float((images * np.abs(means[1] - means[0])).sum() / images.sum())
-    return Calibration(error, images, *means)

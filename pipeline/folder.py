@@ -126,11 +126,11 @@ def table_inventory(table: Path) -> Inventory:
     if len(classes) < 2:
         raise Mistake(f"--data is {table}: it must have two labels or more")
     number = {label: classes.index(name) for label, name in meant.items()}
-    files = [Source(_on_disk(table.parent, row.path), number[row.label], row.part) for row in rows]
+    files = [Source(on_disk(table.parent, row.path), number[row.label], row.part) for row in rows]
     return Inventory(tuple(classes), tuple(files), (), (understood, *notes))
 
 
-def _on_disk(folder: Path, name: str) -> str:
+def on_disk(folder: Path, name: str) -> str:
     """The name, with slashes where it has the backslashes of Windows and there is no such file."""
     return name.replace("\\", "/") if "\\" in name and not os.path.lexists(folder / name) else name
 

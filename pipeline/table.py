@@ -36,20 +36,25 @@ class Row(NamedTuple):
     part: str  # of labels.PARTS, or "" where the table has no such column
 
 
-def read_table(table: Path) -> tuple[list[Row], str]:
-    """The rows, and how they were understood. Raises Mistake where a column or a line lacks something."""
+def read_table(table: Path, labelled: bool = True) -> tuple[list[Row], str]:
+    """The rows, and how they were understood; labels may be missing, "", unless they must be `labelled`.
+
+    Raises Mistake where a column or a line lacks something.
+    """
+    what = f"--data is {table}" if labelled else str(table)
     try:
         encoding = encoding_of(table)
         with open_regular(table) as file, io.TextIOWrapper(file, encoding, newline="") as text:
             lines, before = _lines(text), 1
             while (head := next(lines, "")) and (not head.strip() or re.fullmatch("sep=.[\r\n]+", head)):
                 before += 1  # Excel's own hint about the separator
-            separator, columns, width = _columns(head)
-            rows = list(_rows(lines, separator, columns, width, before))
+            needed = {"path", "label"} if labelled else {"path"}
+            separator, columns, width = _columns(head, needed)
+            rows = list(_rows(lines, separator, columns, width, before, needed))
     except (UnicodeError, csv.Error) as error:
-        raise Mistake(f"--data is {table}: {error}: save it as UTF-8, with quotation marks closed") from None
+        raise Mistake(f"{what}: {error}: save it as UTF-8, with quotation marks closed") from None
     except Mistake as error:
-        raise Mistake(f"--data is {table}: {error}") from None
+        raise Mistake(f"{what}: {error}") from None
     names = ", ".join(printable(name) for name, _ in columns.values())
     return rows, f"columns {names}; {SEPARATORS[separator]}, {encoding.removesuffix('-sig')}"
 
@@ -84,7 +89,7 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
         yield re.sub(r'\\"(?!\s*(?:[,;\t| ]|$))', '""', line) if '\\"' in line else line
 
 
-def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
+def _columns(head: str, needed: set[str]) -> tuple[str, dict[str, tuple[str, int]], int]:
     """The separator, {"path": (its name, its index) ...} and how many columns the first line names."""
     most, found = list[str](), dict[str, tuple[str, int]]()
     for separator in SEPARATORS:
@@ -94,19 +99,25 @@ def _columns(head: str) -> tuple[str, dict[str, tuple[str, int]], int]:
         for column, known in COLUMNS.items():
             for i in [plain.index(name) for name in known if name in plain][:1]:
                 columns[column] = names[i].strip(), i
-        if {"path", "label"} <= columns.keys():
+        if needed <= columns.keys():
             return separator, columns, len(names)
         if len(names) > len(most):
             most, found = names, columns
     missing = "label" if "path" in found else "path"
     raise Mistake(
-        f"its first line must name the columns path and label; {missing} is missing; it names "
+        f"its first line must name the column{'s path and label' if 'label' in needed else ' path'}; {missing} is "
+        "missing; it names "
         + (name_list(printable(name.strip()) for name in most) or "nothing")
     )
 
 
 def _rows(
-    lines: Iterator[str], separator: str, columns: dict[str, tuple[str, int]], width: int, before: int
+    lines: Iterator[str],
+    separator: str,
+    columns: dict[str, tuple[str, int]],
+    width: int,
+    before: int,
+    needed: set[str],
 ) -> Iterator[Row]:
     reader, shift, started = csv.reader(lines, delimiter=separator, skipinitialspace=True), 0, False
     for fields in reader:
@@ -123,8 +134,11 @@ def _rows(
                 f"{SEPARATORS[separator]} that separate them in quotation marks"
             )
         values = {name: "".join(fields[i + shift : i + shift + 1]).strip() for name, (_, i) in columns.items()}
+        values = {"label": "", **values}
         part = part_name(values["split"]) if "split" in columns else ("", ())
-        if not values["path"] or not values["label"] or "\0" in values["path"] or not part or part[0] == "unlabelled":
+        if part and part[0] == "unlabelled":
+            part = None if "label" in needed else ("", ())
+        if not all(values[name] for name in needed) or "\0" in values["path"] or not part:
             raise Mistake(f"line {line}: it needs a path, a label and, if any does, a split: {', '.join(PARTS)}")
         yield Row(values["path"], values["label"], part[0])
 

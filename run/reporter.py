@@ -6,7 +6,6 @@
 Nothing here reads the device: the loss and accuracy shown come from a `peek` that must not wait for it.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
@@ -23,6 +22,7 @@ from engine.config import Config
 from engine.cost import one_image_and_copy
 from engine.learner import Progress
 from engine.machine import Machine
+from ground.interval import wilson
 from ground.spread import quartiles
 from ground.terminal import FIRST_LINE_SECONDS, LINE_SECONDS, Tracker, clock, json_line, printable
 from run.schema import EpochRow
@@ -180,13 +180,6 @@ def throughput(images_per_s: Sequence[float]) -> dict[str, float]:
         return {}
     spread = quartiles(images_per_s)
     return {"images_per_second": spread.median, "images_per_second_q1": spread.q1, "images_per_second_q3": spread.q3}
-
-
-def wilson(correct: int, total: int) -> tuple[float, float]:
-    """The accuracies between which the true one lies in 95 of 100 cases (E. B. Wilson 1927, JASA 22)."""
-    z, share = 1.96, correct / total
-    middle, spread = share + z * z / (2 * total), z * math.sqrt(share * (1 - share) / total + (z / total / 2) ** 2)
-    return (middle - spread) / (1 + z * z / total), (middle + spread) / (1 + z * z / total)
 
 
 def duration(seconds: float | None) -> str:

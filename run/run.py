@@ -22,6 +22,7 @@ import torch
 
 from engine import checkpoint
 from engine.device import peak_memory
+from engine.known import Known, fit_known
 from engine.learner import Batch, Evaluation, Learner, NonFiniteLoss, Progress
 from engine.temperature import fit_temperature
 from engine.warm_up import needs_warm_up, warm_up
@@ -119,6 +120,11 @@ class Run:
             fitted = fit_temperature(self.learner.model.eval(), unseen, self.machine, self.after_batch)
         return fitted or self.config.temperature
 
+    def known(self, train: Iterable[Batch], unseen: Iterable[Batch], temperature: float) -> Known | None:
+        """When the model does not know, by images trained on and by those of the temperature."""
+        with self._evaluating():
+            return fit_known(self.learner.model.eval(), train, unseen, temperature, self.machine, self.after_batch)
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Around all that is not trained on: timed, and where memory runs out the advice is not --batch-size."""
@@ -165,7 +171,7 @@ class Run:
         before = sum(row[f"{kind}_seconds"] for row in self.rows)  # type: ignore[literal-required]
         return max(0.0, self.clock[kind] - before)
 
-    def end(self, flipped: Evaluation, temperature: float) -> None:
+    def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
         """To be called at last, with the evaluation by test-time augmentation."""
 
 
@@ -258,7 +264,7 @@ class RecordedRun(Run):
         self.reporter.row(row)
         self.keeper.end_epoch()
 
-    def end(self, flipped: Evaluation, temperature: float) -> None:
+    def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
         """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
 
         Raises:
@@ -283,7 +289,7 @@ class RecordedRun(Run):
             self.reporter.say(f"another program has written {self.config.out} meanwhile: this model goes to {out}")
         try:
             trained_on = torch.from_numpy(np.sort(self.data.contents))
-            checkpoint.save_model(out, self.learner.model, self.config, metrics, trained_on)
+            checkpoint.save_model(out, self.learner.model, self.config, metrics, trained_on, known)
         except (OSError, ValueError):
             self.keeper.save()
             raise

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
-from engine import distributed, temperature
+from engine import distributed, known, temperature
 from engine.config import PRESETS
 from engine.distributed import ALONE
 from engine.learner import Learner
@@ -63,7 +63,7 @@ def batches(world):
 
 
 def learn(folder, world):
-    temperature.FEWEST = 33
+    temperature.FEWEST = known.FEWEST = 33
     own = learner(world)
     warm_up(own, 17 - world.rank)
     own.model.train()
@@ -74,6 +74,7 @@ def learn(folder, world):
         "evaluation": vars(own.evaluate(batches(world))),
         "evaluated": {name: tensor.clone() for name, tensor in own.model.state_dict().items()},
         "temperature": temperature.fit_temperature(own.model.eval(), batches(world), own.machine),
+        "known": vars(known.fit_known(own.model, batches(world), batches(world), 0.5, own.machine)),
         "largest": world.largest(float(world.rank)),
         "from_first": world.from_first(lambda: {"rank": world.rank, "path": Path("x")}),
         "threads": world.threads(0),

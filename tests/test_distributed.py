@@ -16,7 +16,7 @@ from torch import nn
 
 import train
 from bench.speed import scaling
-from engine import checkpoint, distributed, temperature
+from engine import checkpoint, distributed, known, temperature
 from engine.distributed import World
 from engine.learner import LOOKAHEAD_EVERY, Evaluation, Learner, evaluate
 from engine.machine import Machine
@@ -128,6 +128,12 @@ def test_the_model_that_counts_is_rank_0s_evaluated_by_both_and_fitted_to_the_im
     monkeypatch.setattr(temperature, "FEWEST", 33)
     fitted = temperature.fit_temperature(model, ranks.batches(World()), Machine(CPU))
     assert two[0]["temperature"] == two[1]["temperature"] == pytest.approx(fitted, rel=1e-9)
+    monkeypatch.setattr(known, "FEWEST", 33)
+    ours = known.fit_known(model, ranks.batches(World()), ranks.batches(World()), 0.5, Machine(CPU))
+    assert ours is not None and two[0]["known"]["distance"] == two[1]["known"]["distance"]
+    assert torch.equal(two[0]["known"]["answers"], ours.answers) and two[0]["known"]["total"] == 33
+    torch.testing.assert_close(two[0]["known"]["whitener"], ours.whitener, rtol=1e-3, atol=1e-3)
+    assert two[0]["known"]["distance"] == pytest.approx(ours.distance, rel=1e-3)
     for own in two:
         assert (own["evaluation"]["correct"], own["evaluation"]["total"]) == (alone.correct, 33)
         assert own["evaluation"]["loss"] == pytest.approx(alone.loss, rel=1e-12)

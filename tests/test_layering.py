@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRIES = ("train", "gradcam", "export", "audit")
+ENTRIES = ("train", "gradcam", "export", "audit", "predict")
 MAY_IMPORT: dict[str, set[str]] = {
     "preflight": set(),
     "ground": {"ground"},
@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"pipeline", "ground"},
     "run": {"run", "engine", "pipeline", "ground"},
     "explain": {"explain", "engine", "pipeline", "ground"},
+    "judge": {"judge", "explain", "engine", "pipeline", "ground"},
     "bench": {"bench", "explain", "run", "engine", "pipeline", "ground"},  # it measures the heatmaps too
     "deploy": {"deploy", "explain", "engine", "pipeline", "ground"},
     "examples": set(),  # they run without this project

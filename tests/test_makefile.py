@@ -153,6 +153,7 @@ def test_a_given_environment_without_python_is_named(project):
         ("gallery", "gradcam.py --ckpt model.pt --out gallery.png"),
         ("audit", "audit.py"),
         ("export", "export.py"),
+        ("predict", "predict.py --ckpt model.pt"),
         ("bench", "-m bench"),
         ("profile", "-m bench profile"),
         ("test", "-m pytest -n 2 --dist worksteal"),
@@ -192,6 +193,7 @@ def test_the_default_lists_every_target(project):
     code, out, _, calls = project.make()
     assert code == 0 and not calls
     listed = [line.split()[0] for line in out.splitlines()[1:]]
-    known = "audit bench check clean crash-test export fuzz gallery gpu-check help planted profile test test-all train"
+    known = "audit bench check clean crash-test export fuzz gallery gpu-check help planted predict profile test"
+    known += " test-all train"
     assert sorted(listed) == known.split()
     assert all(len(line.split()) >= 3 for line in out.splitlines()[1:])

@@ -20,8 +20,9 @@ from explain import gallery, page
 from explain.cam import display
 from explain.cases import Cases
 from explain.faithfulness import Faithfulness, Score
+from explain.metrics import Calibration, confusion_matrix, top_confusions
 from explain.options import GradcamOptions
-from explain.study import Calibration, Study, confusion_matrix, top_confusions
+from explain.study import Study
 from tests.browser import Browser, browsers
 from tests.cases import CLASSES, layer4_maps, made_up
 

@@ -228,7 +228,7 @@ def test_less_than_10_gb_free_where_the_environment_will_be(refusal, good_machin
     assert not line or ("10 GB" in line and f"{gb:.1f} GB" in line)
 
 
-ENTRIES = ("preflight", "train", "gradcam", "export", "audit", "bench/__main__", "pipeline/__main__")
+ENTRIES = ("preflight", "train", "gradcam", "export", "audit", "predict", "bench/__main__", "pipeline/__main__")
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
