@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ground.mistake import Mistake
 from ground.terminal import tracked
-from pipeline.pictures import Fit, decode_bytes, files_in, read_bytes, reason
+from pipeline.pictures import Fit, as_trained, files_in, read_bytes, reason
 from pipeline.split import UInt8
 
 MOST_FILES = 1_000
@@ -29,12 +29,6 @@ class Pictures(NamedTuple):
     skipped: tuple[str, ...]  # the other files, each with the reason
 
 
-def as_trained(data: bytes, side: int, fit: Fit) -> UInt8:
-    """A picture file's content as training had it, (side, side, 3); `side` and `fit` are those of the
-    checkpoint's config. Raises as `decode_bytes`."""
-    return decode_bytes(data, side, fit).pixels
-
-
 def read(paths: Sequence[str], side: int, fit: Fit, most: int = 0) -> Pictures:
     """Every picture that `find` finds, as squares of `side` pixels. Raises Mistake if there is none."""
     files = find(paths, most)
@@ -42,7 +36,7 @@ def read(paths: Sequence[str], side: int, fit: Fit, most: int = 0) -> Pictures:
     for path in tracked(files, "reading", len(files)):
         try:
             data = read_bytes(path)
-            squares = as_trained(data, side, fit), decode_bytes(data, TILE, fit).pixels
+            squares = as_trained(data, side, fit), as_trained(data, TILE, fit)
             inputs.append(squares[0])
             tiles.append(squares[1])
             names.append(str(path))

@@ -16,14 +16,13 @@ from engine.known import pooled
 from engine.model import resize
 from explain.cases import Bools, Floats, Ints
 from explain.explainer import BATCH, Explainer
-from explain.images import as_trained
 from ground.interval import wilson
 from ground.mistake import Mistake
 from ground.terminal import tracked
 from judge.sources import Item, Labels
 from pipeline.contents import in_order
 from pipeline.dali import evaluation_loader
-from pipeline.pictures import looks_like_a_picture, read_bytes, reason
+from pipeline.pictures import as_trained, looks_like_a_picture, read_bytes, reason
 from pipeline.split import Split, UInt8
 
 PROMISE = 0.98

@@ -71,40 +71,13 @@ def digests(base: Path, names: Sequence[str], index: Path) -> tuple[list[str], l
 
 
 def in_order(work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0) -> Iterator[R]:
-    """The results of `work` on each item, in order, by all cores; no more than some blocks are done ahead.
+    """The results of `work` on each item, in their order, done on all cores.
 
-    Under a title it shows how far it is of `total`. After Ctrl-C no further block is begun.
+    Under a title it shows how far it is, of `total` items (0: nobody knows). Items are taken as they are needed: AHEAD
+    blocks a core at most wait for their turn.
     """
-    cores, source, ahead = len(os.sched_getaffinity(0)), iter(items), deque[Future[list[R]]]()
-
-    def block(some: list[T]) -> list[R]:
-        return [work(item) for item in some]
-
-    def results() -> Iterator[R]:
-        while True:
-            while len(ahead) < 4 * cores and (some := list(islice(source, BLOCK))):
-                ahead.append(pool.submit(block, some))
-            if not ahead:
-                return
-            yield from ahead.popleft().result()
-
+    cores, source = len(os.sched_getaffinity(0)), iter(items)
     pool = ThreadPoolExecutor(cores)
-    try:
-        yield from tracked(results(), title, total) if title else results()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def in_order(
-    work: Callable[[T], R], items: Iterable[T], title: str = "", total: int = 0
-) -> Iterator[R]:
-    """What `work` gives for each of the items, in their order, done on all cores; under a title it
-    shows how far it is, of `total` items (0: nobody knows).
-
-    Items are taken as they are needed: AHEAD blocks a core at most wait for their turn.
-    """
-    cores = len(os.sched_getaffinity(0))
-    pool, source = ThreadPoolExecutor(cores), iter(items)
 
     def results() -> Iterator[R]:
         waiting: deque[Future[list[R]]] = deque()

@@ -73,7 +73,12 @@ def formats() -> tuple[str, ...]:
 
 def decode(path: Path, size: int, fit: Fit) -> UInt8:
     """The picture of a file as (size, size, 3) uint8 RGB. Raises as `decode_bytes` does, or OSError."""
-    body = decode_bytes(read_bytes(path), size, fit).body
+    return as_trained(read_bytes(path), size, fit)
+
+
+def as_trained(data: bytes, size: int, fit: Fit) -> UInt8:
+    """The content of a picture file as training had it: (size, size, 3) uint8 RGB. Raises as `decode_bytes`."""
+    body = decode_bytes(data, size, fit).body
     return square(body, size) if size >= PACKED_FROM else np.frombuffer(body, np.uint8).reshape(size, size, 3)
 
 
