@@ -34,7 +34,7 @@ EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trai
 def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
     """The config with all settings decided but those whose names are `given`.
 
-    With pictures of one's own: size, resolutions, shift, stem and batch size, from the pictures. With
+    With pictures of one's own: size, resolutions, shift, stem, batch size, from the pictures. With
     `minutes`: the epochs and, where fewer than FEWEST_EPOCHS fit, the width, from the speed of this machine, which is
     measured in some seconds, for so many images to train on and `reported` to evaluate after each epoch.
     """
