@@ -167,7 +167,7 @@ def opened(path: str | Path, foreign: str) -> Iterator[tuple[BinaryIO, int]]:
     """
     if os.path.isdir(path):
         raise IsADirectoryError(errno.EISDIR, "it is a folder: name a file", str(path))
-    # A pipe without a writer would be waited for. Not buffered, as require_no_hole moves to and fro.
+    # A pipe without a writer would be waited for. Not buffered: require_no_hole moves to and fro.
     with open(path, "rb", 0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -202,8 +202,8 @@ def _content(file: BinaryIO, size: int, kind: Kind) -> dict[str, Any]:
 
 
 def unpack(file: BinaryIO, size: int, calls: Calls) -> tuple[Any, Callable[[], None]]:
-    """What torch makes of an archive whose pickle makes no other `calls`, and what reads its tensors:
-    to be called once their types and shapes are checked. Both raise as `opened` expects."""
+    """What torch makes of an archive whose pickle makes no other `calls`, and what reads its
+    tensors: to be called once their types and shapes are checked. Both raise as `opened` expects."""
     archive, parts = _opened(file, size, calls)
     here = f"/proc/self/fd/{file.fileno()}"  # the file looked through, whatever has its name by now
     content = torch.load(here, map_location="cpu", mmap=True, weights_only=True)

@@ -62,8 +62,8 @@ class Config:
     width: int = setting(64, "network", ge=1, le=1024)
     """Channels of the first stage; 64 is the standard network."""
     stem: Literal["small", "strided", "imagenet"] = setting("small", "network")
-    """Before the stages: a 3x3 convolution; one of stride 2, which halves the sides, for images of 96
-    pixels and more; or ImageNet's, 7x7 of stride 2 and a max pool, which quarters them."""
+    """Before the stages: a 3x3 convolution; one of stride 2, which halves the sides, for images of
+    96 pixels and more; or ImageNet's, 7x7 of stride 2 and a max pool, which quarters them."""
     max_lr: float = setting(0.5, gt=0, lt=math.inf)
     """Peak of the OneCycle learning rate, of all but what Muon trains."""
     weight_decay: float = setting(6e-4, ge=0, lt=1)

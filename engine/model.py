@@ -20,7 +20,7 @@ from ground.mistake import Mistake
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-STEMS = {"small": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}  # its convolution's side and stride
+STEMS = {"small": (3, 1), "strided": (3, 2), "imagenet": (7, 2)}  # side and stride
 WHITENING_IMAGES = 5_000
 SAMPLE_PIXELS = 46_080_000  # of them: 5,000 at 96 px, 918 at 224
 WHITENING_PIXELS = 5_120_000  # at a time, which takes 0.7 GB for a moment: all those images at 32 px

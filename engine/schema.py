@@ -127,7 +127,7 @@ def state_of(config: Config, classes: Sequence[str]) -> dict[str, torch.Tensor]:
 
 
 def config_from(values: Any) -> Config:
-    """The inverse of `checkpoint.config_dict`, of the version before too. Else raises MisfitError."""
+    """The inverse of `checkpoint.config_dict`, an earlier version's too. Raises MisfitError."""
     stride = values.get("stem_stride") if type(values) is dict and "stem" not in values else None
     if type(stride) is int and stride in STEM_OF_STRIDE:
         values = {**values, "stem": STEM_OF_STRIDE[stride]}

@@ -70,13 +70,11 @@ def write_state(path: Path) -> None:
 
 
 def small_weights(depth: int = 18) -> dict[str, torch.Tensor]:
-    """A state_dict of torchvision's network with three classes and of width 4, in random numbers."""
-    model = ResNet("abc", depth, 4, stem="imagenet")
-    own = {name: tensor for name, tensor in model.state_dict().items() if name not in ("mean", "std")}
-    draw = torch.Generator().manual_seed(depth)
-    for tensor in own.values():
-        tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5 if tensor.ndim else tensor)
-    return {torchvision_name(name): tensor.contiguous() for name, tensor in own.items()}
+    """A state_dict of torchvision's network with three classes and of width 4."""
+    with torch.random.fork_rng():
+        torch.manual_seed(depth)
+        own = ResNet("abc", depth, 4, stem="imagenet").state_dict()
+    return {torchvision_name(k): own[k] for k in own if k not in ("mean", "std")}
 
 
 def equal(found: dict[str, Any], forged: dict[str, Any]) -> bool:
@@ -199,7 +197,7 @@ HEAD = [
     wrong("config/width", 5, 0, 1024, 1025, "4", 4.0),
     Field("config/stem", ["small", "strided"], ["imagenet", "large", 1, None]),
     wrong("config", lambda config: config | {"stem_stride": 2}),
-    wrong("config", *(lambda config, n=n: earlier(config, n) for n in (0, 3, True, "2", 2.0, None, [1]))),
+    wrong("config", *(lambda c, n=n: earlier(c, n) for n in (0, 3, True, "2", 2.0, None, [1]))),
     fraction("config/max_lr", 1e-30, 1e30, 0.0),
     fraction("config/weight_decay", 0.0, 0.999, 1.0),
     fraction("config/temperature", 0.05, 20.0, 0.04, 20.1),

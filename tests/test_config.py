@@ -137,7 +137,8 @@ def test_ten_accepted_ones_run(quiet, capsys, values):
 
 
 def test_a_stem_of_7x7_is_not_whitened():
-    assert parse(["cpu", "--stem", "imagenet"], "cpu")[1] == replace(PRESETS["cpu"], stem="imagenet", whiten=False)
+    config = replace(PRESETS["cpu"], stem="imagenet", whiten=False)
+    assert parse(["cpu", "--stem", "imagenet"], "cpu")[1] == config
     assert parse(["cpu", "--stem", "strided", "--whiten"], "cpu")[1].whiten
     with pytest.raises(ValueError, match="--whiten is for stems of 3x3: leave it out"):
         parse(["cpu", "--stem", "imagenet", "--whiten"], "cpu")
