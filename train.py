@@ -32,13 +32,13 @@ from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import create
 from ground.files import check_apart, check_output
-from pipeline.dali import DaliLoader, evaluation_loader
+from pipeline.dali import DaliLoader, EvaluationLoader, evaluation_loader
 from pipeline.dataset import open_dataset, require_known
-from pipeline.packed import SquareLoader
 from pipeline.plan import Plan
 from pipeline.split import Split
 from run import resume
 from run.budget import decide
+from run.frozen import fit_head
 from run.pretrained import require_unseen, start_from, take_shape
 from run.resume import State
 from run.run import RunData, open_run
@@ -56,19 +56,23 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         world.require_agreement(partial(agreement, config, machine, train, reported))
         if learnt:
             require_unseen(config, learnt, reported)
-        config = decide(config, given_flags(arguments), state, train, len(reported), machine)
+        config = decide(config, given_flags(arguments), state, train, len(reported), machine, clock["data"])
         plan = Plan.of(train, rank=world.rank, world=world.size, **config.drawn())
         loader = DaliLoader(train, plan, machine.device, machine.threads, config.resolution)
 
-    def in_order(split: Split) -> DaliLoader | SquareLoader:
+    def in_order(split: Split) -> EvaluationLoader:
         """All images of a split once an epoch, to evaluate on; each rank its share."""
         own = {"rank": world.rank, "world": world.size}
         return evaluation_loader(split, config.reported_side, machine.device, machine.threads, **own)
 
     test = in_order(reported)
+    unseen = data.validation() or (reported if config.validate or config.fold else None)
     model = create(config, train).to(machine.device).to(memory_format=torch.channels_last)
     if learnt:
         start_from(model, learnt)
+        if config.head_first:
+            with clock.on("head"):
+                fit_head(model, in_order(train), machine)
     learner = Learner(model, config, len(loader), machine)
     digest = hashlib.sha256(f"{train.digest} {reported.digest}".encode()).hexdigest()
     if state.path:
@@ -77,6 +81,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     run_data = RunData(digest, data.identity(), train.contents, reported.name)
     with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
+        if config.head_first:
+            run.keep_frozen(test, in_order(unseen) if unseen else None)
         for epoch in range(run.epochs_done, config.epochs):
             with run.training(epoch):  # timed; its bar
                 for images, labels in run.batches(epoch):  # what is left of the epoch
@@ -84,8 +90,9 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
                     run.after_step()  # the bar moves, a stop signal is heard, a state is saved when it is due
                 progress = learner.end_epoch()  # waits for the device
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
+        if config.head_first and unseen:
+            run.keep_better(in_order(unseen))
         flipped = run.evaluate(test.epoch(config.epochs), flip=True)
-        unseen = data.validation() or (reported if config.validate or config.fold else None)
         temperature = run.temperature(in_order(unseen).epoch(config.epochs) if unseen else [])
         known = None
         if unseen:

@@ -86,6 +86,11 @@ class Config:
     bias_lr_scale: float = setting(16.0, gt=0, lt=math.inf)
     """Learning rate of all biases, those of norms and of the last layer, in multiples of the other parameters' (1: the
     same)."""
+    body_lr_scale: float = setting(1.0, gt=0, le=1)
+    """Learning rate of all but the last layer, in multiples of its own: below 1 for a pretrained network."""
+    head_first: bool = False
+    """With --pretrained, fit the last layer alone to begin with, in seconds; the better of it and the finished network
+    on validation pictures is kept."""
     whiten: bool = True
     """Start the stem as a whitening of the training set's 3x3 patches; not with --stem imagenet."""
     dirac: bool = True
@@ -218,7 +223,7 @@ class Config:
         return self.resolutions[-1 - epochs_to_come * len(self.resolutions) // self.epochs]
 
 
-PICTURES = "pictures"
+PICTURES, FINETUNE = "pictures", "finetune"
 PRESETS: dict[str, Config] = {
     # 20 epochs of the 11.17 M-parameter network: 95.43% plain (one seed), 21.6 s of training on one H200. At 32 px
     # throughout 94.81% in 13.6 s; with SGD alone, at 16, 24 and 32 px, 93.6%.
@@ -233,6 +238,12 @@ PRESETS: dict[str, Config] = {
     PICTURES: Config(
         minutes=5.0, batch_size=64, resolutions=(32, 32, 48, 48, 64), width=32, translate=6, cutout=0,
         max_lr=0.1, muon_lr=0.1, weight_decay=1e-3,
+    ),
+    # Photographs from ImageNet's weights: python train.py --data FOLDER --pretrained imagenet
+    FINETUNE: Config(
+        minutes=2.0, batch_size=64, resolutions=(128,), size=128, stem="imagenet", max_lr=0.02, muon_lr=0.0,
+        weight_decay=5e-4, body_lr_scale=0.1, bias_lr_scale=1.0, head_first=True, whiten=False, dirac=False,
+        translate=0, cutout=0,
     ),
     # Seconds, no data set.
     "smoke": Config(
@@ -263,8 +274,8 @@ def parse(arguments: Sequence[str], default: str, resumed: Config | None = None)
         base = resumed or PRESETS[name]
     summary = f"Train ResNet-18 on pictures: python train.py [{'|'.join(PRESETS)}] [flags]. Defaults: {name}."
     config = parse_flags(base, flags, "train.py", summary)
-    if config.own_pictures and not preset and not resumed and name != PICTURES:
-        return parse([PICTURES, *flags], default)
+    if config.own_pictures and not preset and not resumed:
+        return parse([FINETUNE if config.pretrained == "imagenet" else PICTURES, *flags], default)
     return name, config
 
 

@@ -31,6 +31,17 @@ def create_optimizer(model: nn.Module, config: Config, dtype: torch.dtype) -> to
         {"params": gains},
         {"params": biases, "lr": peaks[1]},
     ]
+    if config.body_lr_scale != 1:
+        head = list(model.get_submodule("fc").parameters())  # the ends of weights and of biases
+        weights.pop(), biases.pop()
+        body = config.max_lr * config.body_lr_scale
+        groups = [
+            {"params": head[:1], "weight_decay": config.weight_decay},
+            {"params": head[1:], "lr": peaks[1]},
+            {"params": weights, "weight_decay": config.weight_decay, "lr": body},
+            {"params": gains, "lr": body},
+            {"params": biases, "lr": body * config.bias_lr_scale},
+        ]
     if config.muon_lr:
         groups.append({"params": filters, "lr": config.muon_lr, "momentum": config.muon_momentum, "orthogonal": True})
         return Muon(groups, lr=config.max_lr, momentum=config.momentum, dtype=dtype)

@@ -209,6 +209,9 @@ def _graph(feed: Any, device: str, stored: int, side: int, fill: Sequence[float]
     return images, labels.gpu() if device == "gpu" else labels
 
 
+EvaluationLoader = DaliLoader | SquareLoader
+
+
 def evaluation_loader(
     split: Split,
     resolution: int | Callable[[int], int],
@@ -217,7 +220,7 @@ def evaluation_loader(
     batch_size: int = 0,
     rank: int = 0,
     world: int = 1,
-) -> DaliLoader | SquareLoader:
+) -> EvaluationLoader:
     """All images of a split in order, unchanged but for their size: one, or one for each epoch.
 
     Images labelled -1, not to be counted, fill up the last batch. A `batch_size` of 0 stands for 1,000,

@@ -28,17 +28,21 @@ NARROWEST = 8
 SCALES = (0.75, 0.5)  # of the resolutions, before the width
 STRIDED_FROM = 96  # pixels: from here on the stem halves the sides, or a step would take too long
 BATCHES, EPOCH_STEPS = (256, 128), 200  # larger batches, where an epoch has so many steps of them
+SHARE = 0.8  # of the side that is tested, to train on: random regions show objects larger (FixRes, arXiv 1906.06423)
 STEPS = 8  # of an epoch at least, where the batch size is left open
 TRIED_SECONDS = 0.7  # of each resolution
 EVALUATION = 1 / 3  # cost of an image that is evaluated, in those that are trained on
 
 
-def decide(config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine) -> C:
+def decide(
+    config: C, given: Collection[str], state: State, train: Images, reported: int, machine: Machine, spent: float = 0.0
+) -> C:
     """The config with all settings decided but those whose names are `given`.
 
     With pictures of one's own: size, resolutions, shift, stem and batch size, from the pictures. With `minutes`: the
     epochs and, where fewer than FEWEST_EPOCHS fit, lower resolutions, then a smaller width, from the speed of this
     machine, which is measured in some seconds, for so many images to train on and `reported` to evaluate after each.
+    Of a run that fits the last layer first, that and the seconds `spent` so far count too.
     """
     chosen: dict[str, Any] = {}
     # The shift is meant for the preset's last resolution, whatever resolutions were given.
@@ -49,7 +53,7 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
         stem = "strided" if train.side >= STRIDED_FROM else "small"
         chosen = {
             "size": train.side,
-            "resolutions": scaled(sides, train.side / sides[-1]),
+            "resolutions": scaled(sides, (SHARE if config.stem == "imagenet" else 1) * train.side / sides[-1]),
             "translate": round(config.translate * train.side / meant),
             "stem": config.stem if config.stem == "imagenet" else stem,
             "batch_size": max(2, machine.world.size * 2, min(largest, len(train) // STEPS)),
@@ -62,7 +66,8 @@ def decide(config: C, given: Collection[str], state: State, train: Images, repor
         return config
     for candidate in candidates(config, given):
         seconds = image_seconds(candidate, train, machine)
-        config = replace(candidate, epochs=epochs_within(candidate, seconds, len(train), reported))
+        before = spent + len(train) * EVALUATION * seconds[config.model_side] if config.head_first else 0.0
+        config = replace(candidate, epochs=epochs_within(candidate, seconds, len(train), reported, before))
         if config.epochs >= FEWEST_EPOCHS:
             break
     return config
@@ -84,13 +89,13 @@ def scaled(sides: Sequence[int], scale: float) -> tuple[int, ...]:
     return tuple(max(8, round(side * scale / 8) * 8) for side in sides)
 
 
-def epochs_within(config: Config, seconds: Mapping[int, float], count: int, reported: int) -> int:
-    """How many epochs fit into the minutes, 1 at least, at so many seconds an image of each side."""
+def epochs_within(config: Config, seconds: Mapping[int, float], count: int, reported: int, before: float) -> int:
+    """How many epochs fit into the minutes, 1 at least, at so many seconds an image of each side, `before` spent."""
     for epochs in range(1, MOST_EPOCHS + 1):
         longer = replace(config, epochs=epochs + 1)
         sides = [(longer.resolution(epoch), longer.reported_side(epoch)) for epoch in range(epochs + 1)]
         cost = sum(count * seconds[side] + EVALUATION * reported * seconds[other] for side, other in sides)
-        if cost > 60 * config.minutes:
+        if before + cost > 60 * config.minutes:
             break
     return epochs
 

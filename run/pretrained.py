@@ -27,6 +27,8 @@ def take_shape(config: Config, given: Collection[str], state: State, world: Worl
         OSError, Mistake: as weights.load and weights.fetched.
         Mistake: the run would overwrite it; or settings `given` by a person do not fit it.
     """
+    if config.head_first and world.size > 1:
+        raise Mistake(f"--head-first is for one process, not for {world.size}: give --no-head-first")
     if os.path.realpath(config.out) == os.path.realpath(config.pretrained):
         raise Mistake(f"--out is {config.out}, the file of --pretrained, which would be lost: name another --out")
     loaded, depth = None, config.depth

@@ -28,6 +28,7 @@ from ground.terminal import FIRST_LINE_SECONDS, LINE_SECONDS, Tracker, clock, js
 from run.schema import EpochRow
 
 ABSENT = "not measured"
+BOTH = "{frozen_accuracy:.2%}, {all_layers_accuracy:.2%}; kept: {kept}"
 HEADER_EVERY = 20
 # Label, key, width, format of one epoch's line: 78 columns in all. {split} is "test", or "val" for held-out images.
 COLUMNS = (
@@ -152,8 +153,10 @@ class Reporter:
                 f"{name} accuracy": accuracy + counts,
                 **({f"{name} accuracy, mean of the classes": by_class} if by_class not in (accuracy, ABSENT) else {}),
                 f"{name} accuracy, flip TTA": _show("{test_accuracy_tta:.2%}", summary),
+                **({"frozen, all layers": _show(BOTH, summary)} if summary.get("kept") else {}),
                 "temperature": _show("{temperature:.2f}", summary),
                 "data": duration(summary.get("data_seconds")),
+                **({"last layer alone": duration(summary["head_seconds"])} if "head_seconds" in summary else {}),
                 "compile": duration(summary.get("compile_seconds")),
                 "training": duration(summary.get("train_seconds")),
                 "of it, in the loader": duration(summary.get("wait_seconds")),

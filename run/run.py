@@ -29,13 +29,15 @@ from engine.warm_up import needs_warm_up, warm_up
 from ground.memory import memory_advice
 from ground.mistake import Mistake
 from ground.terminal import Tracker, stdout_console
-from pipeline.dali import DaliLoader
+from pipeline.dali import DaliLoader, EvaluationLoader
 from pipeline.split import Int64
 from run.folder import RunFolder
 from run.reporter import Reporter, model_summary, throughput
 from run.resume import Keeper, State
 from run.schema import EpochRow
 from run.stopwatch import Stopwatch
+
+FROZEN = "frozen.pt"  # in a run folder: the network before any but its last layer has learnt
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,12 @@ class Run:
         with self.clock.on("eval"), memory_advice(0, self.machine.device, side):
             yield
 
+    def keep_frozen(self, test: EvaluationLoader, unseen: EvaluationLoader | None) -> None:
+        """Evaluate a network of which the last layer alone has learnt, and keep it. In one process only."""
+
+    def keep_better(self, unseen: EvaluationLoader) -> None:
+        """Take that network's weights where it is better on these images. In one process only."""
+
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch."""
         train, wait, evaluation = (self._gained(kind) for kind in ("train", "wait", "eval"))
@@ -193,6 +201,7 @@ class RecordedRun(Run):
             self.keeper = Keeper(self.folder.path, self.rows, self.learner, self.data.digest, self.clock, self.state)
             self.folder.write_config(checkpoint.config_dict(self.config))
             self._open = stack.pop_all()
+        self.both: dict[str, Any] = {}  # how the frozen network and all layers did
         self._out_before = _status(self.config.out)
         self.reporter = Reporter(stdout_console())
         self.bar: Tracker | None = None
@@ -258,6 +267,33 @@ class RecordedRun(Run):
             raise Mistake(f"{what}: {self._advice}")
         return result
 
+    def keep_frozen(self, test: EvaluationLoader, unseen: EvaluationLoader | None) -> None:
+        """Evaluate the network of which the last layer alone has learnt, and keep it as FROZEN in the run folder."""
+        if self.state.path:
+            return
+        result = self.evaluate(test.epoch(0))
+        metrics = {f"test_{name}": value for name, value in vars(result).items()} | {"test_accuracy": result.accuracy}
+        metrics |= {"split": self.data.reported, "precision": self.machine.precision}
+        metrics |= {"origin": self.learner.model.origin} if self.learner.model.origin else {}
+        if unseen:
+            metrics["unseen_accuracy"] = self.evaluate(unseen.epoch(0)).accuracy
+        path = self.folder.path / FROZEN
+        checkpoint.save_model(path, self.learner.model, self.config, metrics, torch.from_numpy(self.data.contents))
+        self.reporter.say(f"the last layer alone: {self.data.reported} accuracy {result.accuracy:.2%} ({path})")
+
+    def keep_better(self, unseen: EvaluationLoader) -> None:
+        """Take that network's weights where it is better on these images."""
+        frozen, last = checkpoint.load(self.folder.path / FROZEN), self.evaluate(unseen.epoch(self.config.epochs))
+        better = frozen.metrics["unseen_accuracy"] > last.accuracy
+        self.both = {
+            "frozen_accuracy": frozen.metrics["test_accuracy"],
+            "all_layers_accuracy": self.rows[-1]["reported_accuracy"],
+            "kept": "frozen" if better else "all layers",
+        }
+        if better:
+            self.learner.model.load_state_dict(frozen.model.state_dict())
+            self.both |= {name: value for name, value in frozen.metrics.items() if name.startswith("test_")}
+
     def record(self, row: EpochRow) -> None:
         """Add the row of a finished epoch, show it, and save the state if one is due."""
         self.folder.add(row)
@@ -273,6 +309,7 @@ class RecordedRun(Run):
         reported = {name: value for name, value in self.rows[-1].items() if name.startswith("reported_")}
         metrics = {
             **{name.replace("reported", "test"): value for name, value in reported.items()},
+            **self.both,
             "test_accuracy_tta": flipped.accuracy,
             "temperature": temperature,
             "split": self.data.reported,

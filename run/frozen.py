@@ -1,0 +1,59 @@
+"""The last layer alone, on features that a pretrained network gives without learning: an answer in seconds.
+
+    fit_head(model, in_order(train), machine)      # before the Learner is made
+    model.fc                                       # now tells the new classes apart
+
+Kornblith et al. 2019, arXiv 1805.08974, fit the same logistic regression on frozen features. All layers start from
+it then: the first large steps of a random last layer would spoil what the others know.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.known import pooled
+from engine.machine import Machine
+from engine.model import ResNet
+from ground.terminal import tracked
+from pipeline.dali import EvaluationLoader
+
+DECAY = 1e-3  # of the weights for features of deviation 1, chosen with the stand-in: see docs/LOG.md
+ROUNDS = 100  # of L-BFGS at most
+
+
+@torch.no_grad()
+def features(model: ResNet, loader: EvaluationLoader, machine: Machine) -> tuple[Tensor, Tensor]:
+    """(N, K) float32, what the last layer takes, and labels (N,), of all images of the loader once."""
+    was_training, parts = model.training, []
+    model.eval()
+    for images, labels in tracked(loader.epoch(0), "features", len(loader)):
+        seen = labels >= 0
+        parts.append((pooled(model, images, machine)[seen], labels[seen]))
+    model.train(was_training)
+    columns = zip(*parts, strict=True)
+    return tuple(torch.cat(column) for column in columns)  # type: ignore[return-value]
+
+
+def fit_head(model: ResNet, loader: EvaluationLoader, machine: Machine) -> None:
+    """Give the last layer the weights that tell the loader's images apart best, all other layers as they are.
+
+    Multinomial logistic regression with DECAY; where the model weighs its classes, by these weights.
+    """
+    inputs, labels = features(model, loader, machine)
+    deviation, mean = torch.std_mean(inputs, 0)
+    inputs = (inputs - mean) / deviation.clamp(min=1e-6)
+    classes, width = model.fc.weight.shape
+    weight = torch.zeros(classes, width, device=inputs.device, requires_grad=True)
+    bias = torch.zeros(classes, device=inputs.device, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=ROUNDS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.cross_entropy(inputs @ weight.T + bias, labels, model.loss_weights) + DECAY / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    with torch.no_grad():
+        model.fc.weight.copy_(weight / deviation.clamp(min=1e-6))
+        model.fc.bias.copy_(bias - model.fc.weight @ mean)
