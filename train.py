@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     if state.path:
         resume.restore(learner, state, config, digest, train.digest)
 
-    run_data = RunData(digest, data.identity(), train.contents, reported.name)
+    run_data = RunData(digest, data.identity(), train.contents, reported, test.plan.rows())
     with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
         for epoch in range(run.epochs_done, config.epochs):
@@ -84,13 +84,13 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
                     run.after_step()  # the bar moves, a stop signal is heard, a state is saved when it is due
                 progress = learner.end_epoch()  # waits for the device
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
-        flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         unseen = data.validation() or (reported if config.validate or config.fold else None)
         temperature = run.temperature(in_order(unseen).epoch(config.epochs) if unseen else [])
         known = None
         if unseen:
             some = in_order(train.take(sample(len(train), train.side), "training"))
             known = run.known(some.epoch(config.epochs), in_order(unseen).epoch(config.epochs), temperature)
+        flipped = run.evaluate(test.epoch(config.epochs), flip=True, temperature=temperature)
         run.end(flipped, temperature, known)
 
 

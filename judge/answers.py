@@ -111,7 +111,7 @@ class Judge:
     def of_split(self, split: Split, learnt: Bools) -> Iterator[Answers]:
         """The answers to a part of a data set, whose images (N,) were `learnt` or not."""
         machine, start = self.explainer.machine, 0
-        files = split.files or [f"{split.name} image {i}" for i in range(len(split))]
+        files = split.names
         names = [split.classes[label] for label in split.labels]
         resolution = self.explainer.model.resolution
         loader = evaluation_loader(split, resolution, machine.device, machine.threads)

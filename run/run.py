@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine import checkpoint
@@ -30,7 +31,7 @@ from ground.memory import memory_advice
 from ground.mistake import Mistake
 from ground.terminal import Tracker, stdout_console
 from pipeline.dali import DaliLoader
-from pipeline.split import Int64
+from pipeline.split import Int64, Split
 from run.folder import RunFolder
 from run.reporter import Reporter, model_summary, throughput
 from run.resume import Keeper, State
@@ -45,7 +46,8 @@ class RunData:
     digest: str  # SHA-256 of the images to train on and of those to report on
     identity: str  # what the whole data set is: pipeline.dataset.DataSet.identity
     contents: Int64  # what is in the files of the images to train on: pipeline.split.Split.contents
-    reported: str  # name of the images that the run reports on
+    reported: Split  # the images that the run reports on
+    rows: Int64  # (n,) which of them this rank evaluates, in their order
 
 
 class Run:
@@ -109,10 +111,12 @@ class Run:
     def after_batch(self) -> None:
         """Is called after each batch that is evaluated."""
 
-    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
-        """The model on these batches."""
+    def evaluate(
+        self, batches: Iterable[Batch], flip: bool = False, temperature: float = 1.0
+    ) -> Evaluation:
+        """The model on these batches, as `engine.learner.evaluate`."""
         with self._evaluating():
-            return self.learner.evaluate(batches, flip, self.after_batch)
+            return self.learner.evaluate(batches, flip, self.after_batch, temperature)
 
     def temperature(self, unseen: Iterable[Batch]) -> float:
         """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
@@ -148,7 +152,7 @@ class Run:
                 eval_seconds=evaluation,
                 it_per_s=len(self.loader) / train,
                 images_per_s=progress.images / train,
-                split=self.data.reported,
+                split=self.data.reported.name,
                 loss=progress.loss,
                 train_accuracy=progress.accuracy,
                 last_loss=progress.last_loss,
@@ -173,6 +177,13 @@ class Run:
 
     def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
         """To be called at last, with the evaluation by test-time augmentation."""
+        self._gathered(flipped)
+
+    def _gathered(self, result: Evaluation) -> npt.NDArray[np.float64]:
+        """(2, n) `answers` of all ranks, in the order of the reported images."""
+        answers = result.answers.new_zeros(2, len(self.data.reported))
+        answers[:, torch.from_numpy(self.data.rows)] = result.answers
+        return self.machine.world.sum_(answers).cpu().numpy()
 
 
 class RecordedRun(Run):
@@ -246,15 +257,17 @@ class RecordedRun(Run):
         """Stop where a signal asks for it; raises as `after_step`."""
         self.keeper.stop_if_asked()
 
-    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+    def evaluate(
+        self, batches: Iterable[Batch], flip: bool = False, temperature: float = 1.0
+    ) -> Evaluation:
         """The model on these batches.
 
         Raises:
             Mistake: the loss is not finite, though that of training was.
         """
-        result = super().evaluate(batches, flip)
+        result = super().evaluate(batches, flip, temperature)
         if not math.isfinite(result.loss):
-            what = f"the loss of the {self.data.reported} images is not finite after step {self.learner.step}"
+            what = f"the loss of the {self.data.reported.name} images is not finite after step {self.learner.step}"
             raise Mistake(f"{what}: {self._advice}")
         return result
 
@@ -265,7 +278,8 @@ class RecordedRun(Run):
         self.keeper.end_epoch()
 
     def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
-        """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
+        """Write the model and its predictions, and say how it went: in the last row, and in an
+        evaluation with test-time augmentation.
 
         Raises:
             OSError: the model cannot be written; the state is saved, so that only this is left to do.
@@ -275,7 +289,7 @@ class RecordedRun(Run):
             **{name.replace("reported", "test"): value for name, value in reported.items()},
             "test_accuracy_tta": flipped.accuracy,
             "temperature": temperature,
-            "split": self.data.reported,
+            "split": self.data.reported.name,
             **({"identity": self.data.identity} if self.data.identity else {}),
             **({"origin": self.learner.model.origin} if self.learner.model.origin else {}),
             "precision": self.machine.precision,
@@ -283,6 +297,7 @@ class RecordedRun(Run):
             **throughput([row["images_per_s"] for row in self.rows]),
             "peak_memory_bytes": peak_memory(self.machine.device),
         }
+        probability, predicted = self._gathered(flipped)
         out = self.config.out
         if _status(out) != self._out_before:
             out = str(Path(out).with_stem(f"{Path(out).stem}-{self.folder.path.name}"))
@@ -293,6 +308,7 @@ class RecordedRun(Run):
         except (OSError, ValueError):
             self.keeper.save()
             raise
+        self.folder.write_predictions(self.data.reported, predicted, probability)
         self.reporter.finish(metrics | {"checkpoint": out, "environment": self.machine.card()})
 
     @property
