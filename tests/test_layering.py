@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"run", "engine", "pipeline", "ground"},
     "explain": {"explain", "engine", "pipeline", "ground"},
     "judge": {"judge", "explain", "engine", "pipeline", "ground"},
-    "bench": {"bench", "explain", "run", "engine", "pipeline", "ground"},  # it measures the heatmaps too
+    "bench": {"bench", "judge", "explain", "run", "engine", "pipeline", "ground"},  # it measures the heatmaps too
     "deploy": {"deploy", "explain", "engine", "pipeline", "ground"},
     "examples": set(),  # they run without this project
 }
