@@ -94,9 +94,9 @@ def of_checkpoint(options: ModelOptions) -> Told:
     held_out = checkpoint.config.validate or checkpoint.config.fold
     split, learnt = part(options, checkpoint, "validation" if held_out else "test")
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
-    batches = list(Judge(explainer, checkpoint, 0.0).of_split(split, learnt))
+    batches = list(Judge(explainer, checkpoint).of_split(split, learnt))
     labels = [name for answers in batches for name in answers.names]
-    predicted = [split.classes[i] for answers in batches for i in answers.logits.argmax(1)]
+    predicted = [split.classes[i] for answers in batches for i in answers.probabilities.argmax(1)]
     return Told(split.names, labels, predicted, split.contents.tolist(), split.classes)
 
 
