@@ -202,7 +202,10 @@ def _unit(features: Tensor) -> Tensor:
 
 def _distances(features: Tensor, centres: Tensor, whitener: Tensor) -> Tensor:
     """(N,) from features (N, K) to the nearest centre."""
-    return torch.cdist(_unit(features) @ whitener.T, centres).amin(1)
+    own = _unit(features) @ whitener.T
+    # Not torch.cdist, which ONNX has not; nor a sum, which export.py would quantise to int8.
+    less = 2 * own @ centres.T - centres.square().sum(1)
+    return (own.square().sum(1, keepdim=True) - less).amin(1).clamp(min=0).sqrt()
 
 
 def _bins(probabilities: Tensor) -> Tensor:
