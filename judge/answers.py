@@ -55,50 +55,46 @@ class Judge:
     ) -> Iterator[Answers]:
         """The answers to pictures in files, each made a square as in training; what cannot be read
         goes to `skipped`, with the reason."""
-        config, contents = self.checkpoint.config, self.checkpoint.trained_on.numpy()
+        config, trained_on = self.checkpoint.config, set(self.checkpoint.trained_on.tolist())
 
-        def read(item: Item) -> tuple[Item, UInt8 | None, int, str]:
-            """The item, its pixels, the first 8 bytes of its SHA-256, and what is wrong with it."""
-            path, content = Path(item[0]), b""
+        def read(item: Item) -> tuple[Item, UInt8, bool] | str:
+            """The item, its pixels, and whether it was trained on; or what is wrong with it."""
+            path = Path(item[0])
             try:
                 path.stat()  # says so where there is none
                 if not looks_like_a_picture(item[0]):
                     raise Mistake(f"no picture, {path.suffix.lower() or 'no suffix'}")
                 data = read_bytes(path)
-                if len(contents):
-                    content = hashlib.sha256(data).digest()[:8]
-                pixels = as_trained(data, config.side, config.fit)
-                return item, pixels, int.from_bytes(content, signed=True), ""
+                content = int.from_bytes(hashlib.sha256(data).digest()[:8], signed=True)
+                return item, as_trained(data, config.side, config.fit), content in trained_on
             except Exception as error:  # a decoder raises nearly anything on a damaged file
-                return item, None, 0, reason(error, path)
+                return f"{item[0]}: {reason(error, path)}"
 
-        def sound() -> Iterator[tuple[Item, UInt8, int]]:
-            for item, pixels, content, fault in in_order(read, items, "pictures", total):
-                if pixels is None:
-                    skipped.append(f"{item[0]}: {fault}")
+        def sound() -> Iterator[tuple[Item, UInt8, bool]]:
+            for found in in_order(read, items, "pictures", total):
+                if isinstance(found, str):
+                    skipped.append(found)
                 else:
-                    yield item, pixels, content
+                    yield found
 
         stream = sound()
         while batch := list(islice(stream, BATCH)):
-            some, pixels, content = zip(*batch, strict=True)
+            some, pixels, learnt = zip(*batch, strict=True)
             images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-            learnt = np.isin(np.array(content, np.int64), contents) & (len(contents) > 0)
-            files, names = zip(*some, strict=True)
             images = resize(images, self.explainer.model.resolution)
-            yield self._answers(files, names, learnt, images)
+            files, names = zip(*some, strict=True)
+            yield self._answers(files, names, np.array(learnt), images)
 
     def of_split(self, split: Split, learnt: Bools) -> Iterator[Answers]:
         """The answers to a part of a data set, whose images (N,) were `learnt` or not."""
         machine, start = self.explainer.machine, 0
-        files = split.names
         names = [split.classes[label] for label in split.labels]
         resolution = self.explainer.model.resolution
         loader = evaluation_loader(split, resolution, machine.device, machine.threads)
         for images, _ in tracked(loader, "pictures", len(split), lambda batch: len(batch[1])):
-            rows = slice(start, start + len(images))  # the last batch is filled up
-            start = rows.stop
-            yield self._answers(files[rows], names[rows], learnt[rows], images[: len(files[rows])])
+            rows = slice(start, min(start + len(images), len(split)))  # the last batch is filled up
+            images, start = images[: rows.stop - start], rows.stop
+            yield self._answers(split.names[rows], names[rows], learnt[rows], images)
 
     @torch.no_grad()
     def _answers(

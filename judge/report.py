@@ -1,5 +1,6 @@
 """How good the answers are where pictures have labels: gathered by batches, told as figures."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ class Report:
 
     def __init__(self, classes: Sequence[str], with_training: bool) -> None:
         self.classes, self.with_training = classes, with_training
-        self.counts = {"pictures": 0, "trained_on": 0, "known": 0}
+        self.counts = Counter(pictures=0, trained_on=0, known=0)
         self.foreign: dict[str, None] = {}  # labels that are no class of the model's
         self.wrong: dict[str, int] = {}  # files taken for another class than theirs, with that
         self._kept: list[tuple[np.ndarray, ...]] = []
@@ -30,8 +31,8 @@ class Report:
         for answers in batches:
             labels, p = answers.labels, answers.probabilities
             known = np.zeros(len(labels), bool) if answers.known is None else answers.known
-            counts = zip(self.counts, (len(labels), answers.learnt.sum(), known.sum()), strict=True)
-            self.counts |= {name: self.counts[name] + int(count) for name, count in counts}
+            self.counts.update(pictures=len(labels), known=int(known.sum()))
+            self.counts.update(trained_on=int(answers.learnt.sum()))
             pairs = zip(answers.names, labels, strict=True)
             self.foreign |= {name: None for name, label in pairs if name and label < 0}
             some = np.flatnonzero((labels >= 0) & (~answers.learnt | self.with_training))
@@ -52,7 +53,7 @@ class Report:
     def figures(self, promised: bool) -> dict[str, Any]:
         """All that is told; `promised`: whether the checkpoint can tell what it knows."""
         labels, predicted, confidence, known, own, places = self.columns()
-        figures: dict[str, Any] = self.counts | {"foreign_labels": list(self.foreign)}
+        figures: dict[str, Any] = {**self.counts, "foreign_labels": list(self.foreign)}
         figures |= {"with_training": self.with_training, "scored": len(labels)}
         figures |= {} if promised else {"known": None}
         if not len(labels):

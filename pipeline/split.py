@@ -41,7 +41,7 @@ class Split:
         """S, in pixels."""
         return self.images.shape[1]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """(n,) the files, or "test image 0" and so on."""
         return self.files or tuple(f"{self.name} image {i}" for i in range(len(self)))
