@@ -21,8 +21,8 @@ LICENCE = "The code that trained it: MIT. The weights: as who trained them decid
 class Classifier(nn.Module):
     """uint8 images (N, S, S, 3) -> probabilities (N, C) float32, as `ResNet.predict` gives them.
 
-    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed; with a `promise`
-    at last `known`, (N,) bool: whether the answer is one that it lets pass.
+    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed; with a
+    `promise` at last `known`, (N,) bool: whether the answer is one that it lets pass.
 
     Resizing to the network's R pixels is two products with constants. They give torch's own result to the last level;
     onnxruntime's antialiased Resize differs by one in 0.5% of the values (CIFAR-10's test images, 32 to 28 pixels).

@@ -156,8 +156,8 @@ def of_safetensors(content: bytes, classifier: Classifier) -> Run:
 
 
 def checked(run: Run, net: ResNet, images: UInt8, promise: Promise | None = None) -> float:
-    """The `difference`, which must be no larger than TOLERANCE; what is known by a promise must be the
-    same but for BORDER of the images: rounding can bring one that lies on the border over it."""
+    """The `difference`, which must be no larger than TOLERANCE. By a promise the file must know the
+    same images, but for BORDER of them: rounding can bring one that lies on the border over it."""
     largest = difference(run, net, images)
     if not largest <= TOLERANCE:
         raise Mistake(f"the file differs from the checkpoint by {largest:.1e}, more than {TOLERANCE}: not written")
@@ -167,7 +167,8 @@ def checked(run: Run, net: ResNet, images: UInt8, promise: Promise | None = None
             small = resize(inputs.permute(0, 3, 1, 2), net.resolution)
             own = promise(net.features(small).mean((2, 3)), net.predict(inputs))
         if (other := int((run(images)[-1] != own.numpy()).sum())) > BORDER * len(images):
-            raise Mistake(f"the file knows others than the checkpoint, {other} of {len(images)} images: not written")
+            what = f"{other} of {len(images)} images"
+            raise Mistake(f"the file knows others than the checkpoint, {what}: not written")
     return largest
 
 

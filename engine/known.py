@@ -4,8 +4,8 @@
     promise = known.keep(0.98)  # of the answers that it lets pass 98% are right
     passes = promise(pooled, probabilities)
 
-The promise is for pictures like those that it is fitted on, which were neither trained on nor tested;
-95 of 100 fits keep it. It is Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052): of fixed
+The promise is for pictures like those that it is fitted on, neither trained on nor tested; 95 of 100
+fits keep it. It is Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052): of fixed
 thresholds, tested from strict to lax, the last one before the first that fails, each tested by the
 binomial tail (Geifman and El-Yaniv 2017, arXiv 1705.08500). Of 100 fits on 5,000 images of CIFAR-10
 each, at 95, 98 and 99%, one at most broke it for the other 10,000.
@@ -70,7 +70,7 @@ class Known:
         return _distances(features, self.centres, self.whitener) > self.distance
 
     def keep(self, share: float = PROMISE) -> "Promise":
-        """The lowest threshold by which such a share of the answers, above 0 and below 1, is right."""
+        """The lowest threshold by which that share of the answers, above 0 and below 1, is right."""
         # Of the pictures in bin b and above: how many there are, and how many are right.
         sums = self.answers.flip(1).cumsum(1).flip(1).tolist()
         answered, right = ([*counts, 0] for counts in sums)
@@ -103,9 +103,9 @@ class Promise:
 
     def facts(self) -> dict[str, Any]:
         """For JSON; the counts are of the pictures that it was fitted on."""
-        counts = {"fitted_on": self.known.total, "fit_answered": self.answered, "fit_right": self.right}
-        kept = {"promise": self.share, "least_probability": self.probability}
-        return kept | counts | {"promise_in_words": str(self)}
+        facts = {"promise": self.share, "least_probability": self.probability}
+        facts |= {"fitted_on": self.known.total, "fit_answered": self.answered}
+        return facts | {"fit_right": self.right, "promise_in_words": str(self)}
 
     def __str__(self) -> str:
         start = f"promise {self.share:.4g}, fitted on {self.known.total:,} pictures: "

@@ -297,8 +297,8 @@ def evaluate(
     Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image
     and its mirror image, but for the `answers`, whose logits are divided by the `temperature`. Each
     rank gives its own batches, none of them too, and gets the result of all, with its own answers;
-    the model's running statistics become rank 0's. `after_batch` is called after each batch, and may
-    stop the evaluation.
+    the model's running statistics become rank 0's. `after_batch` is called after each batch, and
+    may stop the evaluation.
     """
     machine.world.share_buffers(model)
     was_training = model.training
@@ -330,7 +330,9 @@ def evaluate(
     return Evaluation(loss, int(rights.sum()), total, float(by_class.mean()), own)
 
 
-def predict_logits(model: nn.Module, images: Tensor, device: torch.device, precision: str) -> Tensor:
+def predict_logits(
+    model: nn.Module, images: Tensor, device: torch.device, precision: str
+) -> Tensor:
     """Logits (B, classes) float32 of uint8 images (B, 3, H, W) on the device, in mixed precision."""
     with autocast(device, precision):
         return model(images)

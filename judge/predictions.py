@@ -13,11 +13,12 @@ from ground.files import MARK
 from judge.answers import Answers
 
 # What tells one of our files from a person's own.
-MARKS = {".html": MARK, ".csv": b"file,prediction,probability,known", ".jsonl": b'", "prediction": "'}
+MARKS = {".html": MARK, ".jsonl": b'", "prediction": "'}
+MARKS |= {".csv": b"file,prediction,probability,known"}
 
 
 def rows(answers: Answers, classes: Sequence[str], top: int) -> Iterator[dict[str, Any]]:
-    """A row for each picture: file, prediction, probability 0..1, known (None where nobody can tell);
+    """A row for each picture: file, prediction, probability 0..1, known (None: nobody can tell);
     then the 2nd to the `top`th class and its probability, or with a `top` of 0 the probabilities of
     all classes; label as it was given."""
     order = np.argsort(-answers.probabilities, axis=1, kind="stable")[:, : max(top, 1)].tolist()
@@ -36,7 +37,7 @@ def rows(answers: Answers, classes: Sequence[str], top: int) -> Iterator[dict[st
 def blocks(
     batches: Iterable[Answers], kind: str, classes: Sequence[str], top: int
 ) -> Iterator[bytes]:
-    """A table's bytes, batch by batch; its `kind` is .jsonl or .csv, where known is 0, 1 or empty."""
+    """A table's bytes, batch by batch; of its kinds, .jsonl and .csv, the last says 0 and 1."""
     for number, answers in enumerate(batches):
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")

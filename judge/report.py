@@ -58,7 +58,8 @@ class Report:
         figures |= {} if promised else {"known": None}
         if not len(labels):
             return figures
-        right, matrix = predicted == labels, metrics.confusion_matrix(labels, predicted, len(self.classes))
+        right = predicted == labels
+        matrix = metrics.confusion_matrix(labels, predicted, len(self.classes))
         shares = {"accuracy": right, "top5": places <= 5}
         shares |= {"answered": known} if promised else {}
         shares |= {"answered_accuracy": right[known]} if known.any() else {}

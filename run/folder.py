@@ -1,5 +1,5 @@
-"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume states,
-and in the end predictions.npz: what the model says of each image that the run reports on.
+"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume
+states, and in the end predictions.npz: what the model says of each image that the run reports on.
 
     python train.py --run-dir runs/mine     # default: runs/YYYYMMDD-HHMMSS
     tensorboard --logdir runs
@@ -112,8 +112,8 @@ class RunFolder:
     ) -> None:
         """Write predictions.npz, for `numpy.load`: what the model says of the n images of a split.
 
-        files (n,) names; contents (n,) int64 as those of Split, or (0,); labels, predicted (n,) int64,
-        numbers of classes; probability (n,) float32; classes (C,) names.
+        files (n,) names; contents (n,) int64 as those of Split, or (0,); labels and predicted (n,)
+        int64, numbers of classes; probability (n,) float32; classes (C,) names.
         """
         buffer = io.BytesIO()
         np.savez_compressed(

@@ -267,8 +267,8 @@ class RecordedRun(Run):
         """
         result = super().evaluate(batches, flip, temperature)
         if not math.isfinite(result.loss):
-            what = f"the loss of the {self.data.reported.name} images is not finite after step {self.learner.step}"
-            raise Mistake(f"{what}: {self._advice}")
+            what = f"the loss of the {self.data.reported.name} images is not finite"
+            raise Mistake(f"{what} after step {self.learner.step}: {self._advice}")
         return result
 
     def record(self, row: EpochRow) -> None:

@@ -1,4 +1,4 @@
-"""compare-answers: against statsmodels, on what predict.py and train.py write, and what it refuses."""
+"""compare-answers: against statsmodels, on what predict.py and train.py write, and refusals."""
 
 import csv
 import json
@@ -26,7 +26,8 @@ from tests.trained import trained
 @pytest.mark.parametrize("seed", range(40))
 def test_the_exact_test_is_statsmodels(seed: int):
     a, b = np.random.default_rng(seed).integers(0, (2, 30, 400, 3000)[seed % 4], 2).tolist()
-    assert mcnemar(a, b) == pytest.approx(theirs([[9, a], [b, 9]], exact=True).pvalue, rel=0, abs=1e-12)
+    expected = theirs([[9, a], [b, 9]], exact=True).pvalue
+    assert mcnemar(a, b) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_so_many_pictures_show_a_difference_in_80_of_100_cases():
@@ -47,7 +48,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     images, files = test.inputs.permute(0, 2, 3, 1), tuple(f"=at/{i}.png" for i in range(1000))
     split = replace(test.split(), images=images.numpy(), contents=np.arange(1000), files=files)
     monkeypatch.setattr("pipeline.dataset.open_dataset", lambda *_: DataSet(lambda name: split))
-    config, kept = Config(width=8, resolutions=(24,), device="cpu", data="generated"), {"precision": "fp32"}
+    config = Config(width=8, resolutions=(24,), device="cpu", data="generated")
+    kept = {"precision": "fp32"}
     checkpoint.save_model("a.pt", net, config, kept)
     other = checkpoint.load("a.pt").model
     other.fc.weight[:, :8] = 0
@@ -59,10 +61,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         said = [CLASSES[i] for i in p.argmax(1)]
         rows = [*zip(map(cell, split.files), said, (CLASSES[i] for i in split.labels), strict=True)]
         with open(f"{name}.csv", "w", newline="") as file:
-            csv.writer(file).writerows([("file", "prediction", "label"), *rows[::-1], ("x", "cat", "")])
+            head, unlabelled = ("file", "prediction", "label"), ("x", "cat", "")
+            csv.writer(file).writerows([head, *rows[::-1], unlabelled])
 
     def command(*arguments: str) -> tuple[int, dict[str, Any], str, str]:
-        monkeypatch.setattr(sys, "argv", ["bench", "compare-answers", "--device", "cpu", *arguments])
+        words = ["bench", "compare-answers", "--device", "cpu", *arguments]
+        monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as stopped:
             execute(entry.main, "bench")
         out, err = capsys.readouterr()
@@ -82,13 +86,15 @@ def test_checkpoints_run_folders_and_tables_say_the_same(run):
     alone = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     assert (result["right_in_a_alone"], result["right_in_b_alone"]) == alone and min(alone) > 0
     assert f"{alone[0]} are right in A alone, {alone[1]} in B alone" in out and "=at/" in out
-    for pair in (("runs/a", "b.pt"), ("runs/a/predictions.npz", "runs/b"), ("a.csv", "runs/b"), ("a.csv", "b.csv")):
+    kept = "runs/a/predictions.npz"
+    for pair in (("runs/a", "b.pt"), (kept, "runs/b"), ("a.csv", "runs/b"), ("a.csv", "b.csv")):
         code, other, _, _ = run(*pair)
         assert code == 0 and len(other.pop("changed")) == sum(alone)
         assert other.pop("matched_by") == ("file" if "a.csv" in pair else "content")
         assert other == {key: result[key] for key in other}
     _, same, out, _ = run("a.csv", "a.pt")
-    assert (same["p"], same["pictures_needed"], same["changed"]) == (1, None, []) and "chance may be all" in out
+    assert (same["p"], same["pictures_needed"], same["changed"]) == (1, None, [])
+    assert "chance may be all" in out
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_checkpoints_run_folders_and_tables_say_the_same(run):
         (("a.csv", "notes.csv"), "notes.csv holds no predictions of this program"),
         (("a.csv", "notes.jsonl"), "notes.jsonl holds no predictions"),
         (("a.csv", "notes.npz"), "notes.npz holds no predictions"),
-        (("a.csv", "none.csv"), "none.csv holds no predictions of this program for pictures with labels"),
+        (("a.csv", "none.csv"), "predictions of this program for pictures with labels"),
         (("a.csv", "far.csv"), "the two have no pictures in common, by their files"),
         (("a.csv", "other.csv"), "=at/0.png has the label "),
     ],
@@ -119,6 +125,7 @@ def test_classes_go_by_name_in_any_spelling_and_others_are_refused():
     a = Told("pq", ["Cat", "dog"], ["cat", "cat"], (), ["cat", "dog"])
     b = Told("qp", ["dog", "cat "], ["dog", "dog"], (), ["dog", "cat"])
     result = compare(a, b)
-    assert (result["right_in_a_alone"], result["right_in_b_alone"], result["accuracy"]) == (1, 1, [0.5, 0.5])
+    assert (result["right_in_a_alone"], result["right_in_b_alone"]) == (1, 1)
+    assert result["accuracy"] == [0.5, 0.5]
     with pytest.raises(ValueError, match="the two have other classes: cow are in one alone"):
         compare(a, replace(b, classes=["dog", "cat", "cow"]))

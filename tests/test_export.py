@@ -60,7 +60,8 @@ def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
     answers = torch.zeros(2, known.BINS, dtype=torch.int64)
     answers[:, middle], answers[0, middle - 1] = 1000, 1000  # right from the middle on, wrong below
     found = replace(found, answers=answers, total=2000)
-    checkpoint.save_model(folder / "model.pt", loaded.model, loaded.config, loaded.metrics, None, found)
+    kept = loaded.model, loaded.config, loaded.metrics
+    checkpoint.save_model(folder / "model.pt", *kept, None, found)
     return folder / "model.pt"
 
 
@@ -121,7 +122,8 @@ def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_onnxruntime_gives_what_the_checkpoint_gives_for_any_number_of_images(model, ckpt, net, images, count):
     session = onnxruntime.InferenceSession(str(model))
     assert [one.shape for one in session.get_inputs()] == [["N", 32, 32, 3]]
-    probabilities, maps, sure = session.run(["probabilities", "maps", "known"], {"images": images[:count]})
+    names = ["probabilities", "maps", "known"]
+    probabilities, maps, sure = session.run(names, {"images": images[:count]})
     assert sure.dtype == bool and np.array_equal(sure, knows(ckpt, images[:count]))
     assert count == 1 or 0.2 < sure.mean() < 0.8
     assert probabilities.shape == (count, 10) and maps.shape == (count, 10, 2, 2)
@@ -174,7 +176,7 @@ def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Pat
 
 
 @pytest.mark.slow
-def test_a_torch_export_file_gives_what_the_checkpoint_gives(run, ckpt: Path, net: ResNet, images: np.ndarray):
+def test_a_torch_export_file_gives_what_the_checkpoint_gives(run, ckpt, net, images):
     assert run("--out", "model.pt2", "--maps")[0] == 0
     extra = {"facts.json": ""}
     program = torch.export.load("model.pt2", extra_files=extra)
@@ -445,7 +447,7 @@ def fit(request, site: Path, model: Path, window: Browser) -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_page_says_and_paints_what_the_checkpoint_does(window, ckpt, net, pictures, fit, tmp_path):
+def test_the_page_says_and_paints_what_the_model_does(window, ckpt, net, pictures, fit, tmp_path):
     answered = set()
     for path in pictures:
         window.run("document.getElementById('answer').replaceChildren()")

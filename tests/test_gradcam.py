@@ -143,8 +143,8 @@ def page_data(path: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("layer", ["layer4", "layer3"])
 def test_the_page_holds_what_the_table_and_the_archive_hold(run, layer: str):
-    saved, test = checkpoint.load("model.pt"), trained()[1]
-    known = fit_known(saved.model, [(test.inputs, test.labels)], [(test.inputs, test.labels)], 1.0, Machine(CPU))
+    saved, batch = checkpoint.load("model.pt"), (trained()[1].inputs, trained()[1].labels)
+    known = fit_known(saved.model, [batch], [batch], 1.0, Machine(CPU))
     checkpoint.save_model("model.pt", saved.model, CONFIG, saved.metrics, None, known)
     code, result, _ = run("--out", "page.html", "--layer", layer, "--sort", "confidence", "--target", "frog")
     assert str(known.keep(0.98)) in Path("page.html").read_text()

@@ -59,10 +59,12 @@ def test_thresholds_by_hand():
     kept = counted(torch.cat([sure, unsure]), torch.arange(1000) < 500)
     found = kept.keep(0.98)
     assert (found.answered, found.right) == (500, 500) and 0.6 < found.probability <= 0.97
-    assert "known from a probability of" in str(found) and "answers 50.0%, right on 100.00%" in str(found)
-    features, p = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.4, 0.6], [0.03, 0.97], [0, 1]])
+    assert "answers 50.0%, right on 100.00%" in str(found)
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    p = torch.tensor([[0.4, 0.6], [0.03, 0.97], [0, 1]])
     assert found(features, p).tolist() == [0, 1, 1]
-    assert replace(found, known=replace(kept, distance=0.5))(features, p).tolist() == [0, 0, 1]  # far from (0, 0)
+    nearer = replace(found, known=replace(kept, distance=0.5))
+    assert nearer(features, p).tolist() == [0, 0, 1]  # the others are 1 from the centre
     none = kept.keep(0.999)  # 500 right answers do not show that
     assert (none.answered, none.probability) == (0, np.inf) and "nothing is known" in str(none)
     assert not none(features, p).any()

@@ -312,7 +312,7 @@ def test_a_checkpoint_without_a_promise_says_so_and_one_that_cannot_be_kept_too(
     assert any("cannot tell what it knows" in line for line in said)
     code, result, said, _ = run("own", "--promise", "0.9999")
     assert code == 0 and result["least_probability"] is None and table()[0]["known"] == "0"
-    assert any(line.endswith("no probability keeps it, so nothing is known; try a smaller one") for line in said)
+    assert any("no probability keeps it, so nothing is known" in line for line in said)
 
 
 def test_a_killed_or_failed_run_leaves_the_table_that_was_there(run, monkeypatch: pytest.MonkeyPatch):

@@ -70,7 +70,8 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, monkeypatch):
     with np.load("runs/a/predictions.npz") as kept:
         test = generated(128, seed=1)
         p = loaded.model.predict(torch.from_numpy(test.images)).numpy()
-        assert np.array_equal(kept["predicted"], p.argmax(1)) and np.array_equal(kept["labels"], test.labels)
+        assert np.array_equal(kept["predicted"], p.argmax(1))
+        assert np.array_equal(kept["labels"], test.labels)
         assert kept["probability"] == pytest.approx(p.max(1), abs=5e-3)  # DALI resizes otherwise
         assert (kept["files"][7], kept["contents"].shape) == ("test image 7", (0,))
         assert tuple(kept["classes"]) == test.classes

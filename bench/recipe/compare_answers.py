@@ -1,14 +1,17 @@
 """Is one model better than another, or is it chance? Their answers to the same pictures, compared.
 
-    python -m bench compare-answers A.pt B.pt        # on the images that the checkpoints are reported on
+    python -m bench compare-answers A.pt B.pt        # on the images that they are reported on
     python -m bench compare-answers runs/a runs/b    # what two runs kept of these: predictions.npz
     python -m bench compare-answers a.csv b.jsonl    # tables of predict.py, of pictures with labels
 
-Pictures are the same by content where both sides know it, else by file; copies count once. Of those that
-one side alone gets right chance gives each side half: the exact test of McNemar (1947, Psychometrika 12).
-Where a share s of the pictures are such, and the accuracies differ by d, (1.96 sqrt(s) + 0.84 sqrt(s - d^2))^2
-/ d^2 pictures show that at the level of 5% in 80 of 100 cases (Connor 1987, Biometrics 43). That many
-pictures are told, and how many pairs of seeds: as many as have so many answers, were each pair's fresh.
+Pictures are the same by content where both sides know it, else by file; copies count once. Of those
+that one side alone gets right chance gives each side half: the exact test of McNemar (1947,
+Psychometrika 12). Where such are a share s of all, and the accuracies differ by d, so many pictures
+show it at the level of 5% in 80 of 100 cases (Connor 1987, Biometrics 43):
+
+    (1.96 sqrt(s) + 0.84 sqrt(s - d^2))^2 / d^2
+
+Of pairs of trainings with other seeds it takes as many as have so many answers, each counted as new.
 """
 
 import csv
@@ -61,14 +64,14 @@ class Told:
 
 
 def main(arguments: Sequence[str]) -> None:
-    words = {"prog": "python -m bench compare-answers", "description": (__doc__ or "").split("\n\n")[0]}
-    options = tyro.cli(CompareOptions, args=list(arguments), **words)  # type: ignore[call-overload]
+    about, program = (__doc__ or "").split("\n\n")[0], "python -m bench compare-answers"
+    options = tyro.cli(CompareOptions, args=list(arguments), description=about, prog=program)
     result = compare(*(read(options, name) for name in options.answers))
     print_result(lines(options.answers, result), result)
 
 
 def read(options: ModelOptions, name: str) -> Told:
-    """What a file or a run folder holds. Raises OSError, and Mistake where it holds no predictions."""
+    """What a file or a run folder holds. Raises OSError; Mistake where it is no predictions."""
     path = Path(name) / PREDICTIONS if Path(name).is_dir() else Path(name)
     if path.suffix not in (".npz", ".csv", ".jsonl"):
         return of_checkpoint(replace(options, ckpt=name))
@@ -85,7 +88,8 @@ def read(options: ModelOptions, name: str) -> Told:
         files, labels, predicted = ([*map(plain, column)] for column in zip(*cells, strict=True))
         return Told(files, labels, predicted)
     except (ValueError, LookupError, TypeError, AttributeError, csv.Error, zipfile.BadZipFile):
-        raise Mistake(f"{path} holds no predictions of this program for pictures with labels") from None
+        what = "predictions of this program for pictures with labels"
+        raise Mistake(f"{path} holds no {what}") from None
 
 
 def of_checkpoint(options: ModelOptions) -> Told:
@@ -103,10 +107,11 @@ def of_checkpoint(options: ModelOptions) -> Told:
 def compare(a: Told, b: Told) -> dict[str, Any]:
     """Raises Mistake for no common pictures, or for other classes or labels of these."""
     by = "content" if len(a.contents) and len(b.contents) else "file"
-    places = [dict(zip(getattr(one, f"{by}s"), range(len(one.files)), strict=True)) for one in (a, b)]
-    both = [(places[0][key], places[1][key]) for key in places[0] if key in places[1]]
+    keys = (a.contents, b.contents) if by == "content" else (a.files, b.files)
+    rows_a, rows_b = ({key: row for row, key in enumerate(some)} for some in keys)
+    both = [(row, rows_b[key]) for key, row in rows_a.items() if key in rows_b]
     if not both:
-        raise Mistake(f"the two have no pictures in common, by their {by}s: compare answers to the same")
+        raise Mistake(f"the two have no pictures in common, by their {by}s")
     names = (*a.labels, *a.predicted, *a.classes, *b.labels, *b.predicted, *b.classes)
     meant = one_spelling(names)[0]
     kinds = [{meant[name] for name in one.classes} for one in (a, b)]
@@ -154,12 +159,13 @@ def lines(names: Sequence[str], result: Mapping[str, Any]) -> Iterator[str]:
     columns = names, result["accuracy"], result["accuracy_interval"]
     for side, (name, accuracy, (low, high)) in zip("AB", zip(*columns, strict=True), strict=True):
         yield f"{side}: {accuracy:.2%} right (95% interval {low:.2%} to {high:.2%}): {name}"
-    text = "{pictures:,} pictures, the same by {matched_by}; {right_in_a_alone:,} are right in A alone, "
-    yield (text + "{right_in_b_alone:,} in B alone").format_map(result)
+    text = "{pictures:,} pictures, the same by {matched_by}; "
+    text += "{right_in_a_alone:,} are right in A alone, {right_in_b_alone:,} in B alone"
+    yield text.format_map(result)
     verdict = "more than chance" if result["p"] <= LEVEL else "chance may be all of it"
     yield f"McNemar's exact test: p = {result['p']:.3g}: {verdict}"
     if result["pictures_needed"]:
-        text = "a difference of this size shows in 80 of 100 cases with {pictures_needed:,} such pictures, "
-        yield (text + "or with {seeds_needed:,} pairs of seeds on these").format_map(result)
+        text = "a difference of this size shows in 80 of 100 cases with {pictures_needed:,} such "
+        yield (text + "pictures, or with {seeds_needed:,} pairs of seeds on these").format_map(result)
     for file, label, said_a, said_b in result["changed"][:SHOWN]:
         yield f"{file}: {label}; A says {said_a}, B {said_b}"
