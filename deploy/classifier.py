@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.checkpoint import Checkpoint
+from engine.known import Promise
 from engine.model import ResNet
 from explain.cam import class_maps
-from ground.terminal import printable
+from ground.terminal import json_line, printable
 
 MARK = b"checkpoint_sha256"  # one of the facts, in every file of ours
 LICENCE = "The code that trained it: MIT. The weights: as who trained them decides, within the licence of the images."
@@ -20,7 +21,8 @@ LICENCE = "The code that trained it: MIT. The weights: as who trained them decid
 class Classifier(nn.Module):
     """uint8 images (N, S, S, 3) -> probabilities (N, C) float32, as `ResNet.predict` gives them.
 
-    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed.
+    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed; with a
+    `promise` at last `known`, (N,) bool: whether the answer is one that it lets pass.
 
     Resizing to the network's R pixels is two products with constants. They give torch's own result to the last level;
     onnxruntime's antialiased Resize differs by one in 0.5% of the values (CIFAR-10's test images, 32 to 28 pixels).
@@ -28,10 +30,12 @@ class Classifier(nn.Module):
 
     rows: Tensor
 
-    def __init__(self, net: ResNet, side: int, maps: bool = False) -> None:
+    def __init__(
+        self, net: ResNet, side: int, maps: bool = False, promise: Promise | None = None
+    ) -> None:
         super().__init__()
-        self.net, self.side, self.maps = net, side, maps
-        self.outputs = ["probabilities", "maps"] if maps else ["probabilities"]
+        self.net, self.side, self.maps, self.promise = net, side, maps, promise
+        self.outputs = ["probabilities", *["maps"] * maps, *["known"] * (promise is not None)]
         wanted = (net.resolution, side)
         rows = F.interpolate(torch.eye(side)[None, None], wanted, mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("rows", rows)
@@ -42,23 +46,28 @@ class Classifier(nn.Module):
             pixels = torch.matmul(self.rows, torch.matmul(pixels, self.rows.T)).round()
         features = self.net.features(pixels)
         probabilities = self.net.head(features).softmax(1)
-        return (probabilities, class_maps(features, self.net.fc)) if self.maps else (probabilities,)
+        outputs = [probabilities]
+        outputs += [class_maps(features, self.net.fc)] if self.maps else []
+        outputs += [self.promise(features.mean((2, 3)), probabilities)] if self.promise else []
+        return tuple(outputs)
 
 
-def facts(checkpoint: Checkpoint, path: Path, side: int) -> dict[str, str]:
-    """What a file must carry to be used and believed: text under names, `classes` a JSON list."""
+def facts(checkpoint: Checkpoint, path: Path, model: Classifier) -> dict[str, str]:
+    """What a file must carry to be used and believed: text under names, in `classes` and `promise`
+    JSON."""
     net, config, metrics = checkpoint.model, checkpoint.config, checkpoint.metrics
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "classes": json.dumps(net.classes),
-        "size": str(side),
+        "size": str(model.side),
         "fit": config.fit,
         "network": f"ResNet-{net.depth} of width {net.width} at {net.resolution} px",
         "stem": config.stem,
         "temperature": str(metrics.get("temperature", 1.0)),
         "accuracy": str(metrics.get("test_accuracy", "unknown")),
         "accuracy_on": accuracy_on(checkpoint, f"the checkpoint in {metrics.get('precision', '?')}"),
+        "promise": json_line(model.promise.facts() if model.promise else {}),
         "checkpoint_sha256": digest,
         "licence": LICENCE + (f" They started from {net.origin}." if net.origin else ""),
     }
