@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
-    from explain import cam, faithfulness, gallery, outputs, page, study  # --help loads nothing heavy
+    from explain import cam, faithfulness, gallery, neighbours, outputs, page, study  # --help loads nothing heavy
     from explain.explainer import Explainer
 
     checkpoint = options.load()
@@ -62,10 +62,15 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
         with clock.on("faithfulness"):
             checks = faithfulness.measure(explainer, maps, options.seed)
         print(*checks.lines(), sep="\n")
+    near = None
+    if options.neighbours and len(cases):
+        train, _ = options.open_data(checkpoint).splits(config.validate, config.fold)
+        with clock.on("neighbours"):
+            near = neighbours.find(explainer, cases, train)
     with clock.on("file"):
         source = f"{options.ckpt}: {explainer}"
         if options.page:
-            content = page.render(errors, maps, checks, options, source)
+            content = page.render(errors, maps, checks, options, source, near=near)
         else:
             content = gallery.draw(maps, drawn, options.choice, source)
         files = outputs.write(options.out, content, maps)
@@ -82,6 +87,7 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
         "layer4_against_autograd": difference,
     }
     result |= {"faithfulness": asdict(checks)} if checks else {}
+    result |= {"compared": near.compared} if near else {}
     return result | {f"{kind}_seconds": spent for kind, spent in clock.seconds().items()}
 
 
@@ -107,6 +113,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     yield text.format_map(result)
     text = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "
     yield (text + "{file_seconds:.1f} s for the files").format_map(result)
+    if "compared" in result:
+        yield "took {neighbours_seconds:.1f} s to compare with {compared:,} training images".format_map(result)
     yield "wrote {0} (shows {drawn}), {1} and {2} (all)".format(*result["files"], drawn=result["drawn"])
 
 

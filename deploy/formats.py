@@ -163,15 +163,15 @@ def checked(run: Run, net: ResNet, images: UInt8) -> float:
 
 
 def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest from the network's own outputs; of maps in units of their largest value."""
+    """The largest from the network's own outputs; of maps and features in units of their largest value."""
     inputs, outputs = torch.tensor(images), run(images)
     largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
-    if len(outputs) > 1:
-        with torch.no_grad():
-            small = resize(inputs.permute(0, 3, 1, 2), net.resolution)
-            own = class_maps(net.features(small), net.fc).numpy()
-        scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
-        largest.append(np.abs(outputs[1] - own).max() / scale)
+    with torch.no_grad():
+        features = net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution))
+        for output in outputs[1:]:  # maps (N, C, h, w) or features (N, K)
+            own = (class_maps(features, net.fc) if output.ndim == 4 else features.mean((2, 3))).numpy()
+            scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
+            largest.append(np.abs(output - own).max() / scale)
     return float(np.max(largest))  # not a number where an output holds one that is not
 
 

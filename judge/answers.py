@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.known import pooled
+from engine.features import pooled
 from engine.model import resize
 from explain.cases import Bools, Floats, Ints
 from explain.explainer import BATCH, Explainer
@@ -40,6 +40,7 @@ class Answers:
     probabilities: Floats  # (B, C)
     learnt: Bools  # (B,) whether the model was trained on it
     known: Bools | None  # (B,) whether the model knows; None: nobody can tell
+    features: Tensor  # (B, K) float32, those of layer4, averaged over the image
 
 
 class Judge:
@@ -128,12 +129,12 @@ class Judge:
         explainer, known = self.explainer, None
         images = images.to(explainer.machine.device)
         features = pooled(explainer.model, images, explainer.machine)
-        logits = explainer.model.fc(features).double().cpu()
+        logits, features = explainer.model.fc(features).double().cpu(), features.cpu()
         if not bool(logits.isfinite().all()):
             raise Mistake("the model's logits are not finite: its weights are spoilt")
         p, labels = logits.softmax(1), np.array([self.labels[name] for name in names])
         if self.known:
             known = np.zeros(len(files), bool)
             if self.answered:
-                known = (self.answered.of(p.amax(1)) & ~self.known.unlike(features.cpu())).numpy()
-        return Answers(files, names, labels, logits.numpy(), p.numpy(), learnt, known)
+                known = (self.answered.of(p.amax(1)) & ~self.known.unlike(features)).numpy()
+        return Answers(files, names, labels, logits.numpy(), p.numpy(), learnt, known, features)
