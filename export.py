@@ -4,7 +4,7 @@
     python export.py --out small.onnx --int8               # a quarter of the size; what that costs is measured
     python export.py --out model.pt2 --maps                # torch.export, with layer4's class maps
     python export.py --out model.safetensors               # the weights alone, under torchvision's names
-    python export.py --out features.npz --data holiday     # what layer4 makes of each picture, to search or to plot
+    python export.py --out features.npz --data holiday     # layer4's features of each picture
     python export.py --random                              # where the data set is not at hand
 
 It takes uint8 pictures (N, S, S, 3) and gives probabilities: resizing, normalising and softmax are inside. Before the
@@ -26,6 +26,7 @@ from ground.mistake import Mistake
 from ground.terminal import print_result
 
 CHECKED, CALIBRATED = 256, 512  # images
+KINDS = (".onnx", ".pt2", ".safetensors", ".npz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,8 @@ class ExportOptions(CheckpointOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         kind = Path(self.out).suffix
-        if kind not in (".onnx", ".pt2", ".safetensors", ".npz"):
-            raise Mistake(f"--out is {self.out}: its name must end in .onnx, .pt2, .safetensors or .npz")
+        if kind not in KINDS:
+            raise Mistake(f"--out is {self.out}: its name must end in {', '.join(KINDS)}")
         if self.int8 and kind != ".onnx":
             raise Mistake(f"--out is {self.out}: with --int8 its name must end in .onnx")
         if self.int8 and self.random:
@@ -55,7 +56,7 @@ class ExportOptions(CheckpointOptions):
         if (self.maps or self.features) and kind == ".safetensors":
             raise Mistake(f"--out is {self.out}: weights alone give no --maps and no --features")
         if kind == ".npz" and (self.maps or self.features or self.random):
-            raise Mistake(f"--out is {self.out}: of pictures it holds all: leave --maps, --features and --random out")
+            raise Mistake(f"--out is {self.out}: leave --maps, --features and --random out")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -88,7 +89,7 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if out.suffix == ".npz":
         from judge import features
 
-        return features.write(options, loaded, out, classifier.facts(loaded, ckpt, side))
+        return features.write(options, loaded, classifier.facts(loaded, ckpt, side), options.out)
     train: Split | None = None
     split: Split | None = None
     if options.random:
@@ -127,7 +128,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     """What a person is told at the end."""
     if "pictures" in result:
         yield from (f"skipped {line}" for line in result["skipped"])
-        yield "{file}: {bytes:,} bytes; {pictures:,} pictures, {width:,} features each".format_map(result)
+        text = "{file}: {bytes:,} bytes; {width:,} features of {pictures:,} pictures; "
+        yield (text + "{skipped_total:,} skipped").format_map(result)
         return
     text = "{file}: {bytes:,} bytes; for pictures of {size} x {size} pixels it gives {0}"
     yield text.format(" and ".join(result["outputs"]), **result)

@@ -37,8 +37,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
-    from explain import cam, faithfulness, gallery, neighbours, outputs, page, study  # --help loads nothing heavy
+    from explain import cam, faithfulness, gallery, outputs, page, study  # --help loads nothing heavy
     from explain.explainer import Explainer
+    from explain.neighbours import find
 
     checkpoint = options.load()
     config = checkpoint.config
@@ -66,7 +67,7 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     if options.neighbours and len(cases):
         train, _ = options.open_data(checkpoint).splits(config.validate, config.fold)
         with clock.on("neighbours"):
-            near = neighbours.find(explainer, cases, train)
+            near = find(explainer, cases, train)
     with clock.on("file"):
         source = f"{options.ckpt}: {explainer}"
         if options.page:
@@ -87,7 +88,6 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
         "layer4_against_autograd": difference,
     }
     result |= {"faithfulness": asdict(checks)} if checks else {}
-    result |= {"compared": near.compared} if near else {}
     return result | {f"{kind}_seconds": spent for kind, spent in clock.seconds().items()}
 
 
@@ -113,8 +113,6 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
     yield text.format_map(result)
     text = "took {evaluation_seconds:.1f} s for the evaluation, {heatmap_seconds:.1f} s for heatmaps after it, "
     yield (text + "{file_seconds:.1f} s for the files").format_map(result)
-    if "compared" in result:
-        yield "took {neighbours_seconds:.1f} s to compare with {compared:,} training images".format_map(result)
     yield "wrote {0} (shows {drawn}), {1} and {2} (all)".format(*result["files"], drawn=result["drawn"])
 
 

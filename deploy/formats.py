@@ -163,15 +163,16 @@ def checked(run: Run, net: ResNet, images: UInt8) -> float:
 
 
 def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest from the network's own outputs; of maps and features in units of their largest value."""
+    """The largest from the network's own outputs; of maps and features, over their largest value."""
     inputs, outputs = torch.tensor(images), run(images)
     largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
     with torch.no_grad():
         features = net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution))
         for output in outputs[1:]:  # maps (N, C, h, w) or features (N, K)
-            own = (class_maps(features, net.fc) if output.ndim == 4 else features.mean((2, 3))).numpy()
-            scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
-            largest.append(np.abs(output - own).max() / scale)
+            maps = output.ndim == 4
+            own = class_maps(features, net.fc) if maps else features.mean((2, 3))
+            scale = max(float(own.abs().max()), 1e-37)  # maps of zeros alone equal themselves
+            largest.append(np.abs(output - own.numpy()).max() / scale)
     return float(np.max(largest))  # not a number where an output holds one that is not
 
 

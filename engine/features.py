@@ -1,4 +1,4 @@
-"""Layer4's features, averaged over an image: what the last layer takes, and what images are compared by."""
+"""Layer4's features, averaged over an image: what the last layer sees, and images are compared by."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ def pooled(model: ResNet, images: Tensor, machine: Machine) -> Tensor:
 
 @torch.no_grad()
 def features(model: ResNet, batches: Iterable[Batch], machine: Machine) -> tuple[Tensor, Tensor]:
-    """`pooled` features (N, K) and labels (N,) of all images, those labelled -1 apart, in eval mode."""
+    """`pooled` (N, K) and labels (N,) of all images but those labelled -1, in eval mode."""
     was_training, parts = model.training, []
     model.eval()
     for images, labels in batches:

@@ -32,7 +32,6 @@ class Neighbours:
     pictures: UInt8  # (T, S, S, 3)
     labels: Ints  # (T,)
     names: tuple[str, ...]  # (T,)
-    compared: int
 
 
 def find(explainer: Explainer, cases: Cases, train: Split) -> Neighbours:
@@ -48,8 +47,9 @@ def find(explainer: Explainer, cases: Cases, train: Split) -> Neighbours:
     found = [(F.normalize(part) @ alike).topk(min(NEAREST, len(rows))) for part in own.split(BATCH)]
     cosines, places = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
     once, which = np.unique(rows[places], return_inverse=True)
-    nearest, likeness = np.full((len(cases), places.shape[1]), -1), np.zeros((len(cases), places.shape[1]))
+    likeness = np.zeros((len(cases), places.shape[1]))
+    nearest = np.full(likeness.shape, -1)
     nearest[order], likeness[order] = which.reshape(places.shape), cosines
-    names = tuple(train.files[i] if train.files else f"{train.name} image {i}" for i in once.tolist())
+    files = train.files or [f"{train.name} image {i}" for i in range(len(train))]
     pictures = smaller(tiles(train.images[once], SIDE), SIDE)
-    return Neighbours(nearest, likeness.round(3), pictures, train.labels[once], names, len(rows))
+    return Neighbours(nearest, likeness.round(3), pictures, train.labels[once], tuple(files[i] for i in once))

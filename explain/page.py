@@ -35,7 +35,7 @@ MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB)
 LOSSLESS_BYTES = 12_000_000  # of all pictures before compression to a third: beyond it, WebP of quality 90
 SHEET_BYTES = 60_000_000  # the same: beyond it, smaller pictures
 WEBP_SIDE = 16_383  # pixels, of the format
-TILE_BYTES = 1_700_000  # of training images at most, in base64; and maps have half of MAP_BYTES then
+TILE_BYTES = 1_700_000  # of training images at most, in base64; maps then have half of MAP_BYTES
 LEVELS = 127
 TABLE = 20  # classes: of more, a table of all pairs is too large to read
 CONFUSIONS = 60  # pairs that are listed instead of it
@@ -84,7 +84,7 @@ def class_bars(matrix: Ints) -> list[tuple[int, int, int, float]]:
 
 
 def averaged(maps: Tensor, most: int = MAP_BYTES) -> Tensor:
-    """Raw maps (E, T, h, w) with no more cells than `most` bytes hold; where they have more, means of neighbours."""
+    """Raw maps (E, T, h, w) of `most` cells at most; where they have more, means of neighbours."""
     count = max(1, maps.shape[0] * maps.shape[1])
     side = max(4, math.isqrt(most // count))
     return maps if max(maps.shape[-2:]) <= side else F.adaptive_avg_pool2d(maps, side)
@@ -117,7 +117,8 @@ def sprites(pictures: UInt8, most: int = 0) -> tuple[str, int, int]:
     Image.fromarray(sheet).save(buffer, "WEBP", lossless=lossless, quality=quality, method=4)
     url = "data:image/webp;base64," + _base64(buffer.getvalue())
     if most and len(url) > most and side > 8:
-        return sprites(smaller(pictures, max(8, min(side - 1, int(side * (most / len(url)) ** 0.5)))), most)
+        less = min(side - 1, int(side * (most / len(url)) ** 0.5))
+        return sprites(smaller(pictures, max(8, less)), most)
     return url, columns, side
 
 
