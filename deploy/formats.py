@@ -163,7 +163,7 @@ def checked(run: Run, net: ResNet, images: UInt8) -> float:
 
 
 def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest from the network's own outputs; of maps and features, over their largest value."""
+    """The largest from the network's own outputs; of maps and features a share of the largest."""
     inputs, outputs = torch.tensor(images), run(images)
     largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Layer4's features, averaged over an image: what the last layer sees, and images are compared by."""
+"""Layer4's features, averaged over an image: what the last layer takes."""
 
 from collections.abc import Iterable
 

@@ -51,5 +51,6 @@ def find(explainer: Explainer, cases: Cases, train: Split) -> Neighbours:
     nearest = np.full(likeness.shape, -1)
     nearest[order], likeness[order] = which.reshape(places.shape), cosines
     files = train.files or [f"{train.name} image {i}" for i in range(len(train))]
+    names = tuple(files[i] for i in once)
     pictures = smaller(tiles(train.images[once], SIDE), SIDE)
-    return Neighbours(nearest, likeness.round(3), pictures, train.labels[once], tuple(files[i] for i in once))
+    return Neighbours(nearest, likeness.round(3), pictures, train.labels[once], names)

@@ -82,8 +82,8 @@ class GradcamOptions(ModelOptions):
     """Explain these pictures, and those in these folders, instead of the errors; by confidence, without true classes.
     Beside --out come images.csv and images.npz."""
     neighbours: bool = False
-    """Show beside an error, on the page, the five training images that the model finds most like it; takes a
-    pass over 20,000 of them at most."""
+    """Show on the page the five training images that the model finds most like each error; it takes
+    a pass over 20,000 of them at most."""
     faithfulness: bool = False
     """Check also whether the maps point at what the model used; a page shows the result."""
     n: int = 10
