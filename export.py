@@ -89,7 +89,8 @@ def export(options: ExportOptions) -> dict[str, Any]:
     if out.suffix == ".npz":
         from judge import features
 
-        return features.write(options, loaded, classifier.facts(loaded, ckpt, side), options.out)
+        facts = classifier.facts(loaded, ckpt, classifier.Classifier(loaded.model, side))
+        return features.write(options, loaded, facts, options.out)
     train: Split | None = None
     split: Split | None = None
     if options.random:
@@ -98,10 +99,11 @@ def export(options: ExportOptions) -> dict[str, Any]:
         data = options.open_data(loaded)
         train, split = data.splits(*held_out) if options.int8 else (None, data.reported(*held_out))
         images, side = split.sample(CHECKED), split.side
-    model = classifier.Classifier(loaded.model, side, options.maps, options.features)
-    facts = classifier.facts(loaded, ckpt, side)
+    promise = loaded.known.keep() if loaded.known and out.suffix != ".safetensors" else None
+    model = classifier.Classifier(loaded.model, side, options.maps, promise, options.features)
+    facts = classifier.facts(loaded, ckpt, model)
     content, run = formats.made(out.suffix, model, facts, threads)
-    difference = formats.checked(run, loaded.model, images)
+    difference = formats.checked(run, loaded.model, images, promise)
     measured = {}
     if train and split:
         small = formats.quantised(content, train.sample(CALIBRATED))

@@ -71,7 +71,8 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     with clock.on("file"):
         source = f"{options.ckpt}: {explainer}"
         if options.page:
-            content = page.render(errors, maps, checks, options, source, near=near)
+            promise = [str(checkpoint.known.keep())] if checkpoint.known else []
+            content = page.render(errors, maps, checks, options, source, promise, near)
         else:
             content = gallery.draw(maps, drawn, options.choice, source)
         files = outputs.write(options.out, content, maps)

@@ -73,32 +73,31 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     from judge import errors, predictions, report, sources
     from judge.answers import Judge
 
-    kind = Path(options.out).suffix.lower()
+    kind, skipped = Path(options.out).suffix.lower(), list[str]()
     if bool(options.pictures) == bool(options.part):
         raise Mistake("name pictures: files, folders, a table, - for names on stdin; or --part test")
     if options.part and kind == ".html":
         raise Mistake("--part has no page here: gradcam.py --out errors.html makes it")
     checkpoint = options.load()
-    config = checkpoint.config
+    classes, config = checkpoint.model.classes, checkpoint.config
     inputs = [options.ckpt, options.data, *options.pictures, *[config.data] * config.own_pictures]
     check_output(options.out, inputs=inputs, mark=predictions.MARKS[kind])
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
-    judge, skipped = Judge(explainer, checkpoint, options.promise), list[str]()
+    judge = Judge(explainer, checkpoint, options.promise)
     if options.part:
         batches = judge.of_split(*sources.part(options, checkpoint, options.part))
     else:
         batches = judge.of_pictures(*sources.find(options.pictures, judge.labels), skipped)
-
-    classes = checkpoint.model.classes
     figures = report.Report(classes, options.with_training)
-    table = predictions.Table(kind, classes, 0 if options.all else options.top)
     answers = figures.gather(batches, skipped)
     if kind == ".html":
         deque(answers, 0)
     else:
-        write_whole(destination(options.out), table.blocks(answers))
+        top = 0 if options.all else options.top
+        write_whole(destination(options.out), predictions.blocks(answers, kind, classes, top))
     result = {"out": options.out, "checkpoint": options.ckpt, "model": str(explainer)}
-    result |= judge.facts() | figures.figures(judge.known is not None)
+    result |= judge.promise.facts() if judge.promise else {}
+    result |= figures.figures(judge.promise is not None)
     if kind == ".html":
         content = errors.render(judge, figures.wrong, figures.columns(), list(report.lines(result)))
         write_whole(destination(options.out), content)

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
     if state.path:
         resume.restore(learner, state, config, digest, train.digest)
 
-    run_data = RunData(digest, data.identity(), train.contents, reported.name)
+    run_data = RunData(digest, data.identity(), train.contents, reported, test.plan.rows())
     with open_run(state, learner, loader, run_data, clock) as run:
         run.begin(preset)
         if config.head_first:
@@ -92,12 +92,12 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
         if config.head_first and unseen:
             run.keep_better(in_order(unseen))
-        flipped = run.evaluate(test.epoch(config.epochs), flip=True)
         temperature = run.temperature(in_order(unseen).epoch(config.epochs) if unseen else [])
         known = None
         if unseen:
             some = in_order(train.take(sample(len(train), train.side), "training"))
             known = run.known(some.epoch(config.epochs), in_order(unseen).epoch(config.epochs), temperature)
+        flipped = run.evaluate(test.epoch(config.epochs), flip=True, temperature=temperature)
         run.end(flipped, temperature, known)
 
 

@@ -5,6 +5,7 @@
     python -m bench sweep                        # images/s and memory over the batch size and torch.compile's modes
     python -m bench scaling                      # images/s and efficiency over the number of processes
     python -m bench compare A.json B.json        # two results: which differences exceed the noise
+    python -m bench compare-answers A.pt B.pt    # two models: is one better, or is it chance?
     python -m bench accuracy cpu --seeds 3       # what a recipe reaches: mean and deviation over seeds
     python -m bench ablate cpu --seeds 3         # what each ingredient of it is worth, on held-out images
     python -m bench curve cpu                    # what it reaches in 1, 2, 5 and 10 minutes here, on held-out images
@@ -21,15 +22,15 @@ preflight.require_dali()
 
 from collections.abc import Callable, Sequence
 
-from bench.recipe import ablate, accuracy, curve
+from bench.recipe import ablate, accuracy, compare_answers, curve
 from bench.speed import compare, profile, scaling, suite, sweep
 from engine.config import PRESETS
 from ground.entry import execute
 from ground.mistake import Mistake
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    module.__name__.split(".")[-1]: module.main
-    for module in (sweep, scaling, accuracy, ablate, curve, compare, profile)
+    module.__name__.split(".")[-1].replace("_", "-"): module.main
+    for module in (sweep, scaling, accuracy, ablate, curve, compare, compare_answers, profile)
 }
 
 

@@ -1,15 +1,14 @@
 """When a model does not know: its probability is too small, or the picture unlike all it learnt.
 
     known = fit_known(model, train, unseen, temperature, machine)  # once, at the end of a training
-    answered = known.keep(0.98)  # the least probability from which on 98% of the answers are right
-    is_known = answered.of(probabilities) & ~known.unlike(pooled)
+    promise = known.keep(0.98)  # of the answers that it lets pass 98% are right
+    passes = promise(pooled, probabilities)
 
-The promise: of pictures like those that it is fitted on, which were neither trained on nor tested,
-such a share of the answers is right; 95 of 100 fits keep it. It is Learn then Test (Angelopoulos et
-al. 2021, arXiv 2110.01052): of fixed thresholds, tested from strict to lax, the last one before the
-first that fails. Each is tested by the binomial tail, as selective classification does (Geifman and
-El-Yaniv 2017, arXiv 1705.08500). Of 100 fits on 5,000 images of CIFAR-10 each, at 95, 98 and 99%,
-one at most broke it for the other 10,000.
+The promise is for pictures like those that it is fitted on, neither trained on nor tested; 95 of 100
+fits keep it. It is Learn then Test (Angelopoulos et al. 2021, arXiv 2110.01052): of fixed
+thresholds, tested from strict to lax, the last one before the first that fails, each tested by the
+binomial tail (Geifman and El-Yaniv 2017, arXiv 1705.08500). Of 100 fits on 5,000 images of CIFAR-10
+each, at 95, 98 and 99%, one at most broke it for the other 10,000.
 
 Unlike is what lies far from every class's mean in layer4's features, by their shared covariance (Lee
 et al. 2018, arXiv 1807.03888), all features brought to a length of 1 (Mueller and Hein 2025, arXiv
@@ -32,8 +31,10 @@ from engine.learner import Batch
 from engine.machine import Machine
 from engine.model import ResNet
 from engine.temperature import FEWEST
+from ground.interval import wilson
 from ground.mistake import Mistake
 
+PROMISE = 0.98  # the usual one
 SAMPLE, SAMPLE_PIXELS = 5_000, 5_000 * 96 * 96  # at most, of training images that are looked at
 SHRINKAGE = 0.1  # of the covariance, towards that of a ball
 UNLIKE = 0.02  # share of unseen pictures that may be called unlike the others
@@ -42,24 +43,6 @@ LEVEL = 0.05 / STARTS  # of each test, so that 5% of the fits break their promis
 BINS, LOWEST, STEP = 256, -4.0, 1 / 16  # thresholds: log odds; all below are in bin 0
 MOST_IMAGES = 10_000_000  # unseen ones, of a file that may claim any number
 FARTHEST, HALVINGS = 2.0**20, 50  # how the distance is found
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A threshold, and how it does on the pictures that it was fitted on."""
-
-    bin: int
-    pictures: int  # that are answered
-    right: int  # of these
-
-    @property
-    def probability(self) -> float:
-        """The least that is answered; 0: all are."""
-        return 1 / (1 + math.exp(-LOWEST - STEP * self.bin)) if self.bin else 0.0
-
-    def of(self, probabilities: Tensor) -> Tensor:
-        """(N,) bool: whether probabilities (N,) of predicted classes are large enough."""
-        return _bins(probabilities) >= self.bin
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +69,54 @@ class Known:
         """(N,) bool: whether a picture with these features (N, K) is unlike those trained on."""
         return _distances(features, self.centres, self.whitener) > self.distance
 
-    def keep(self, promise: float) -> Answered | None:
-        """The lowest threshold that keeps a promise, a share above 0 and below 1; or None."""
+    def keep(self, share: float = PROMISE) -> "Promise":
+        """The lowest threshold by which that share of the answers, above 0 and below 1, is right."""
         # Of the pictures in bin b and above: how many there are, and how many are right.
-        answered, right = self.answers.flip(1).cumsum(1).flip(1).tolist()
+        sums = self.answers.flip(1).cumsum(1).flip(1).tolist()
+        answered, right = ([*counts, 0] for counts in sums)
         lowest = BINS
         for start in range(1, STARTS + 1):
             b = max(b for b in range(BINS) if answered[b] * STARTS >= answered[0] * start)
-            while b >= 0 and binomial_tail(answered[b] - right[b], answered[b], 1 - promise) <= LEVEL:
+            while b >= 0 and binomial_tail(answered[b] - right[b], answered[b], 1 - share) <= LEVEL:
                 lowest, b = min(b, lowest), b - 1
-        return None if lowest == BINS else Answered(lowest, answered[lowest], right[lowest])
+        least = 1 / (1 + math.exp(-LOWEST - STEP * lowest)) if lowest else 0.0
+        least = math.inf if lowest == BINS else least
+        return Promise(self, share, least, answered[lowest], right[lowest])
+
+
+@dataclass(frozen=True, eq=False)
+class Promise:
+    """Which answers pass, so that a share of them is right."""
+
+    known: Known
+    share: float
+    probability: float
+    """The least that passes; 0: all do; infinite: none does, as no threshold keeps the promise."""
+    answered: int
+    """Of the pictures that it was fitted on, those whose answers pass."""
+    right: int
+    """Of these."""
+
+    def __call__(self, features: Tensor, probabilities: Tensor) -> Tensor:
+        """(N,) bool, by `pooled` features (N, K) and the probabilities of all classes (N, C)."""
+        return (probabilities.amax(1) >= self.probability) & ~self.known.unlike(features)
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON; the counts are of the pictures that it was fitted on."""
+        facts = {"promise": self.share, "least_probability": self.probability}
+        facts |= {"fitted_on": self.known.total, "fit_answered": self.answered}
+        return facts | {"fit_right": self.right, "promise_in_words": str(self)}
+
+    def __str__(self) -> str:
+        start = f"promise {self.share:.4g}, fitted on {self.known.total:,} pictures: "
+        if not self.answered:
+            return start + "no probability keeps it, so nothing is known; try a smaller one"
+        low, high = wilson(self.right, self.answered)
+        return (
+            f"{start}known from a probability of {self.probability:.3f} on; so it answers "
+            f"{self.answered / self.known.total:.1%}, right on {self.right / self.answered:.2%} "
+            f"(95% interval {low:.2%} to {high:.2%})"
+        )
 
 
 def binomial_tail(hits: int, count: int, share: float) -> float:
@@ -175,7 +196,10 @@ def _unit(features: Tensor) -> Tensor:
 
 def _distances(features: Tensor, centres: Tensor, whitener: Tensor) -> Tensor:
     """(N,) from features (N, K) to the nearest centre."""
-    return torch.cdist(_unit(features) @ whitener.T, centres).amin(1)
+    own = _unit(features) @ whitener.T
+    # Not torch.cdist, which ONNX has not; nor a sum, which export.py would quantise to int8.
+    less = 2 * own @ centres.T - centres.square().sum(1)
+    return (own.square().sum(1, keepdim=True) - less).amin(1).clamp(min=0).sqrt()
 
 
 def _bins(probabilities: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Inside an epoch nothing waits for the device: metrics stay on it until `peek` fi
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Evaluation:
     total: int
     class_accuracy: float
     """Mean of the classes' own accuracies, of those that there are images of."""
+    answers: Tensor = field(default=torch.zeros(2, 0), compare=False)
+    """(2, n) float64, of this rank's images in their order: probability and predicted class."""
 
     @property
     def accuracy(self) -> float:
@@ -138,9 +140,10 @@ class Learner:
         return self.metrics.read()
 
     def evaluate(
-        self, batches: Iterable[Batch], flip: bool = False, after_batch: Callable[[], None] = lambda: None
-    ) -> Evaluation:
-        return evaluate(self.model, batches, self.machine, flip, after_batch)
+        self, batches: Iterable[Batch], flip: bool = False,
+        after_batch: Callable[[], None] = lambda: None, temperature: float = 1.0,
+    ) -> Evaluation:  # fmt: skip
+        return evaluate(self.model, batches, self.machine, flip, after_batch, temperature)
 
     def check_finite(self) -> None:
         """Wait for the device; raise NonFiniteLoss if a loss so far, or a weight now, is not finite."""
@@ -287,13 +290,15 @@ def _progress(values: Tensor) -> Progress:
 @torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Iterable[Batch], machine: Machine,
-    flip: bool = False, after_batch: Callable[[], None] = lambda: None,
+    flip: bool = False, after_batch: Callable[[], None] = lambda: None, temperature: float = 1.0,
 ) -> Evaluation:  # fmt: skip
     """Mean cross-entropy and correct count over all batches, in eval mode; the model's mode is put back.
 
-    Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image and its mirror
-    image. Each rank gives its own batches, none of them too, and gets the result of all; the model's running
-    statistics become rank 0's. `after_batch` is called after each batch, and may stop the evaluation.
+    Labels of -1 are padding and do not count. With `flip` the logits are averaged over each image
+    and its mirror image, but for the `answers`, whose logits are divided by the `temperature`. Each
+    rank gives its own batches, none of them too, and gets the result of all, with its own answers;
+    the model's running statistics become rank 0's. `after_batch` is called after each batch, and
+    may stop the evaluation.
     """
     machine.world.share_buffers(model)
     was_training = model.training
@@ -302,8 +307,14 @@ def evaluate(
     # One tensor, so that one exchange sums it over the ranks: the loss, each class's right ones, each class's all.
     sums = torch.zeros(1 + 2 * count, dtype=torch.float64, device=machine.device)
     loss_sum, rights, counts = sums[0], sums[1 : 1 + count], sums[1 + count :]
+    answers, real = [torch.zeros(2, 0, dtype=torch.float64, device=machine.device)], []
     for images, labels in batches:
-        logits = predict_logits(model, images, machine.device, machine.precision, flip)
+        logits = predict_logits(model, images, machine.device, machine.precision)
+        answers.append(torch.stack([*(logits.double() / temperature).softmax(1).max(1)]))
+        real.append(labels >= 0)
+        if flip:
+            mirrored = predict_logits(model, images.flip(3), machine.device, machine.precision)
+            logits = (logits + mirrored) / 2
         loss_sum += F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum").double()
         classes = labels.clamp(min=0)
         rights.index_add_(0, classes, (logits.argmax(1) == labels).double())
@@ -314,13 +325,14 @@ def evaluate(
     rights, counts = rights.cpu(), counts.cpu()
     total = int(counts.sum())
     by_class = (rights / counts)[counts > 0]
-    return Evaluation(float(loss_sum) / total, int(rights.sum()), total, float(by_class.mean()))
+    own = torch.cat(answers, 1)[:, torch.cat(real)] if real else answers[0]
+    loss = float(loss_sum) / total
+    return Evaluation(loss, int(rights.sum()), total, float(by_class.mean()), own)
 
 
 def predict_logits(
-    model: nn.Module, images: Tensor, device: torch.device, precision: str, flip: bool = False
+    model: nn.Module, images: Tensor, device: torch.device, precision: str
 ) -> Tensor:
     """Logits (B, classes) float32 of uint8 images (B, 3, H, W) on the device, in mixed precision."""
     with autocast(device, precision):
-        logits = model(images)
-        return (logits + model(images.flip(3))) / 2 if flip else logits
+        return model(images)

@@ -52,8 +52,8 @@ def calibrated(confidence: Floats, right: Bools, bins: int = 15) -> Calibration:
     return Calibration(error, images, *means)
 
 
-def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.NDArray[Any]]:
-    """Figures of each of C classes, by labels and predictions (N,); NaN where nothing is counted.
+def class_scores(matrix: Ints) -> dict[str, npt.NDArray[Any]]:
+    """Figures of each of C classes, by a `confusion_matrix`; NaN where nothing is counted.
 
     images (C,); predicted (C,), images taken for it; precision, recall and f1 (C,), and of each
     NAME_interval (C, 2): Wilson's, of the images taken for it, and of its own. F1 is no share, but
@@ -61,8 +61,7 @@ def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.N
     (Hand, Christen and Kirielle 2021, Machine Learning 110, who call J F*). So its interval is
     Wilson's for J, brought through the same function.
     """
-    counted = labels, predicted, labels[labels == predicted]
-    images, taken, right = (np.bincount(some, minlength=classes) for some in counted)
+    images, taken, right = matrix.sum(1), matrix.sum(0), np.diag(matrix)
     scores: dict[str, npt.NDArray[Any]] = {"images": images, "predicted": taken}
     of = {"precision": taken, "recall": images, "f1": images + taken - right}
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -73,26 +72,14 @@ def class_scores(labels: Ints, predicted: Ints, classes: int) -> dict[str, npt.N
     return scores
 
 
-def confusions(
-    labels: Ints, predicted: Ints, classes: int, most: int = 1000
-) -> list[tuple[int, ...]]:
-    """(true class, predicted class, images) of what is wrong, most frequent first; without a table
-    of all pairs, of which there may be too many."""
-    wrong = labels != predicted
-    pairs, counts = np.unique(labels[wrong] * classes + predicted[wrong], return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
-    columns = *np.divmod(pairs[order], classes), counts[order]
-    return list(zip(*(column.tolist() for column in columns), strict=True))
-
-
 def share(hits: Bools) -> tuple[float, tuple[float, float]]:
     """The share of the images (N,), one at least, that are hits, and its interval."""
     count, total = int(hits.sum()), len(hits)
     return count / total, wilson(count, total)
 
 
-def ranks(logits: Floats, labels: Ints) -> Ints:
-    """(N,) place of the true class by logits (N, C), from 1; of equals the first comes first."""
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    before = np.arange(logits.shape[1]) < labels[:, None]
-    return 1 + ((logits > own) | ((logits == own) & before)).sum(1)
+def ranks(scores: Floats, labels: Ints) -> Ints:
+    """(N,) place of the true class by scores (N, C), from 1; of equals the first comes first."""
+    own = np.take_along_axis(scores, labels[:, None], 1)
+    before = np.arange(scores.shape[1]) < labels[:, None]
+    return 1 + ((scores > own) | ((scores == own) & before)).sum(1)

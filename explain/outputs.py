@@ -66,6 +66,11 @@ def cell(name: str) -> str:
     return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
+def plain(text: str) -> str:
+    """The name of which `cell` gave this text; but for one that itself begins as if it had."""
+    return text[1:] if cell(text[1:]) == text else text
+
+
 def archive(maps: Maps) -> bytes:
     """To be read with `numpy.load`: E errors, C classes, maps of h x w cells, raw and signed.
 

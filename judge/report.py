@@ -1,18 +1,19 @@
 """How good the answers are where pictures have labels: gathered by batches, told as figures."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from explain.metrics import calibrated, class_scores, confusions, ranks, share
+from explain import metrics
 from ground.mistake import Mistake
 from judge.answers import Answers
 from pipeline.labels import name_list
 
-TOP = 5
 TABLE = 20  # classes: of more, those of the lowest F1 are shown, and no table of confusions
-SHARE = "{0:.2%} (95% interval {1:.2%} to {2:.2%})"
+PAIRS = 1000  # confusions in the last line
+SHARE = "{:.2%} (95% interval {:.2%} to {:.2%})"
 
 
 class Report:
@@ -20,7 +21,7 @@ class Report:
 
     def __init__(self, classes: Sequence[str], with_training: bool) -> None:
         self.classes, self.with_training = classes, with_training
-        self.pictures = self.learnt = self.known = 0
+        self.counts = Counter(pictures=0, trained_on=0, known=0)
         self.foreign: dict[str, None] = {}  # labels that are no class of the model's
         self.wrong: dict[str, int] = {}  # files taken for another class than theirs, with that
         self._kept: list[tuple[np.ndarray, ...]] = []
@@ -30,19 +31,17 @@ class Report:
         for answers in batches:
             labels, p = answers.labels, answers.probabilities
             known = np.zeros(len(labels), bool) if answers.known is None else answers.known
-            self.pictures += len(labels)
-            self.learnt += int(answers.learnt.sum())
-            self.known += int(known.sum())
+            self.counts.update(pictures=len(labels), known=int(known.sum()))
+            self.counts.update(trained_on=int(answers.learnt.sum()))
             pairs = zip(answers.names, labels, strict=True)
             self.foreign |= {name: None for name, label in pairs if name and label < 0}
             some = np.flatnonzero((labels >= 0) & (~answers.learnt | self.with_training))
-            places, own = ranks(answers.logits[some], labels[some]), p[some, labels[some]]
-            columns = labels, answers.logits.argmax(1), p.max(1), known
+            places, own = metrics.ranks(p[some], labels[some]), p[some, labels[some]]
+            columns = labels, p.argmax(1), p.max(1), known
             self._kept.append((*(column[some] for column in columns), own, places))
-            errors = some[answers.logits[some].argmax(1) != labels[some]].tolist()
-            self.wrong |= {answers.files[i]: int(labels[i]) for i in errors}
+            self.wrong |= {answers.files[i]: int(labels[i]) for i in some[places > 1]}
             yield answers
-        if not self.pictures:
+        if not self.counts["pictures"]:
             reasons = ": " * bool(skipped) + "; ".join(skipped[:3])
             raise Mistake(f"none of {len(skipped):,} files is a picture that can be read{reasons}")
 
@@ -53,30 +52,33 @@ class Report:
 
     def figures(self, promised: bool) -> dict[str, Any]:
         """All that is told; `promised`: whether the checkpoint can tell what it knows."""
-        figures: dict[str, Any] = {"pictures": self.pictures, "foreign_labels": list(self.foreign)}
-        figures |= {"trained_on": self.learnt, "with_training": self.with_training}
-        figures |= {"known": self.known if promised else None}
         labels, predicted, confidence, known, own, places = self.columns()
-        figures["scored"] = len(labels)
+        figures: dict[str, Any] = {**self.counts, "foreign_labels": list(self.foreign)}
+        figures |= {"with_training": self.with_training, "scored": len(labels)}
+        figures |= {} if promised else {"known": None}
         if not len(labels):
             return figures
-        right, scores = predicted == labels, class_scores(labels, predicted, len(self.classes))
-        shares = {"accuracy": right, f"top{TOP}": places <= TOP}
-        shares |= ({"answered": known} if promised else {})
-        shares |= ({"answered_accuracy": right[known]} if known.any() else {})
+        right = predicted == labels
+        matrix = metrics.confusion_matrix(labels, predicted, len(self.classes))
+        shares = {"accuracy": right, "top5": places <= 5}
+        shares |= {"answered": known} if promised else {}
+        shares |= {"answered_accuracy": right[known]} if known.any() else {}
         for name, hits in shares.items():
-            figures[name], figures[f"{name}_interval"] = share(hits)
-        seen = np.flatnonzero(scores["images"]).tolist()
-        figures["class_accuracy"] = float(scores["recall"][seen].mean())
-        figures["calibration_error"] = calibrated(confidence, right).error
-        figures["log_loss"] = float(-np.log(np.maximum(own, np.finfo(float).tiny)).mean())
-        figures["absent"] = [self.classes[i] for i in np.flatnonzero(scores["images"] == 0).tolist()]
-        values = {name: column.tolist() for name, column in scores.items()}
-        figures["classes"] = {
-            self.classes[i]: {name: column[i] for name, column in values.items()} for i in seen
+            figures[name], figures[f"{name}_interval"] = metrics.share(hits)
+        scores = {name: column.tolist() for name, column in metrics.class_scores(matrix).items()}
+        every = {
+            name: {figure: column[i] for figure, column in scores.items()}
+            for i, name in enumerate(self.classes)
         }
-        pairs = confusions(labels, predicted, len(self.classes))
+        figures["absent"] = [name for name, one in every.items() if not one["images"]]
+        seen = figures["classes"] = {name: one for name, one in every.items() if one["images"]}
+        figures["class_accuracy"] = float(np.mean([one["recall"] for one in seen.values()]))
+        figures["calibration_error"] = metrics.calibrated(confidence, right).error
+        figures["log_loss"] = float(-np.log(np.maximum(own, np.finfo(float).tiny)).mean())
+        pairs = metrics.top_confusions(matrix, PAIRS)
         figures["confusions"] = [(self.classes[i], self.classes[k], n) for i, k, n in pairs]
+        rows = zip(self.classes, matrix.tolist(), strict=True)
+        figures["confusion_matrix"] = dict(rows) if len(matrix) <= TABLE else None
         return figures
 
 
@@ -91,50 +93,37 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield from _score_lines(result)
     if "promise" not in result:
         yield "the checkpoint cannot tell what it knows: fewer than 100 pictures were held out for that"
-    elif result["least_probability"] is None:
-        text = "no probability keeps a promise of {promise:.4g} on the {fitted_on:,} pictures that "
-        text += "it is fitted on: none is known; the most that it can promise is {possible_promise}"
-        yield text.format_map(result)
-    else:
-        text = "promise {promise:.4g}: known from a probability of {least_probability:.3f} on; of "
-        text += "the {fitted_on:,} pictures of the fit {fit_answered:.1%}, right on " + SHARE
-        yield text.format(result["fit_accuracy"], *result["fit_accuracy_interval"], **result)
-        yield "here {known:,} of {pictures:,} pictures are known".format_map(result)
-        if "answered_accuracy" in result:
-            interval = result["answered_accuracy_interval"]
-            text = "of those with a label {answered:.1%}, right on " + SHARE
-            yield text.format(result["answered_accuracy"], *interval, **result)
+        return
+    yield result["promise_in_words"]
+    yield "here {known:,} of {pictures:,} pictures are known".format_map(result)
+    if "answered_accuracy" in result:
+        right = SHARE.format(result["answered_accuracy"], *result["answered_accuracy_interval"])
+        yield f"of those with a label {result['answered']:.1%}, right on {right}"
 
 
 def _score_lines(result: Mapping[str, Any]) -> Iterator[str]:
-    classes, absent = result["classes"], result["absent"]
-    if absent:
+    classes = result["classes"]
+    if absent := result["absent"]:
         yield f"no pictures of {len(absent):,} of the model's classes: {name_list(absent)}"
-    text = "{scored:,} pictures with a label: right " + SHARE + ", mean of the classes "
-    text += f"{{class_accuracy:.2%}}, among the first {TOP} {{top{TOP}:.2%}}; "
-    text += "log loss {log_loss:.4f}; ECE {calibration_error:.2%}"
-    yield text.format(result["accuracy"], *result["accuracy_interval"], **result)
-    names = list(classes)
-    if len(names) > TABLE:
-        names = sorted(names, key=lambda name: classes[name]["f1"])[:TABLE]
-    width = max(5, *map(len, names))
+    right = SHARE.format(result["accuracy"], *result["accuracy_interval"])
+    yield f"{result['scored']:,} pictures with a label: right {right}"
+    text = "mean of the classes {class_accuracy:.2%}, among the first five {top5:.2%}, "
+    yield (text + "log loss {log_loss:.4f}, ECE {calibration_error:.2%}").format_map(result)
+    width = max(5, *map(len, classes))
     yield f"{'class':<{width}}  pictures  precision, recall and F1, each with its 95% interval"
-    for name in names:
-        one, line = classes[name], f"{name:<{width}}  {classes[name]['images']:8,}"
+    shown = sorted(classes, key=lambda name: classes[name]["f1"])[:TABLE]
+    for name in shown if len(classes) > TABLE else classes:
+        line = f"{name:<{width}}  {classes[name]['images']:8,}"
         for figure in ("precision", "recall", "f1"):
-            low, high = one[f"{figure}_interval"]
-            cell = f"{one[figure]:6.1%} ({low:5.1%} to {high:6.1%})"
-            line += f"  {cell if one[figure] == one[figure] else ' never predicted':<24}"
+            value, (low, high) = classes[name][figure], classes[name][f"{figure}_interval"]
+            cell = f"{value:6.1%} ({low:5.1%} to {high:6.1%})"
+            line += f"  {cell if value == value else ' never predicted':<24}"
         yield line.rstrip()
-    said = list(dict.fromkeys([*classes, *(pair[1] for pair in result["confusions"])]))
-    if len(said) > TABLE:
-        some = (f"{true} as {other} ({n:,})" for true, other, n in result["confusions"][:TOP])
+    if not (matrix := result["confusion_matrix"]):
+        some = (f"{true} as {other} ({n:,})" for true, other, n in result["confusions"][:5])
         yield "most often mistaken: " + ", ".join(some)
         return
-    yield "confusions: rows are true classes, columns predicted ones, by their number"
-    yield " " * (width + 4) + "".join(f"{k:>6}" for k in range(1, len(said) + 1))
-    counts = {(true, other): n for true, other, n in result["confusions"]}
-    counts |= {(name, name): round(one["recall"] * one["images"]) for name, one in classes.items()}
-    for k, name in enumerate(said, 1):
-        row = "".join(f"{counts.get((name, other), 0):>6}" for other in said)
-        yield f"{k:>2}  {name:<{width}}{row}"
+    yield "confusions: rows are true classes; columns predicted ones, in the same order"
+    width = max(map(len, matrix))
+    for name, row in matrix.items():
+        yield f"{name:<{width}}" + "".join(f"{count:>7}" for count in row)

@@ -47,10 +47,11 @@ def find(paths: Sequence[str], labels: Labels) -> tuple[Iterator[Item], int]:
     for path in paths:
         if path != STDIN:
             os.stat(path)
-    total = 0 if STDIN in paths else sum(1 for _ in _items(paths, labels))
-    if not total and STDIN not in paths:
-        raise Mistake(f"there are no pictures in {', '.join(paths[:3])}")
-    return _items(paths, labels), total
+    if STDIN in paths:
+        return _items(paths, labels), 0
+    if total := sum(1 for _ in _items(paths, labels)):
+        return _items(paths, labels), total
+    raise Mistake(f"there are no pictures in {', '.join(paths[:3])}")
 
 
 def _items(paths: Sequence[str], labels: Labels) -> Iterator[Item]:

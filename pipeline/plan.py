@@ -82,6 +82,11 @@ class Plan:
         """Images of this rank in a batch that is not an epoch's last, smaller one."""
         return self.batch_size if self.whole else len(range(self.rank, self.batch_size, self.world))
 
+    def rows(self) -> np.ndarray:
+        """(n,) int64: this rank's images of an epoch that is not shuffled, in their order."""
+        batches = [self.draws(0, i).indices for i in range(self.steps_per_epoch)]
+        return np.concatenate([np.zeros(0, np.int64), *batches])
+
     def draws(self, epoch: int, iteration: int) -> Draws:
         """This rank's part of batch `iteration` of `epoch`, both from 0; if `whole`, its own such batch."""
         share = slice(self.rank, None, self.world)  # 2 of 3 ranks' images of a batch: 0 1 [2] 3 4 [5] 6 7 [8]

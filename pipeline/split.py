@@ -41,6 +41,11 @@ class Split:
         """S, in pixels."""
         return self.images.shape[1]
 
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """(n,) the files, or "test image 0" and so on."""
+        return self.files or tuple(f"{self.name} image {i}" for i in range(len(self)))
+
     @property
     def sizes(self) -> Int64 | None:
         """(n, 2) height and width of packed pictures; None of pixels."""

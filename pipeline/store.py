@@ -138,10 +138,11 @@ def read(
 def _record(
     digest: str, fault: str, width: int, height: int, notes: list[str], length: int, shape: list[int]
 ) -> Record:
-    texts, numbers = (digest, fault, *notes), (width, height, length, *shape)
+    rows, columns = shape
+    texts, numbers = (digest, fault, *notes), (width, height, length, rows, columns)
     if not all(type(text) is str for text in texts) or not all(type(n) is int and 0 <= n < 1 << 40 for n in numbers):
         raise ValueError("damaged")
-    return Record(digest, fault, width, height, tuple(notes), length, (shape[0], shape[1]))
+    return Record(digest, fault, width, height, tuple(notes), length, (rows, columns))
 
 
 def _known(file: BinaryIO) -> tuple[dict[str, Any], int]:

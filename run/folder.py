@@ -1,4 +1,5 @@
-"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume states.
+"""A run's folder: config.json, log.jsonl (one row an epoch), TensorBoard scalars, curves.png, resume
+states, and in the end predictions.npz: what the model says of each image that the run reports on.
 
     python train.py --run-dir runs/mine     # default: runs/YYYYMMDD-HHMMSS
     tensorboard --logdir runs
@@ -6,6 +7,7 @@
 A run that goes on from its resume state goes on with its log: no epoch is missing or there twice.
 """
 
+import io
 import json
 import os
 import socket
@@ -18,6 +20,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NoReturn, Self
 
+import numpy as np
+
 # Importing these costs 50 ms once torch is there (no TensorFlow comes with them).
 from tensorboard.compat.proto import event_pb2  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
@@ -26,6 +30,7 @@ from torch.utils.tensorboard.summary import scalar
 from ground.files import lock, write_whole
 from ground.mistake import Mistake
 from ground.terminal import json_line
+from pipeline.split import Split
 from run.curves import draw
 from run.resume import State, claim
 from run.schema import EpochRow
@@ -39,6 +44,7 @@ SCALARS = {
     "images per second": "images_per_s",
     "resolution": "resolution",
 }
+PREDICTIONS = "predictions.npz"
 # Between epochs, pictures may take this share of the run's time: one takes 0.25 s, an epoch on a fast GPU little more.
 DRAWING_SHARE = 0.02
 FIRST_DRAW_SECONDS = 0.5
@@ -100,6 +106,23 @@ class RunFolder:
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, one setting a line."""
         self._write("config.json", json.dumps(config, indent=2) + "\n")
+
+    def write_predictions(
+        self, split: Split, predicted: np.ndarray, probability: np.ndarray
+    ) -> None:
+        """Write predictions.npz, for `numpy.load`: what the model says of the n images of a split.
+
+        files (n,) names; contents (n,) int64 as those of Split, or (0,); labels and predicted (n,)
+        int64, numbers of classes; probability (n,) float32; classes (C,) names.
+        """
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer, files=split.names, contents=split.contents, labels=split.labels,
+            predicted=predicted.astype(np.int64), probability=probability.astype(np.float32),
+            classes=split.classes,
+        )  # fmt: skip
+        with _writing(self.path / PREDICTIONS):
+            write_whole(self.path / PREDICTIONS, buffer.getbuffer())
 
     def add(self, row: EpochRow) -> None:
         """Append a finished epoch's row to the log and to TensorBoard, and draw the curves where that is cheap.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from engine import checkpoint
@@ -30,7 +31,7 @@ from ground.memory import memory_advice
 from ground.mistake import Mistake
 from ground.terminal import Tracker, stdout_console
 from pipeline.dali import DaliLoader, EvaluationLoader
-from pipeline.split import Int64
+from pipeline.split import Int64, Split
 from run.folder import RunFolder
 from run.reporter import Reporter, model_summary, throughput
 from run.resume import Keeper, State
@@ -47,7 +48,8 @@ class RunData:
     digest: str  # SHA-256 of the images to train on and of those to report on
     identity: str  # what the whole data set is: pipeline.dataset.DataSet.identity
     contents: Int64  # what is in the files of the images to train on: pipeline.split.Split.contents
-    reported: str  # name of the images that the run reports on
+    reported: Split  # the images that the run reports on
+    rows: Int64  # (n,) which of them this rank evaluates, in their order
 
 
 class Run:
@@ -111,10 +113,12 @@ class Run:
     def after_batch(self) -> None:
         """Is called after each batch that is evaluated."""
 
-    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
-        """The model on these batches."""
+    def evaluate(
+        self, batches: Iterable[Batch], flip: bool = False, temperature: float = 1.0
+    ) -> Evaluation:
+        """The model on these batches, as `engine.learner.evaluate`."""
         with self._evaluating():
-            return self.learner.evaluate(batches, flip, self.after_batch)
+            return self.learner.evaluate(batches, flip, self.after_batch, temperature)
 
     def temperature(self, unseen: Iterable[Batch]) -> float:
         """The one that fits these images, neither trained on nor test images; the config's where they are too few."""
@@ -156,7 +160,7 @@ class Run:
                 eval_seconds=evaluation,
                 it_per_s=len(self.loader) / train,
                 images_per_s=progress.images / train,
-                split=self.data.reported,
+                split=self.data.reported.name,
                 loss=progress.loss,
                 train_accuracy=progress.accuracy,
                 last_loss=progress.last_loss,
@@ -181,6 +185,13 @@ class Run:
 
     def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
         """To be called at last, with the evaluation by test-time augmentation."""
+        self._gathered(flipped)
+
+    def _gathered(self, result: Evaluation) -> npt.NDArray[np.float64]:
+        """(2, n) `answers` of all ranks, in the order of the reported images."""
+        answers = result.answers.new_zeros(2, len(self.data.reported))
+        answers[:, torch.from_numpy(self.data.rows)] = result.answers
+        return self.machine.world.sum_(answers).cpu().numpy()
 
 
 class RecordedRun(Run):
@@ -255,16 +266,18 @@ class RecordedRun(Run):
         """Stop where a signal asks for it; raises as `after_step`."""
         self.keeper.stop_if_asked()
 
-    def evaluate(self, batches: Iterable[Batch], flip: bool = False) -> Evaluation:
+    def evaluate(
+        self, batches: Iterable[Batch], flip: bool = False, temperature: float = 1.0
+    ) -> Evaluation:
         """The model on these batches.
 
         Raises:
             Mistake: the loss is not finite, though that of training was.
         """
-        result = super().evaluate(batches, flip)
+        result = super().evaluate(batches, flip, temperature)
         if not math.isfinite(result.loss):
-            what = f"the loss of the {self.data.reported} images is not finite after step {self.learner.step}"
-            raise Mistake(f"{what}: {self._advice}")
+            what = f"the loss of the {self.data.reported.name} images is not finite"
+            raise Mistake(f"{what} after step {self.learner.step}: {self._advice}")
         return result
 
     def keep_frozen(self, test: EvaluationLoader, unseen: EvaluationLoader | None) -> None:
@@ -272,14 +285,15 @@ class RecordedRun(Run):
         if self.state.path:
             return
         result = self.evaluate(test.epoch(0))
-        metrics = {f"test_{name}": value for name, value in vars(result).items()} | {"test_accuracy": result.accuracy}
-        metrics |= {"split": self.data.reported, "precision": self.machine.precision}
+        figures = ("loss", "correct", "total", "accuracy", "class_accuracy")
+        metrics: dict[str, Any] = {f"test_{name}": getattr(result, name) for name in figures}
+        metrics |= {"split": self.data.reported.name, "precision": self.machine.precision}
         metrics |= {"origin": self.learner.model.origin} if self.learner.model.origin else {}
         if unseen:
             metrics["unseen_accuracy"] = self.evaluate(unseen.epoch(0)).accuracy
         path = self.folder.path / FROZEN
         checkpoint.save_model(path, self.learner.model, self.config, metrics, torch.from_numpy(self.data.contents))
-        self.reporter.say(f"the last layer alone: {self.data.reported} accuracy {result.accuracy:.2%} ({path})")
+        self.reporter.say(f"the last layer alone: {self.data.reported.name} accuracy {result.accuracy:.2%} ({path})")
 
     def keep_better(self, unseen: EvaluationLoader) -> None:
         """Take that network's weights where it is better on these images."""
@@ -301,7 +315,8 @@ class RecordedRun(Run):
         self.keeper.end_epoch()
 
     def end(self, flipped: Evaluation, temperature: float, known: Known | None = None) -> None:
-        """Write the model and say how it went: in the last row, and in an evaluation with test-time augmentation.
+        """Write the model and its predictions, and say how it went: in the last row, and in an
+        evaluation with test-time augmentation.
 
         Raises:
             OSError: the model cannot be written; the state is saved, so that only this is left to do.
@@ -312,7 +327,7 @@ class RecordedRun(Run):
             **self.both,
             "test_accuracy_tta": flipped.accuracy,
             "temperature": temperature,
-            "split": self.data.reported,
+            "split": self.data.reported.name,
             **({"identity": self.data.identity} if self.data.identity else {}),
             **({"origin": self.learner.model.origin} if self.learner.model.origin else {}),
             "precision": self.machine.precision,
@@ -320,6 +335,7 @@ class RecordedRun(Run):
             **throughput([row["images_per_s"] for row in self.rows]),
             "peak_memory_bytes": peak_memory(self.machine.device),
         }
+        probability, predicted = self._gathered(flipped)
         out = self.config.out
         if _status(out) != self._out_before:
             out = str(Path(out).with_stem(f"{Path(out).stem}-{self.folder.path.name}"))
@@ -330,6 +346,7 @@ class RecordedRun(Run):
         except (OSError, ValueError):
             self.keeper.save()
             raise
+        self.folder.write_predictions(self.data.reported, predicted, probability)
         self.reporter.finish(metrics | {"checkpoint": out, "environment": self.machine.card()})
 
     @property

@@ -29,8 +29,8 @@ from tests.rehearsal import GPU, ROOT, HostValues, Watch, batch, generate, on_gp
 
 CLASSES = tuple("abcdefghij")
 FULL = replace(PRESETS["full"], resolutions=(32,))
-MUON = 229
-"""Kernels of an update by Muon, at most: 120 are products that first copy what they add to, 30 other products."""
+MUON = 134
+"""Kernels of an update by Muon, at most: 48 are products that first copy what they add to, 12 other products."""
 COMPILED = 240
 """Kernels of the compiled forward and backward pass, at most."""
 METRICS = 16

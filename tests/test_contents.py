@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -223,8 +224,9 @@ def test_a_cache_that_lies_is_not_believed(tmp_path: Path):
     expected = folder.prepare(root, 8, "crop")
     (path,) = (path for path in caches() if path.suffix == ".pictures")
     body = bytes(8 * 8 * 3)
-    for digest, width, length in (("0" * 64, 9, 192), (5, 9, 192), ("0" * 64, -1, 192), ("0" * 64, 9, "192")):
-        record = store.Record(digest, "", width, 9, (), length, (8, 8))  # type: ignore[arg-type]
+    whole: dict[str, Any] = {"digest": "0" * 64, "fault": "", "width": 9, "height": 9, "length": 192, "shape": (8, 8)}
+    for lie in ({}, {"digest": 5}, {"width": -1}, {"length": "192"}, {"shape": (8,)}, {"shape": ()}):
+        record = store.Record(**whole | lie)
         store.write(path, [(record, body)] * 12)
         assert np.array_equal(folder.prepare(root, 8, "crop")[1], expected[1])
 

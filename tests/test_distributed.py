@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -231,6 +232,11 @@ def test_a_killed_worker_is_restarted_and_the_run_ends_with_the_same_weights(lau
     assert same(weights(folder / "whole.pt"), weights(folder / "killed.pt"))
     assert rows(folder / "whole") == rows(folder / "killed")
     assert [row["reported_total"] for row in rows(folder / "whole")] == [1100, 1100]
+    # Batches of 1,000 and 100, one a rank.
+    with np.load(folder / "whole" / "predictions.npz") as kept:
+        right = kept["predicted"] == kept["labels"]
+        assert (len(right), right.sum()) == (1100, rows(folder / "whole")[-1]["reported_correct"])
+        assert (kept["probability"] > 0).all()
 
 
 def test_only_rank_0_speaks_and_a_rank_that_raises_ends_all_and_says_why_once(launched):
@@ -247,7 +253,8 @@ def test_only_rank_0_speaks_and_a_rank_that_raises_ends_all_and_says_why_once(la
 def recorded(monkeypatch, tmp_path):
     """train.main in the place of one rank, without its others: the batches that it would train on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: Evaluation(1.0, 1, 1, 1.0))
+    result = Evaluation(1.0, 1, 1, 1.0, torch.zeros(2, 1))
+    monkeypatch.setattr(Learner, "evaluate", lambda *args, **named: result)
     for name in ("replicate", "scale_loss", "sum_", "largest", "share_buffers", "from_first", "require_agreement"):
         ours = getattr(World, name)
         monkeypatch.setattr(World, name, lambda own, *rest, ours=ours: ours(World(), *rest))

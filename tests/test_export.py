@@ -11,6 +11,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ import export
 import train
 from deploy import formats
 from deploy.classifier import Classifier
-from engine import checkpoint
+from engine import checkpoint, known
 from engine.config import Config
+from engine.features import pooled
+from engine.machine import Machine
 from engine.model import ResNet, resize
 from explain.cam import class_maps, display
 from ground.entry import execute
@@ -44,11 +47,22 @@ DATA = "generated:512/300"
 
 @pytest.fixture(scope="module")
 def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of few epochs: pictures of 32 pixels, a network at 16."""
+    """A checkpoint of few epochs: pictures of 32 pixels, a network at 16; it knows half of them."""
     folder, threads = tmp_path_factory.mktemp("trained"), torch.get_num_threads()
     flags = "smoke --epochs 2 --resolutions 16 --batch-size 32 --device cpu --precision fp32 --threads 1"
     train.main([*flags.split(), "--data", DATA, "--out", f"{folder}/model.pt", "--run-dir", f"{folder}/run"])
     torch.set_num_threads(threads)
+    loaded = checkpoint.load(folder / "model.pt")
+    test = open_dataset(DATA).load("test")
+    inputs = resize(torch.tensor(test.images).permute(0, 3, 1, 2), 16), torch.tensor(test.labels)
+    found = known.fit_known(loaded.model, [inputs], [inputs], 1.0, Machine(torch.device("cpu")))
+    assert found is not None and loaded.metrics["temperature"] == 1
+    middle = int(known._bins(loaded.model.predict(torch.tensor(test.images)).amax(1)).median())
+    answers = torch.zeros(2, known.BINS, dtype=torch.int64)
+    answers[:, middle], answers[0, middle - 1] = 1000, 1000  # right from the middle on, wrong below
+    found = replace(found, answers=answers, total=2000)
+    kept = loaded.model, loaded.config, loaded.metrics
+    checkpoint.save_model(folder / "model.pt", *kept, None, found)
     return folder / "model.pt"
 
 
@@ -88,6 +102,15 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ckp
     return command
 
 
+def knows(ckpt: Path, images: np.ndarray) -> np.ndarray:
+    """(N,) whether the checkpoint knows."""
+    loaded, inputs = checkpoint.load(ckpt), torch.tensor(images)
+    assert loaded.known is not None
+    small = resize(inputs.permute(0, 3, 1, 2), loaded.model.resolution)
+    features = pooled(loaded.model, small, Machine(torch.device("cpu")))
+    return loaded.known.keep(0.98)(features, loaded.model.predict(inputs)).numpy()
+
+
 def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities, class maps and averages of layer4, by the checkpoint."""
     inputs = torch.tensor(images)
@@ -101,11 +124,14 @@ def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, n
 
 
 @pytest.mark.parametrize("count", [1, 7, 300])
-def test_onnxruntime_gives_what_the_checkpoint_gives_for_any_number_of_images(model, net, images, count):
+def test_onnxruntime_gives_what_the_checkpoint_gives_for_any_number_of_images(model, ckpt, net, images, count):
     session = onnxruntime.InferenceSession(str(model))
     assert [one.shape for one in session.get_inputs()] == [["N", 32, 32, 3]]
-    assert [one.name for one in session.get_outputs()] == ["probabilities", "maps", "features"]
-    probabilities, maps, features = session.run(None, {"images": images[:count]})
+    names = ["probabilities", "maps", "features", "known"]
+    assert [one.name for one in session.get_outputs()] == names
+    probabilities, maps, features, sure = session.run(None, {"images": images[:count]})
+    assert sure.dtype == bool and np.array_equal(sure, knows(ckpt, images[:count]))
+    assert count == 1 or 0.2 < sure.mean() < 0.8
     assert probabilities.shape == (count, 10) and maps.shape == (count, 10, 2, 2)
     own = expected(net, images[:count])
     assert np.abs(probabilities - own[0]).max() <= 1e-5
@@ -122,6 +148,8 @@ def test_the_file_says_what_it_is(model: Path, ckpt: Path):
     assert facts["accuracy_on"] == f"300 test images of {DATA}, by the checkpoint in fp32"
     assert facts["checkpoint_sha256"] == hashlib.sha256(ckpt.read_bytes()).hexdigest()
     assert "MIT" in facts["licence"] and facts["stem"] == "small"
+    promise = json.loads(facts["promise"])
+    assert (promise["promise"], promise["fit_answered"], promise["fitted_on"]) == (0.98, 1000, 2000)
     content = onnx.load(model)
     assert [one.version for one in content.opset_import if one.domain == ""] == [formats.OPSET]
     assert {node.domain for node in content.graph.node} == {""}  # no operator but ONNX's own
@@ -141,7 +169,7 @@ def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Pat
     rows = result["measured"]
     labels = open_dataset(DATA).load("test").labels
     session = onnxruntime.InferenceSession("small.onnx")
-    probabilities, features = session.run(None, {"images": images})
+    probabilities, features, _ = session.run(None, {"images": images})
     accuracy = float((probabilities.argmax(1) == labels).mean())
     assert session.get_modelmeta().custom_metadata_map["accuracy"] == str(rows["int8"]["accuracy"]) == str(accuracy)
     assert abs(accuracy - rows["float32"]["accuracy"]) <= 0.02 and rows["float32"]["accuracy"] > 0.5
@@ -159,13 +187,14 @@ def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Pat
 
 
 @pytest.mark.slow
-def test_a_torch_export_file_gives_what_the_checkpoint_gives(run, net: ResNet, images: np.ndarray):
+def test_a_torch_export_file_gives_what_the_checkpoint_gives(run, ckpt, net, images):
     assert run("--out", "model.pt2", "--maps", "--features")[0] == 0
     extra = {"facts.json": ""}
     program = torch.export.load("model.pt2", extra_files=extra)
     assert json.loads(json.loads(extra["facts.json"])["classes"]) == list(CLASSES)
     for count in (1, 7):
-        found = program.module()(torch.tensor(images[:count]))
+        *found, sure = program.module()(torch.tensor(images[:count]))
+        assert np.array_equal(sure.numpy(), knows(ckpt, images[:count]))
         for one, own in zip(found, expected(net, images[:count]), strict=True):
             assert np.abs(one.detach().numpy() - own).max() <= 1e-5
 
@@ -232,6 +261,21 @@ def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.nd
     for change in (1.1e-4, float("nan")):
         with pytest.raises(ValueError, match="differs from the checkpoint"):
             run_with(change)
+
+
+def test_a_file_that_knows_others_is_refused(ckpt: Path, net: ResNet, images: np.ndarray):
+    kept = checkpoint.load(ckpt).known
+    assert kept is not None
+
+    def difference(wrong: int) -> float:
+        sure = knows(ckpt, images[:150])
+        sure[:wrong] ^= True
+        outputs = [*expected(net, images[:150]), sure]
+        return formats.checked(lambda images: outputs, net, images[:150], kept.keep())
+
+    assert difference(1) == 0  # it may lie on the border
+    with pytest.raises(ValueError, match="knows others than the checkpoint, 2 of 150 images"):
+        difference(2)
 
 
 def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch: pytest.MonkeyPatch):
@@ -422,7 +466,8 @@ def fit(request, site: Path, model: Path, window: Browser) -> Iterator[str]:
         server.shutdown()
 
 
-def test_the_page_says_and_paints_what_the_checkpoint_does(window, net, pictures, fit, tmp_path):
+def test_the_page_says_and_paints_what_the_model_does(window, ckpt, net, pictures, fit, tmp_path):
+    answered = set()
     for path in pictures:
         window.run("document.getElementById('answer').replaceChildren()")
         window.drop("#file", path)
@@ -436,13 +481,15 @@ def test_the_page_says_and_paints_what_the_checkpoint_does(window, net, pictures
         assert words[::2] == [CLASSES[i] for i in best], path
         shares = [float(word.rstrip("%")) / 100 for word in words[1::2]]
         assert np.abs(probabilities[best] - shares).max() <= 6e-5, path
+        answered.add(sure := bool(knows(ckpt, drawn[None])[0]))
+        assert window.run("return document.getElementById('unknown').hidden") == sure, path
         for place in (0, 2):
             window.run("document.querySelectorAll('#answer button')[arguments[0]].click()", place)
             painted = np.array(window.run(ALPHA)).reshape(320, 320)
             heat = display(torch.tensor(maps[best[place]])[None], 320)[0][0].numpy()
             assert np.abs(painted - 178.5 * heat).max() <= 1, path
     others = "return performance.getEntriesByType('resource').filter((one) => !one.name.startsWith(location.origin))"
-    assert window.run(others) == [] == window.complaints()
+    assert window.run(others) == [] == window.complaints() and answered == {False, True}
     (tmp_path / "notes.txt").write_text("no picture")
     window.drop("#file", tmp_path / "notes.txt")
     window.until("return document.getElementById('state').textContent.startsWith('notes.txt cannot be read')")

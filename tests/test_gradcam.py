@@ -22,6 +22,7 @@ import gradcam
 from engine import checkpoint
 from engine.config import Config
 from engine.device import DTYPES
+from engine.known import fit_known
 from engine.learner import evaluate
 from engine.machine import Machine
 from engine.model import STAGES, ResNet
@@ -142,7 +143,11 @@ def page_data(path: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("layer", ["layer4", "layer3"])
 def test_the_page_holds_what_the_table_and_the_archive_hold(run, layer: str):
+    saved, batch = checkpoint.load("model.pt"), (trained()[1].inputs, trained()[1].labels)
+    known = fit_known(saved.model, [batch], [batch], 1.0, Machine(CPU))
+    checkpoint.save_model("model.pt", saved.model, CONFIG, saved.metrics, None, known)
     code, result, _ = run("--out", "page.html", "--layer", layer, "--sort", "confidence", "--target", "frog")
+    assert str(known.keep(0.98)) in Path("page.html").read_text()
     data, rows = page_data("page.html"), table()
     assert (code, result["drawn"]) == (0, len(rows))
     assert data["start"] == {"true": "", "pred": "", "sort": "confidence", "map": 6}  # frog

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine import checkpoint, known
 from engine.config import Config
+from engine.features import pooled
 from engine.known import BINS, Known, fit_known, sample
 from engine.machine import Machine
 from ground.mistake import Mistake
@@ -40,10 +41,10 @@ def test_a_promise_is_broken_by_one_fit_in_20_at_most(promise: float, power: flo
     broken, shares = 0, []
     for _ in range(fits):
         found = counted(*drawn(4000, power, generator)).keep(promise)
-        if found:
-            answered = found.of(probabilities)
+        if found.answered:
+            answered = probabilities >= found.probability
             broken += bool(right[answered].double().mean() < promise)
-            shares.append((found.pictures / 4000, float(answered.double().mean())))
+            shares.append((found.answered / 4000, float(answered.double().mean())))
     assert broken <= 0.05 * fits
     # Nor is it timid: it answers most of what it could, had it seen all there is.
     order = probabilities.argsort(descending=True)
@@ -58,13 +59,19 @@ def test_thresholds_by_hand():
     sure, unsure = torch.full((500,), 0.97), torch.full((500,), 0.6)
     kept = counted(torch.cat([sure, unsure]), torch.arange(1000) < 500)
     found = kept.keep(0.98)
-    assert found is not None and (found.pictures, found.right) == (500, 500)
-    assert 0.6 < found.probability <= 0.97
-    assert found.of(torch.tensor([0.59, 0.6, 0.97, 1.0])).tolist() == [0, 0, 1, 1]
-    assert kept.keep(0.999) is None  # 500 right answers do not show that
+    assert (found.answered, found.right) == (500, 500) and 0.6 < found.probability <= 0.97
+    assert "answers 50.0%, right on 100.00%" in str(found)
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    p = torch.tensor([[0.4, 0.6], [0.03, 0.97], [0, 1]])
+    assert found(features, p).tolist() == [0, 1, 1]
+    nearer = replace(found, known=replace(kept, distance=0.5))
+    assert nearer(features, p).tolist() == [0, 0, 1]  # the others are 1 from the centre
+    none = kept.keep(0.999)  # 500 right answers do not show that
+    assert (none.answered, none.probability) == (0, np.inf) and "nothing is known" in str(none)
+    assert not none(features, p).any()
     all_right = counted(torch.tensor([0.01] * 200 + [0.99] * 800), torch.ones(1000, dtype=torch.bool)).keep(0.98)
-    assert all_right is not None and (all_right.bin, all_right.probability, all_right.pictures) == (0, 0.0, 1000)
-    assert counted(torch.zeros(0), torch.zeros(0, dtype=torch.bool), 100).keep(0.9) is None
+    assert (all_right.probability, all_right.answered) == (0.0, 1000)
+    assert counted(torch.zeros(0), torch.zeros(0, dtype=torch.bool), 100).keep(0.9).answered == 0
 
 
 def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count():
@@ -82,7 +89,7 @@ def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count()
 
     def unlike(images: Tensor) -> float:
         with torch.no_grad():
-            return float(found.unlike(known.pooled(net, images, MACHINE)).double().mean())
+            return float(found.unlike(pooled(net, images, MACHINE)).double().mean())
 
     assert unlike(test.inputs[800:]) < 0.06
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +97,7 @@ def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count()
     assert unlike(stripes.to(torch.uint8) * 255) > 0.8
     with torch.no_grad():
         logits = torch.cat([net(images) for images, _ in unseen])
-        near = ~found.unlike(torch.cat([known.pooled(net, images, MACHINE) for images, _ in unseen]))
+        near = ~found.unlike(torch.cat([pooled(net, images, MACHINE) for images, _ in unseen]))
     right = (logits.argmax(1) == test.labels[:800]) & near
     assert int(found.answers[1].sum()) == int(right.sum())
     assert fit_known(net, train, [(test.inputs[:99], test.labels[:99])], 1.0, MACHINE) is None

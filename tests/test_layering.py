@@ -21,7 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"run", "engine", "pipeline", "ground"},
     "explain": {"explain", "engine", "pipeline", "ground"},
     "judge": {"judge", "explain", "engine", "pipeline", "ground"},
-    "bench": {"bench", "explain", "run", "engine", "pipeline", "ground"},  # it measures the heatmaps too
+    # It measures the heatmaps too, and compares answers.
+    "bench": {"bench", "judge", "explain", "run", "engine", "pipeline", "ground"},
     "deploy": {"deploy", "explain", "engine", "pipeline", "ground"},
     "examples": set(),  # they run without this project
 }

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,7 +58,7 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, monkeypatch):
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["reported_accuracy"] == summary["test_accuracy"]
     names = {path.name for path in Path("runs/a").iterdir()}
-    assert {"config.json", "log.jsonl", "curves.png"} <= names
+    assert {"config.json", "log.jsonl", "curves.png", "predictions.npz"} <= names
     assert any(name.startswith("events.out") for name in names)
     assert Path("link.pt").is_symlink(), "a link for the model is followed"
     loaded = checkpoint.load("far/model.pt")
@@ -66,16 +67,24 @@ def test_a_run_learns_and_leaves_what_it_promises(capsys, monkeypatch):
     assert (loaded.config.epochs, loaded.config.out) == (4, "link.pt")
     assert "ResNet" in out
     assert "\x1b" not in out
+    with np.load("runs/a/predictions.npz") as kept:
+        test = generated(128, seed=1)
+        p = loaded.model.predict(torch.from_numpy(test.images)).numpy()
+        assert np.array_equal(kept["predicted"], p.argmax(1))
+        assert np.array_equal(kept["labels"], test.labels)
+        assert kept["probability"] == pytest.approx(p.max(1), abs=5e-3)  # DALI resizes otherwise
+        assert (kept["files"][7], kept["contents"].shape) == ("test image 7", (0,))
+        assert tuple(kept["classes"]) == test.classes
 
 
 def test_an_epoch_is_evaluated_at_its_own_resolution_and_the_model_at_the_last(capsys, monkeypatch):
     seen = []
     real = Learner.evaluate
 
-    def noted(own, batches, flip, after_batch):
+    def noted(own, batches, flip, *others):
         kept = list(batches)
         seen.append((kept[0][0].shape[-1], flip))
-        return real(own, kept, flip, after_batch)
+        return real(own, kept, flip, *others)
 
     monkeypatch.setattr(Learner, "evaluate", noted)
     code, out, _ = call(capsys, *QUICK, "--epochs", "3", "--resolutions", "8", "16", "16", "--run-dir", "run")

@@ -101,7 +101,8 @@ function draw(canvas, side, colour) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-function show(pixels, size, classes, probabilities, maps) {
+function show(pixels, size, classes, probabilities, maps, known) {
+  $("unknown").hidden = !known || known.data[0]; // a file without a promise has no such output
   for (const id of ["picture", "under"]) draw($(id), size, (i) => [...pixels.subarray(3 * i, 3 * i + 3), 255]);
   const order = [...probabilities.keys()].sort((a, b) => probabilities[b] - probabilities[a]);
   const rows = order.slice(0, 5).map((index) => {
@@ -139,8 +140,8 @@ async function start() {
     try {
       const pixels = squared(await pixelsOf(file), size, facts.fit);
       const images = new ort.Tensor("uint8", new Uint8Array(pixels), [1, size, size, 3]);
-      const { probabilities, maps } = await session.run({ images });
-      show(pixels, size, classes, probabilities.data, maps);
+      const { probabilities, maps, known } = await session.run({ images });
+      show(pixels, size, classes, probabilities.data, maps, known);
       $("state").textContent = ready;
     } catch (error) {
       $("state").textContent = `${file.name} cannot be read as a picture: ${error.message}`;
