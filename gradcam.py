@@ -39,6 +39,7 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
     """Options -> checkpoint -> cases -> maps -> files; returns what there is to report."""
     from explain import cam, faithfulness, gallery, outputs, page, study  # --help loads nothing heavy
     from explain.explainer import Explainer
+    from explain.neighbours import find
 
     checkpoint = options.load()
     config = checkpoint.config
@@ -62,11 +63,16 @@ def explain_errors(options: GradcamOptions) -> dict[str, Any]:
         with clock.on("faithfulness"):
             checks = faithfulness.measure(explainer, maps, options.seed)
         print(*checks.lines(), sep="\n")
+    near = None
+    if options.neighbours and len(cases):
+        train, _ = options.open_data(checkpoint).splits(config.validate, config.fold)
+        with clock.on("neighbours"):
+            near = find(explainer, cases, train)
     with clock.on("file"):
         source = f"{options.ckpt}: {explainer}"
         if options.page:
             promise = [str(checkpoint.known.keep())] if checkpoint.known else []
-            content = page.render(errors, maps, checks, options, source, promise)
+            content = page.render(errors, maps, checks, options, source, promise, near)
         else:
             content = gallery.draw(maps, drawn, options.choice, source)
         files = outputs.write(options.out, content, maps)

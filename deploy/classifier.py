@@ -21,8 +21,9 @@ LICENCE = "The code that trained it: MIT. The weights: as who trained them decid
 class Classifier(nn.Module):
     """uint8 images (N, S, S, 3) -> probabilities (N, C) float32, as `ResNet.predict` gives them.
 
-    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed; with a
-    `promise` at last `known`, (N,) bool: whether the answer is one that it lets pass.
+    With `maps` also the class maps of layer4, (N, C, h, w) float32, raw and signed; with `features`
+    its activations averaged over the image, (N, K) float32; with a `promise` at last `known`, (N,)
+    bool: whether the answer is one that it lets pass.
 
     Resizing to the network's R pixels is two products with constants. They give torch's own result to the last level;
     onnxruntime's antialiased Resize differs by one in 0.5% of the values (CIFAR-10's test images, 32 to 28 pixels).
@@ -31,11 +32,13 @@ class Classifier(nn.Module):
     rows: Tensor
 
     def __init__(
-        self, net: ResNet, side: int, maps: bool = False, promise: Promise | None = None
-    ) -> None:
+        self, net: ResNet, side: int, maps: bool = False, promise: Promise | None = None,
+        features: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.net, self.side, self.maps, self.promise = net, side, maps, promise
-        self.outputs = ["probabilities", *["maps"] * maps, *["known"] * (promise is not None)]
+        self.net, self.side, self.promise = net, side, promise
+        self.outputs = ["probabilities", *["maps"] * maps, *["features"] * features]
+        self.outputs += ["known"] * (promise is not None)
         wanted = (net.resolution, side)
         rows = F.interpolate(torch.eye(side)[None, None], wanted, mode="bilinear", antialias=True)[0, 0]
         self.register_buffer("rows", rows)
@@ -45,10 +48,11 @@ class Classifier(nn.Module):
         if self.side != self.net.resolution:
             pixels = torch.matmul(self.rows, torch.matmul(pixels, self.rows.T)).round()
         features = self.net.features(pixels)
-        probabilities = self.net.head(features).softmax(1)
+        probabilities, pooled = self.net.head(features).softmax(1), features.mean((2, 3))
         outputs = [probabilities]
-        outputs += [class_maps(features, self.net.fc)] if self.maps else []
-        outputs += [self.promise(features.mean((2, 3)), probabilities)] if self.promise else []
+        outputs += [class_maps(features, self.net.fc)] if "maps" in self.outputs else []
+        outputs += [pooled] if "features" in self.outputs else []
+        outputs += [self.promise(pooled, probabilities)] if self.promise else []
         return tuple(outputs)
 
 

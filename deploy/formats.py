@@ -173,15 +173,17 @@ def checked(run: Run, net: ResNet, images: UInt8, promise: Promise | None = None
 
 
 def difference(run: Run, net: ResNet, images: UInt8) -> float:
-    """The largest from the network's own outputs; of maps in units of their largest value."""
+    """The largest from the network's own outputs; of maps and features a share of the largest."""
     inputs, outputs = torch.tensor(images), run(images)
     largest = [np.abs(outputs[0] - net.predict(inputs).numpy()).max()]
-    if len(outputs) > 1 and outputs[1].ndim == 4:
-        with torch.no_grad():
-            small = resize(inputs.permute(0, 3, 1, 2), net.resolution)
-            own = class_maps(net.features(small), net.fc).numpy()
-        scale = max(np.abs(own).max(), np.finfo(own.dtype).tiny)  # maps of zeros alone equal themselves
-        largest.append(np.abs(outputs[1] - own).max() / scale)
+    with torch.no_grad():
+        features = net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution))
+        for output in outputs[1:]:  # maps (N, C, h, w), features (N, K), or known (N,)
+            if output.ndim > 1:
+                maps = output.ndim == 4
+                own = class_maps(features, net.fc) if maps else features.mean((2, 3))
+                scale = max(float(own.abs().max()), 1e-37)  # maps of zeros alone equal themselves
+                largest.append(np.abs(output - own.numpy()).max() / scale)
     return float(np.max(largest))  # not a number where an output holds one that is not
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.device import autocast
+from engine.features import pooled
 from engine.learner import Batch
 from engine.machine import Machine
 from engine.model import ResNet
@@ -188,12 +188,6 @@ def fit_known(
         few = bool(counted(middle)[0].sum() < (1 - UNLIKE) * total)
         low, high = (middle, high) if few else (low, middle)
     return Known(centres.cpu(), whitener.cpu(), high, counted(high).long().cpu(), total)
-
-
-def pooled(model: ResNet, images: Tensor, machine: Machine) -> Tensor:
-    """(B, K) float32: layer4's activations, averaged over uint8 images (B, 3, H, W)."""
-    with autocast(machine.device, machine.precision):
-        return model.features(images).float().mean((2, 3))
 
 
 def _unit(features: Tensor) -> Tensor:

@@ -81,6 +81,9 @@ class GradcamOptions(ModelOptions):
     images: tuple[str, ...] = ()
     """Explain these pictures, and those in these folders, instead of the errors; by confidence, without true classes.
     Beside --out come images.csv and images.npz."""
+    neighbours: bool = False
+    """Show on the page the five training images that the model finds most like each error; it takes
+    a pass over 20,000 of them at most."""
     faithfulness: bool = False
     """Check also whether the maps point at what the model used; a page shows the result."""
     n: int = 10
@@ -108,6 +111,8 @@ class GradcamOptions(ModelOptions):
         self._require_within("seed", 0, 2**31 - 1)
         if Path(self.out).suffix.lower() not in (".png", ".html"):
             raise Mistake(f"--out is {self.out}: its name must end in .png or .html")
+        if self.neighbours and not self.page:
+            raise Mistake("--neighbours are shown on a page: name it by --out errors.html")
         if self.images and (self.true != "any" or self.target == "true" or self.faithfulness):
             raise Mistake("--true, --target true and --faithfulness need labels, which --images do not have")
         if self.true == self.pred != "any":

@@ -314,7 +314,26 @@ function describe(i) {
   const rank = `${data.rival} class ranked ${data.rank[i]} of ${classes.length}`;
   const facts = data.loss ? [rank, `loss ${data.loss[i].toFixed(2)}`, place] : [place];
   panel.querySelector(".facts").textContent = facts.join(" · ");
+  if (data.near) describeNeighbours(i);
   repaint(i);
+}
+
+const tiles = new Image(); // of the training images
+if (data.near) tiles.src = data.near.sheet;
+
+function describeNeighbours(i) {
+  const { nearest, likeness, labels, names, columns, side } = data.near;
+  panel.querySelector(".near").hidden = nearest[i][0] < 0;
+  panel.querySelectorAll(".near figure").forEach((figure, k) => {
+    const t = nearest[i][k];
+    if (t < 0) return;
+    const role = labels[t] === data.predicted[i] ? "predicted" : labels[t] === data.true[i] ? data.rival : "";
+    const from = [(t % columns) * side, Math.floor(t / columns) * side, side, side];
+    figure.querySelector("canvas").getContext("2d").drawImage(tiles, ...from, 0, 0, side, side);
+    figure.querySelector("figcaption").textContent = classes[labels[t]];
+    figure.title = `${names[t]}: ${classes[labels[t]]}, cosine ${likeness[i][k].toFixed(3)}`;
+    figure.dataset.role = role;
+  });
 }
 
 for (const [kind, table] of Object.entries(colours)) {
@@ -421,7 +440,7 @@ document.addEventListener("keydown", (event) => {
 window.addEventListener("scroll", show);
 window.addEventListener("resize", lay);
 
-byId("sheet").decode().then(() => {
+Promise.all([byId("sheet"), ...(data.near ? [tiles] : [])].map((image) => image.decode())).then(() => {
   if (window.innerWidth <= 860) {
     for (const folded of document.querySelectorAll(".bars, .calibration, .checks")) folded.open = false;
   }

@@ -25,6 +25,7 @@ from explain.cases import Ints, Maps
 from explain.faithfulness import Faithfulness
 from explain.gallery import METHODS, OPACITY, smaller
 from explain.metrics import Calibration, top_confusions
+from explain.neighbours import Neighbours
 from explain.options import WORDS, GradcamOptions
 from explain.study import Study
 from ground.files import MARK
@@ -34,6 +35,7 @@ MAP_BYTES = 2_900_000  # of all maps before base64: with 2,000 pictures (4.6 MB)
 LOSSLESS_BYTES = 12_000_000  # of all pictures before compression to a third: beyond it, WebP of quality 90
 SHEET_BYTES = 60_000_000  # the same: beyond it, smaller pictures
 WEBP_SIDE = 16_383  # pixels, of the format
+TILE_BYTES = 1_700_000  # of training images at most, in base64; maps then have half of MAP_BYTES
 LEVELS = 127
 TABLE = 20  # classes: of more, a table of all pairs is too large to read
 CONFUSIONS = 60  # pairs that are listed instead of it
@@ -46,17 +48,23 @@ def render(
     options: GradcamOptions,
     source: str,
     figures: Sequence[str] = (),
+    near: Neighbours | None = None,
 ) -> bytes:
     """The whole page in UTF-8, of maps of several classes; `source`: words for the model; `figures`:
-    lines that are shown as they are."""
+    lines that are shown as they are; `near`: what the cases are like."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    fitting = averaged(maps.values)
+    fitting = averaged(maps.values, MAP_BYTES // (2 if near else 1))
     data = _data(maps, fitting, options)
     sheet, columns, side = sprites(study.cases.pictures)
+    if near:
+        lists = {name: getattr(near, name).tolist() for name in ("nearest", "likeness", "labels")}
+        names = ("sheet", "columns", "side")
+        tiles = dict(zip(names, sprites(near.pictures, TILE_BYTES), strict=True))
+        data["near"] = lists | tiles | {"names": near.names}
     text = environment.get_template("page.html.j2").render(
         mark=MARK.decode(), source=source, figures=figures, method=METHODS[maps.method],
         study=study, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
@@ -75,10 +83,10 @@ def class_bars(matrix: Ints) -> list[tuple[int, int, int, float]]:
     return [(int(i), int(wrong[i]), int(images[i]), float(shares[i])) for i in order]
 
 
-def averaged(maps: Tensor) -> Tensor:
-    """Raw maps (E, T, h, w) with no more cells than MAP_BYTES hold; where they have more, means of neighbours."""
+def averaged(maps: Tensor, most: int = MAP_BYTES) -> Tensor:
+    """Raw maps (E, T, h, w) of `most` cells at most; where they have more, means of neighbours."""
     count = max(1, maps.shape[0] * maps.shape[1])
-    side = max(4, math.isqrt(MAP_BYTES // count))
+    side = max(4, math.isqrt(most // count))
     return maps if max(maps.shape[-2:]) <= side else F.adaptive_avg_pool2d(maps, side)
 
 
@@ -91,8 +99,11 @@ def quantise(maps: Tensor) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32
     return cells.astype(np.int8), scales.astype(np.float32)
 
 
-def sprites(pictures: UInt8) -> tuple[str, int, int]:
-    """A data URL of one WebP of pictures (E, S, S, 3); how many in a row; their side in pixels."""
+def sprites(pictures: UInt8, most: int = 0) -> tuple[str, int, int]:
+    """A data URL of one WebP of pictures (E, S, S, 3); how many in a row; their side in pixels.
+
+    With `most` at a lower quality, and smaller until the URL has no more bytes, or they 8 pixels.
+    """
     count = len(pictures)
     columns = math.isqrt(max(0, count - 1)) + 1
     rows = max(1, -(-count // columns))
@@ -102,8 +113,13 @@ def sprites(pictures: UInt8) -> tuple[str, int, int]:
     tiles[:count] = pictures
     sheet = tiles.reshape(rows, columns, side, side, 3).swapaxes(1, 2).reshape(rows * side, columns * side, 3)
     buffer = io.BytesIO()
-    Image.fromarray(sheet).save(buffer, "WEBP", lossless=pictures.nbytes <= LOSSLESS_BYTES, quality=90, method=4)
-    return "data:image/webp;base64," + _base64(buffer.getvalue()), columns, side
+    lossless, quality = pictures.nbytes <= LOSSLESS_BYTES and not most, 75 if most else 90
+    Image.fromarray(sheet).save(buffer, "WEBP", lossless=lossless, quality=quality, method=4)
+    url = "data:image/webp;base64," + _base64(buffer.getvalue())
+    if most and len(url) > most and side > 8:
+        less = min(side - 1, int(side * (most / len(url)) ** 0.5))
+        return sprites(smaller(pictures, max(8, less)), most)
+    return url, columns, side
 
 
 def reliability(calibration: Calibration) -> list[dict[str, float]]:

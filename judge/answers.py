@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from engine.checkpoint import Checkpoint
-from engine.known import PROMISE, pooled
+from engine.features import pooled
+from engine.known import PROMISE
 from engine.model import resize
 from explain.cases import Bools, Floats, Ints
 from explain.explainer import BATCH, Explainer
@@ -34,6 +35,7 @@ class Answers:
     probabilities: Floats  # (B, C)
     learnt: Bools  # (B,) whether the model was trained on it
     known: Bools | None  # (B,) whether the model knows; None: nobody can tell
+    features: Tensor  # (B, K) float32, those of layer4, averaged over the image
 
 
 class Judge:
@@ -104,9 +106,9 @@ class Judge:
         explainer = self.explainer
         images = images.to(explainer.machine.device)
         features = pooled(explainer.model, images, explainer.machine)
-        logits = explainer.model.fc(features).double().cpu()
+        logits, features = explainer.model.fc(features).double().cpu(), features.cpu()
         if not bool(logits.isfinite().all()):
             raise Mistake("the model's logits are not finite: its weights are spoilt")
         p, labels = logits.softmax(1), np.array([self.labels[name] for name in names])
-        known = self.promise(features.cpu(), p).numpy() if self.promise else None
-        return Answers(files, names, labels, p.numpy(), learnt, known)
+        known = self.promise(features, p).numpy() if self.promise else None
+        return Answers(files, names, labels, p.numpy(), learnt, known, features)

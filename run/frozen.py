@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.known import pooled
+from engine.features import features
 from engine.machine import Machine
 from engine.model import ResNet
 from ground.terminal import tracked
@@ -21,25 +21,13 @@ DECAY = 1e-3  # of the weights for features of deviation 1, chosen with the stan
 ROUNDS = 100  # of L-BFGS at most
 
 
-@torch.no_grad()
-def features(model: ResNet, loader: EvaluationLoader, machine: Machine) -> tuple[Tensor, Tensor]:
-    """(N, K) float32, what the last layer takes, and labels (N,), of all images of the loader once."""
-    was_training, parts = model.training, []
-    model.eval()
-    for images, labels in tracked(loader.epoch(0), "features", len(loader)):
-        seen = labels >= 0
-        parts.append((pooled(model, images, machine)[seen], labels[seen]))
-    model.train(was_training)
-    columns = zip(*parts, strict=True)
-    return tuple(torch.cat(column) for column in columns)  # type: ignore[return-value]
-
-
 def fit_head(model: ResNet, loader: EvaluationLoader, machine: Machine) -> None:
     """Give the last layer the weights that tell the loader's images apart best, all other layers as they are.
 
     Multinomial logistic regression with DECAY; where the model weighs its classes, by these weights.
     """
-    inputs, labels = features(model, loader, machine)
+    batches = tracked(loader.epoch(0), "features", len(loader))
+    inputs, labels = features(model, batches, machine)
     deviation, mean = torch.std_mean(inputs, 0)
     inputs = (inputs - mean) / deviation.clamp(min=1e-6)
     classes, width = model.fc.weight.shape

@@ -1,6 +1,7 @@
 """A headless Chromium for tests of pages, driven through chromedriver's W3C WebDriver interface."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -94,8 +95,9 @@ class Browser:
     def pixels(self, selector: str) -> np.ndarray:
         script = """const canvas = document.querySelector(arguments[0]);
             return Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)"""
-        side = self.run("return side")
-        return np.array(self.run(script, selector)).reshape(side, side, 4)[..., :3]
+        values = np.array(self.run(script, selector))
+        side = math.isqrt(len(values) // 4)
+        return values.reshape(side, side, 4)[..., :3]
 
     def shown(self) -> list[int]:
         """Errors of the cards that exist, in their order."""

@@ -31,6 +31,7 @@ from deploy import formats
 from deploy.classifier import Classifier
 from engine import checkpoint, known
 from engine.config import Config
+from engine.features import pooled
 from engine.machine import Machine
 from engine.model import ResNet, resize
 from explain.cam import class_maps, display
@@ -77,8 +78,11 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(ckpt: Path) -> Path:
-    """The checkpoint as ONNX with maps."""
-    export.export(export.ExportOptions(ckpt=str(ckpt), out=str(ckpt.with_suffix(".onnx")), maps=True, threads=1))
+    """The checkpoint as ONNX with maps and features."""
+    out = str(ckpt.with_suffix(".onnx"))
+    export.export(
+        export.ExportOptions(ckpt=str(ckpt), out=out, maps=True, features=True, threads=1)
+    )
     return ckpt.with_suffix(".onnx")
 
 
@@ -103,16 +107,17 @@ def knows(ckpt: Path, images: np.ndarray) -> np.ndarray:
     loaded, inputs = checkpoint.load(ckpt), torch.tensor(images)
     assert loaded.known is not None
     small = resize(inputs.permute(0, 3, 1, 2), loaded.model.resolution)
-    features = known.pooled(loaded.model, small, Machine(torch.device("cpu")))
+    features = pooled(loaded.model, small, Machine(torch.device("cpu")))
     return loaded.known.keep(0.98)(features, loaded.model.predict(inputs)).numpy()
 
 
-def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities and class maps of layer4, by the checkpoint."""
+def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Probabilities, class maps and averages of layer4, by the checkpoint."""
     inputs = torch.tensor(images)
     with torch.no_grad():
-        maps = class_maps(net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution)), net.fc)
-    return net.predict(inputs).numpy(), maps.numpy()
+        layer4 = net.features(resize(inputs.permute(0, 3, 1, 2), net.resolution))
+        maps, features = class_maps(layer4, net.fc), layer4.flatten(2).mean(2)
+    return net.predict(inputs).numpy(), maps.numpy(), features.numpy()
 
 
 # ONNX
@@ -122,14 +127,16 @@ def expected(net: ResNet, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_onnxruntime_gives_what_the_checkpoint_gives_for_any_number_of_images(model, ckpt, net, images, count):
     session = onnxruntime.InferenceSession(str(model))
     assert [one.shape for one in session.get_inputs()] == [["N", 32, 32, 3]]
-    names = ["probabilities", "maps", "known"]
-    probabilities, maps, sure = session.run(names, {"images": images[:count]})
+    names = ["probabilities", "maps", "features", "known"]
+    assert [one.name for one in session.get_outputs()] == names
+    probabilities, maps, features, sure = session.run(None, {"images": images[:count]})
     assert sure.dtype == bool and np.array_equal(sure, knows(ckpt, images[:count]))
     assert count == 1 or 0.2 < sure.mean() < 0.8
     assert probabilities.shape == (count, 10) and maps.shape == (count, 10, 2, 2)
     own = expected(net, images[:count])
     assert np.abs(probabilities - own[0]).max() <= 1e-5
     assert np.abs(maps - own[1]).max() <= 1e-4
+    assert features.shape == (count, 64) and np.abs(features - own[2]).max() <= 1e-4
 
 
 def test_the_file_says_what_it_is(model: Path, ckpt: Path):
@@ -156,13 +163,14 @@ def test_resizing_by_products_is_torchs_to_the_last_bit(side: int, resolution: i
         assert torch.equal(Classifier(model, side)(images)[0], model.predict(images))
 
 
-def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Path, images, tmp_path: Path):
-    code, result, err = run("--out", "small.onnx", "--int8")
+def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Path, images, ckpt):
+    code, result, err = run("--out", "small.onnx", "--int8", "--features")
     assert (code, err) == (0, "")
     rows = result["measured"]
     labels = open_dataset(DATA).load("test").labels
     session = onnxruntime.InferenceSession("small.onnx")
-    accuracy = float((session.run(None, {"images": images})[0].argmax(1) == labels).mean())
+    probabilities, features, _ = session.run(None, {"images": images})
+    accuracy = float((probabilities.argmax(1) == labels).mean())
     assert session.get_modelmeta().custom_metadata_map["accuracy"] == str(rows["int8"]["accuracy"]) == str(accuracy)
     assert abs(accuracy - rows["float32"]["accuracy"]) <= 0.02 and rows["float32"]["accuracy"] > 0.5
     assert rows["float32"]["accuracy"] == rows["checkpoint"]["accuracy"]
@@ -170,6 +178,9 @@ def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Pat
     kinds = {one.name: one.data_type for one in weights if len(one.dims) == 4 and len(one.name) > 9}
     assert len(kinds) == 20 and set(kinds.values()) == {onnx.TensorProto.INT8}
     assert Path("small.onnx").stat().st_size < 0.6 * model.stat().st_size
+    own = expected(checkpoint.load_model(ckpt), images)[2]
+    lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(own, axis=1)
+    assert ((features * own).sum(1) / lengths).min() > 0.98
 
 
 # The other kinds
@@ -177,7 +188,7 @@ def test_int8_is_smaller_and_its_own_accuracy_stands_in_the_file(run, model: Pat
 
 @pytest.mark.slow
 def test_a_torch_export_file_gives_what_the_checkpoint_gives(run, ckpt, net, images):
-    assert run("--out", "model.pt2", "--maps")[0] == 0
+    assert run("--out", "model.pt2", "--maps", "--features")[0] == 0
     extra = {"facts.json": ""}
     program = torch.export.load("model.pt2", extra_files=extra)
     assert json.loads(json.loads(extra["facts.json"])["classes"]) == list(CLASSES)
@@ -232,12 +243,12 @@ def test_weights_alone_are_checked_too_and_nothing_wrong_is_written(run, net: Re
 
 # Of the maps, whose bound is a share of their largest value; maps of zeros alone must be zeros.
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1.0, 1e6])
-@pytest.mark.parametrize("output", [0, 1])
+@pytest.mark.parametrize("output", [0, 1, 2])
 def test_a_difference_beyond_the_tolerance_is_refused(net: ResNet, images: np.ndarray, output: int, scale: float):
     net = copy.deepcopy(net)
     net.fc.weight.data.mul_(scale)
     own = expected(net, images[:20])
-    unit = np.abs(own[1]).max() if output else 1
+    unit = np.abs(own[output]).max() if output else 1
 
     def run_with(change: float) -> float:
         other = [one.copy() for one in own]
@@ -276,9 +287,14 @@ def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--out", "model.tflite"], "its name must end in .onnx, .pt2 or .safetensors"),
+        (["--out", "model.tflite"], "its name must end in .onnx, .pt2, .safetensors, .npz"),
         (["--out", "model.pt2", "--int8"], "with --int8 its name must end in .onnx"),
         (["--out", "model.safetensors", "--maps"], "weights alone give no --maps"),
+        (["--out", "model.safetensors", "--features"], "and no --features"),
+        (["--out", "x.npz", "--features"], "x.npz: leave --maps, --features and --random out"),
+        (["--out", "x.npz", "--data", "nowhere"], "nowhere: No such file"),
+        (["--out", "x.npz", "--data", "bad"], "is a picture that can be read: bad/a.png"),
+        (["--out", "mine.npz"], "mine.npz would be overwritten, and is not of this program"),
         (["--threads", "-1"], "it must be 0 to 1024"),
         (["--ckpt", "no.pt"], "no.pt: no such checkpoint"),
         (["--ckpt", "text.pt"], "text.pt is not a model checkpoint"),
@@ -290,6 +306,9 @@ def test_what_does_not_fit_into_one_onnx_file_is_named(net: ResNet, monkeypatch:
 )
 def test_mistakes_get_one_message_and_exit_code_2(run, ckpt, tmp_path: Path, arguments: list[str], message: str):
     contents = {"text.pt": b"no checkpoint", "mine.onnx": b"mine", "ckpt.onnx": ckpt.read_bytes()}
+    contents["mine.npz"] = b"mine"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("no picture")
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "folder.onnx").mkdir()
@@ -456,7 +475,7 @@ def test_the_page_says_and_paints_what_the_model_does(window, ckpt, net, picture
         drawn = np.array(window.run(PIXELS), np.uint8).reshape(32, 32, 4)[..., :3]
         # Pillow 13 begins with the longer axis of a high picture, and rounds in between.
         assert np.abs(drawn.astype(int) - decode(path, 32, fit)).max() <= (path.name == "2.png"), path
-        probabilities, maps = (output[0] for output in expected(net, drawn[None]))
+        probabilities, maps, _ = (output[0] for output in expected(net, drawn[None]))
         best = probabilities.argsort()[:-6:-1]
         words = window.text("#answer").split()
         assert words[::2] == [CLASSES[i] for i in best], path

@@ -14,6 +14,7 @@ import train
 from engine import checkpoint
 from engine.config import PRESETS, Config, parse
 from engine.distributed import World
+from engine.features import features
 from engine.learner import Learner
 from engine.machine import Machine
 from engine.model import network
@@ -21,7 +22,7 @@ from engine.optimizer import create_optimizer
 from ground.mistake import Mistake
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
-from run.frozen import DECAY, features, fit_head
+from run.frozen import DECAY, fit_head
 from run.pretrained import take_shape
 from run.resume import State
 

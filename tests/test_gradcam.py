@@ -298,6 +298,16 @@ def test_another_depth_other_classes_and_larger_images_in_files(run, loaded, mon
     assert all(len(shown) == 10 and 5 in shown for shown in data["shown"])
 
 
+def test_neighbours_stand_on_the_page_and_an_image_is_its_own(run, split: Split, monkeypatch):
+    monkeypatch.setattr("pipeline.dataset.open_dataset", lambda *_: DataSet(lambda part: split))
+    code, result, _ = run("--out", "page.html", "--neighbours")
+    data = page_data("page.html")
+    near = data["near"]
+    assert code == 0 and 0 < result["errors"] == len(near["nearest"])
+    nearest = [near["names"][row[0]] for row in near["nearest"]]
+    assert nearest == [f"test image {index}" for index in data["index"]]
+
+
 def test_a_validation_checkpoint_never_opens_the_test_set(run, split: Split, loaded, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("pipeline.dataset.open_dataset", open_only(replace(split, shuffled=True), "train"))
     checkpoint.save_model("held_out.pt", trained()[0], replace(CONFIG, validate=True), loaded[1])
@@ -324,6 +334,7 @@ def test_the_precision_is_the_checkpoints_own(run, loaded):
         (["--seed", "-1"], "--seed is -1"),
         (["--threads", "-1"], "--threads is -1"),
         (["--out", "gallery.jpg"], "must end in .png or .html"),
+        (["--neighbours"], "--neighbours are shown on a page: name it by --out errors.html"),
         (["--images", "own", "--true", "cat"], "need labels"),
         (["--images", "own", "--target", "true"], "need labels"),
         (["--images", "own", "--faithfulness"], "need labels"),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine import checkpoint, known
 from engine.config import Config
+from engine.features import pooled
 from engine.known import BINS, Known, fit_known, sample
 from engine.machine import Machine
 from ground.mistake import Mistake
@@ -88,7 +89,7 @@ def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count()
 
     def unlike(images: Tensor) -> float:
         with torch.no_grad():
-            return float(found.unlike(known.pooled(net, images, MACHINE)).double().mean())
+            return float(found.unlike(pooled(net, images, MACHINE)).double().mean())
 
     assert unlike(test.inputs[800:]) < 0.06
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +97,7 @@ def test_what_is_unlike_the_training_images_is_told_and_padding_does_not_count()
     assert unlike(stripes.to(torch.uint8) * 255) > 0.8
     with torch.no_grad():
         logits = torch.cat([net(images) for images, _ in unseen])
-        near = ~found.unlike(torch.cat([known.pooled(net, images, MACHINE) for images, _ in unseen]))
+        near = ~found.unlike(torch.cat([pooled(net, images, MACHINE) for images, _ in unseen]))
     right = (logits.argmax(1) == test.labels[:800]) & near
     assert int(found.answers[1].sum()) == int(right.sum())
     assert fit_known(net, train, [(test.inputs[:99], test.labels[:99])], 1.0, MACHINE) is None
