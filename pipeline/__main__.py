@@ -30,9 +30,9 @@ from pipeline.dataset import DataSet, open_dataset
 from pipeline.labels import PARTS
 from pipeline.layout import Layout
 from pipeline.listing import Listing, by_kind
-from pipeline.packed import PackedPictures, tiles
+from pipeline.packed import tiles
 from pipeline.pictures import Fit
-from pipeline.split import UInt8, channel_statistics
+from pipeline.split import Images, channel_statistics
 
 SHEET_ROWS, SHEET_COLUMNS, SHEET_TILE = 20, 8, 96
 MOST_NAMED = 10_000  # files that are left out, hidden ones apart
@@ -90,7 +90,7 @@ def report_folder(root: Path, options: argparse.Namespace) -> None:
         print(f"left out {len(seen) - MOST_NAMED:,} more: {by_kind(seen[MOST_NAMED:])}")
 
 
-def report_near(listing: Listing, images: UInt8 | PackedPictures, part: str) -> None:
+def report_near(listing: Listing, images: Images, part: str) -> None:
     """One line where pictures of the part, of COMPARED at most, are nearly the same as some to train on.
 
     Saved again, a little turned, or the next frame of a film: then the accuracy is too good. Copies byte
@@ -109,7 +109,7 @@ def report_near(listing: Listing, images: UInt8 | PackedPictures, part: str) -> 
         print(f"{part}: {len(order):,} of {len(rows):,} are nearly the same as a picture to train on: {named}")
 
 
-def nearest(images: UInt8 | PackedPictures, others: UInt8 | PackedPictures) -> tuple[np.ndarray, np.ndarray]:
+def nearest(images: Images, others: Images) -> tuple[np.ndarray, np.ndarray]:
     """For each of the images (N, S, S, 3) the most alike of the others (M, S, S, 3).
 
     (N,) float32: correlation of the two at SIDE x SIDE pixels, -1 to 1; (N,) int64: which of the others.
@@ -125,7 +125,7 @@ def nearest(images: UInt8 | PackedPictures, others: UInt8 | PackedPictures) -> t
     return likeness, which
 
 
-def _standardised(images: UInt8 | PackedPictures) -> np.ndarray:
+def _standardised(images: Images) -> np.ndarray:
     """(N, 3 SIDE^2) float32, each of length 1 and of mean 0 in each channel; of one colour: zeros."""
     small = [Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX) for image in np.asarray(images)]
     pixels = np.stack([np.asarray(image) for image in small]).astype(np.float32)
@@ -133,7 +133,7 @@ def _standardised(images: UInt8 | PackedPictures) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-6)
 
 
-def sheet(listing: Listing, images: UInt8 | PackedPictures) -> bytes:
+def sheet(listing: Listing, images: Images) -> bytes:
     """A PNG with the first pictures of each class in a row beside its name."""
     side, names = min(images.shape[1], SHEET_TILE), 160
     rows = min(SHEET_ROWS, len(listing.classes))

@@ -132,7 +132,7 @@ class DaliLoader:
     def _regions(self, epoch: int, iteration: int) -> list[list[np.ndarray]]:
         """The decoding graph's inputs in its order, each B arrays."""
         draws = self.plan.draws(epoch, iteration)
-        side, jpeg = self.resolution(epoch), self._images.jpeg  # type: ignore[union-attr]
+        side, jpeg = self.resolution(epoch), self._images.jpeg
         # Where cutout's square is, (B, 2) top and left and (B, 2) sides: from the stored side to that of the epoch.
         square = draws.cutout.astype(np.float32) * (side / self.plan.side)
         turns = draws.flip.astype(np.int32)

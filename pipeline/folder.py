@@ -30,9 +30,8 @@ from pipeline import contents, store
 from pipeline.labels import PARTS, one_spelling
 from pipeline.layout import Layout, folder_inventory
 from pipeline.listing import Inventory, LeftOut, Listing, Picture, Source, by_kind
-from pipeline.packed import PackedPictures
 from pipeline.pictures import Fit, decode_bytes, dimensions, read_bytes, reason
-from pipeline.split import Split, UInt8
+from pipeline.split import Images, Split
 from pipeline.store import Record, say
 from pipeline.table import read_table
 
@@ -41,7 +40,7 @@ SAMPLE = 200  # pictures that are looked at for their sizes
 SHARE = 10  # of a class without parts, one in so many is for validation and as many for testing
 
 
-def part_of(root: Path, listing: Listing, images: UInt8 | PackedPictures, part: str) -> Split:
+def part_of(root: Path, listing: Listing, images: Images, part: str) -> Split:
     """The "train", "validation" or "test" pictures of a folder; for "test", without any, those for validation.
 
     Raises:
@@ -81,7 +80,7 @@ def _base(root: Path) -> Path:
 
 def prepare(
     root: Path, size: int, fit: Fit, layout: Layout = "auto"
-) -> tuple[Listing, UInt8 | PackedPictures]:
+) -> tuple[Listing, Images]:
     """What the folder holds, and its pictures (n, size, size, 3), from the cache, which is made first if need be.
 
     Says so on stderr. A size of 0 stands for the usual one: see `usual_size`. Processes that prepare the same folder at

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.contents import in_order
 from pipeline.pictures import square
 from pipeline.plan import Plan
-from pipeline.split import Int64, UInt8, sha256
+from pipeline.split import Images, Int64, UInt8, sha256
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class PackedPictures:
         return images
 
 
-def tiles(images: UInt8 | PackedPictures, most: int) -> UInt8:
+def tiles(images: Images, most: int) -> UInt8:
     """Images to look at: (n, S, S, 3) as they are, packed ones of `most` pixels a side at most."""
     return images.squares(min(images.side, most)) if isinstance(images, PackedPictures) else images
 

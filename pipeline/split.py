@@ -3,15 +3,14 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from pipeline.packed import PackedPictures
-
 UInt8 = npt.NDArray[np.uint8]
+Images = Any
+"""n images in memory, (n, S, S, 3) uint8 RGB; or pipeline.packed.PackedPictures, of which np.asarray makes these."""
 Int64 = npt.NDArray[np.int64]
 Channels = tuple[float, ...]
 SAMPLE = 5_000  # images that stand for all where each must be decoded
@@ -22,7 +21,7 @@ LEAST_DEVIATION = 4 / 255  # by which a channel of one level all over, or nearly
 class Split:
     """n images of S x S pixels; the arrays are not to be written to."""
 
-    images: "UInt8 | PackedPictures"  # (n, S, S, 3) RGB
+    images: Images  # n of S x S
     labels: Int64  # (n,) indices into `classes`
     name: str  # "train", "test", "training" (what is left of "train") or "validation"
     classes: tuple[str, ...]
@@ -92,7 +91,7 @@ class Split:
         )
 
 
-def channel_statistics(images: "UInt8 | PackedPictures") -> tuple[Channels, Channels]:
+def channel_statistics(images: Images) -> tuple[Channels, Channels]:
     """Mean and standard deviation of each channel over all pixels, in units of 0..1, exactly."""
     counts = np.zeros((3, 256))
     for start in range(0, len(images), 1000):

@@ -25,7 +25,7 @@ from ground.terminal import tracked
 from pipeline.home import cache_folders, zeros
 from pipeline.packed import PackedPictures
 from pipeline.pictures import Fit, formats
-from pipeline.split import UInt8
+from pipeline.split import Images, UInt8
 
 FORM = "pictures 6"  # of the cache; changes when the decoding does
 BLOCK, PICTURES = 1 << 22, 256  # bytes, or pixels of pictures, that are read at once
@@ -97,7 +97,7 @@ def write(path: Path, entries: Iterable[tuple[Record, bytes]]) -> None:
 
 def read(
     path: Path, size: int, arrange: Callable[[Sequence[Record]], Sequence[int]]
-) -> tuple[tuple[Record, ...], UInt8 | PackedPictures] | None:
+) -> tuple[tuple[Record, ...], Images] | None:
     """What `write` wrote: the records, and n pictures; None where it is missing or damaged.
 
     Pixels are (n, size, size, 3), read and not mapped, so that nobody can cut them while they are used. `arrange` says

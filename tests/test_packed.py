@@ -4,6 +4,8 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -143,20 +145,20 @@ def test_training_sees_the_regions_of_the_plan(tmp_path: Path, drawn):
 
 def test_decoding_a_region_equals_decoding_all_and_slicing(tmp_path: Path):
     split = train_split(own(tmp_path / "own"))
-    boxes = random_regions(np.random.default_rng(0), split.sizes, 0.35)
+    boxes = random_regions(np.random.default_rng(0), split.images.sizes, 0.35)
     inputs = [[np.frombuffer(split.images.jpeg(row), np.uint8) for row in range(len(split))]]
     inputs += [list(boxes[:, :2]), list(boxes[:, 2:])]
 
-    @pipeline_def(batch_size=len(split), num_threads=1, device_id=None)
-    def both():
+    @pipeline_def
+    def both() -> Any:
         jpegs, corner, shape = fn.external_source(source=[inputs], num_outputs=3, batch=True)
-        where = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
+        where: Any = {"axis_names": "HW", "normalized_anchor": False, "normalized_shape": False}
         return (
             fn.decoders.image_slice(jpegs, corner, shape, **where),
             fn.slice(fn.decoders.image(jpegs), corner, shape, **where),
         )
 
-    pipe = both()
+    pipe: Any = both(batch_size=len(split), num_threads=1, device_id=None)
     pipe.build()
     regions, slices = pipe.run()
     for row in range(len(split)):
@@ -166,7 +168,8 @@ def test_decoding_a_region_equals_decoding_all_and_slicing(tmp_path: Path):
 def test_the_graph_for_a_gpu_takes_these_arguments():
     """DALI checks them while it draws the graph, which needs no GPU; only building does."""
     settings = {"batch_size": 8, "num_threads": 1, "device_id": 0}
-    images, labels = _decoding_graph(iter([]), "gpu", 64, (1.0, 2.0, 3.0), **settings)._graph_out
+    graph: Any = _decoding_graph(iter([]), "gpu", 64, (1.0, 2.0, 3.0), **settings)
+    images, labels = graph._graph_out
     assert labels.device == "gpu"
     places = []
     while images.source.inputs:
@@ -250,12 +253,12 @@ def test_packing_holds_no_more_than_some_pictures(tmp_path: Path, monkeypatch):
     files = {hashlib.sha256(str(i).encode()).hexdigest(): Path(str(i)) for i in range(5000)}
     monkeypatch.setattr(folder, "read_bytes", lambda path: str(path).encode())
     monkeypatch.setattr("pipeline.contents.os.sched_getaffinity", lambda _: {0})
-    done = []
-    monkeypatch.setattr(folder, "decode_bytes", lambda *how: done.append(1) or Decoded(b"x", (1, 1), 1, 1, ()))
+    decoded = Mock(return_value=Decoded(b"x", (1, 1), 1, 1, ()))
+    monkeypatch.setattr(folder, "decode_bytes", decoded)
     entries = folder.decode_all(files, SIDE, "crop")
     for _ in range(10):
         next(entries)
-    assert 10 <= len(done) < 200
+    assert 10 <= decoded.call_count < 200
 
 
 def test_an_empty_picture_folder_of_that_size_is_refused_in_a_line(tmp_path: Path):
