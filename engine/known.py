@@ -93,9 +93,9 @@ class Promise:
     probability: float
     """The least that passes; 0: all do; infinite: none does, as no threshold keeps the promise."""
     answered: int
-    """Of the pictures that it was fitted on, those whose answers pass."""
+    """Pictures that it was fitted on and whose answers pass."""
     right: int
-    """Of these."""
+    """How many of these."""
 
     def __call__(self, features: Tensor, probabilities: Tensor) -> Tensor:
         """(N,) bool, by `pooled` features (N, K) and the probabilities of all classes (N, C)."""

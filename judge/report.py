@@ -46,7 +46,7 @@ class Report:
             raise Mistake(f"none of {len(skipped):,} files is a picture that can be read{reasons}")
 
     def columns(self) -> list[np.ndarray]:
-        """Of N pictures with a label, each (N,): class, predicted class, probability 0..1 of that,
+        """Columns (N,) of the pictures with a label: class, predicted class, probability 0..1 of that,
         whether it is known, probability of the class itself and its place, from 1."""
         return [np.concatenate(column) for column in zip(*self._kept, strict=True)]
 

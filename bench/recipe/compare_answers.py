@@ -146,7 +146,7 @@ def mcnemar(a: int, b: int) -> float:
 
 
 def pictures_needed(changed: float, difference: float) -> int | None:
-    """Of which so large a share changes, for a difference of the accuracies; None for one of 0."""
+    """How many pictures show this difference of accuracies, where so large a share changes; None for 0."""
     if not difference:
         return None
     level, power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
