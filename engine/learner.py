@@ -47,7 +47,7 @@ class Evaluation:
     class_accuracy: float
     """Mean of the classes' own accuracies, of those that there are images of."""
     answers: Tensor = field(default=torch.zeros(2, 0), compare=False)
-    """(2, n) float64, of this rank's images in their order: probability and predicted class."""
+    """(2, n) float64, of this rank's images in their order, padding last: probability and predicted class."""
 
     @property
     def accuracy(self) -> float:
@@ -307,11 +307,10 @@ def evaluate(
     # One tensor, so that one exchange sums it over the ranks: the loss, each class's right ones, each class's all.
     sums = torch.zeros(1 + 2 * count, dtype=torch.float64, device=machine.device)
     loss_sum, rights, counts = sums[0], sums[1 : 1 + count], sums[1 + count :]
-    answers, real = [torch.zeros(2, 0, dtype=torch.float64, device=machine.device)], []
+    answers = [torch.zeros(2, 0, dtype=torch.float64, device=machine.device)]
     for images, labels in batches:
         logits = predict_logits(model, images, machine.device, machine.precision)
         answers.append(torch.stack([*(logits.double() / temperature).softmax(1).max(1)]))
-        real.append(labels >= 0)
         if flip:
             mirrored = predict_logits(model, images.flip(3), machine.device, machine.precision)
             logits = (logits + mirrored) / 2
@@ -325,9 +324,8 @@ def evaluate(
     rights, counts = rights.cpu(), counts.cpu()
     total = int(counts.sum())
     by_class = (rights / counts)[counts > 0]
-    own = torch.cat(answers, 1)[:, torch.cat(real)] if real else answers[0]
     loss = float(loss_sum) / total
-    return Evaluation(loss, int(rights.sum()), total, float(by_class.mean()), own)
+    return Evaluation(loss, int(rights.sum()), total, float(by_class.mean()), torch.cat(answers, 1))
 
 
 def predict_logits(

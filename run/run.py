@@ -190,7 +190,7 @@ class Run:
     def _gathered(self, result: Evaluation) -> npt.NDArray[np.float64]:
         """(2, n) `answers` of all ranks, in the order of the reported images."""
         answers = result.answers.new_zeros(2, len(self.data.reported))
-        answers[:, torch.from_numpy(self.data.rows)] = result.answers
+        answers[:, torch.from_numpy(self.data.rows)] = result.answers[:, : len(self.data.rows)]
         return self.machine.world.sum_(answers).cpu().numpy()
 
 
