@@ -101,6 +101,7 @@ def predict(options: PredictOptions) -> dict[str, Any]:
     if kind == ".html":
         content = errors.render(judge, figures.wrong, figures.columns(), list(report.lines(result)))
         write_whole(destination(options.out), content)
+    skipped.sort(key=lambda line: ": no picture, " in line)  # pictures that cannot be read come first
     return result | {"skipped": skipped[:NAMED], "skipped_total": len(skipped)}
 
 
@@ -110,6 +111,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
     yield from report.lines(result)
     yield from (f"skipped {line}" for line in result["skipped"])
+    if more := result["skipped_total"] - len(result["skipped"]):
+        yield f"skipped {more:,} more"
     yield "wrote {out}: {pictures:,} pictures, {skipped_total:,} skipped".format_map(result)
 
 

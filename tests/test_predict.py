@@ -219,7 +219,13 @@ def test_bad_files_are_named_and_the_rest_goes_on(run):
     assert {f"own/cat/bad{i}.png" for i in range(20)} == {
         line.split()[1].rstrip(":") for line in said if line.startswith("skipped own/cat/bad")
     }
-    assert any(line.startswith("skipped own/notes.txt: no picture, .txt") for line in said)
+    skipped = [line for line in said if line.startswith("skipped ")]
+    assert len(skipped) == 21 and skipped[-1] == "skipped own/notes.txt: no picture, .txt"
+    for i in range(99):
+        Path(f"own/a{i}.txt").touch()
+    code, result, said, _ = run("own")
+    assert (code, result["skipped_total"]) == (0, 120)
+    assert sum(line.startswith("skipped own/cat/bad") for line in said) == 20 and "skipped 20 more" in said
 
 
 def test_the_page_shows_the_errors_with_the_figures(run):
