@@ -111,7 +111,8 @@ def lines(result: dict[str, Any]) -> Iterator[str]:
 
     yield from report.lines(result)
     yield from (f"skipped {line}" for line in result["skipped"])
-    if more := result["skipped_total"] - len(result["skipped"]):
+    more = result["skipped_total"] - len(result["skipped"])
+    if more:
         yield f"skipped {more:,} more"
     yield "wrote {out}: {pictures:,} pictures, {skipped_total:,} skipped".format_map(result)
 
