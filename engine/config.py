@@ -1,6 +1,6 @@
 """One frozen dataclass holds a run's every setting; PRESETS are values of it.
 
-    python train.py [full|cpu|pictures|smoke] --epochs 5 --max-lr 0.8
+    python train.py [full|cpu|pictures|finetune|smoke] --epochs 5 --max-lr 0.8
 
 Every field is a flag. Beside its default stand its bounds, checked before any work starts, and its role: what it
 decides. Where none is named it decides the weights, and so may not change on resume.

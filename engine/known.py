@@ -29,13 +29,13 @@ from torch import Tensor
 from engine.features import pooled
 from engine.learner import Batch
 from engine.machine import Machine
-from engine.model import ResNet
+from engine.model import SAMPLE_PIXELS, ResNet
 from engine.temperature import FEWEST
 from ground.interval import wilson
 from ground.mistake import Mistake
 
 PROMISE = 0.98  # the usual one
-SAMPLE, SAMPLE_PIXELS = 5_000, 5_000 * 96 * 96  # at most, of training images that are looked at
+SAMPLE = 5_000  # training images that are looked at, at most
 SHRINKAGE = 0.1  # of the covariance, towards that of a ball
 UNLIKE = 0.02  # share of unseen pictures that may be called unlike the others
 STARTS = 4  # thresholds that tests start from: those that answer 1/4, 2/4, 3/4 and all pictures
