@@ -90,8 +90,8 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
                     run.after_step()  # the bar moves, a stop signal is heard, a state is saved when it is due
                 progress = learner.end_epoch()  # waits for the device
             run.end_epoch(epoch, progress, run.evaluate(test.epoch(epoch)))
-        if config.head_first and unseen:
-            run.keep_better(in_order(unseen))
+        if config.head_first:
+            run.keep_better(in_order(unseen) if unseen else None)
         temperature = run.temperature(in_order(unseen).epoch(config.epochs) if unseen else [])
         known = None
         if unseen:

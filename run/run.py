@@ -141,8 +141,8 @@ class Run:
     def keep_frozen(self, test: EvaluationLoader, unseen: EvaluationLoader | None) -> None:
         """Evaluate a network of which the last layer alone has learnt, and keep it. In one process only."""
 
-    def keep_better(self, unseen: EvaluationLoader) -> None:
-        """Take that network's weights where it is better on these images. In one process only."""
+    def keep_better(self, unseen: EvaluationLoader | None) -> None:
+        """Take that network's weights where it is better on these images, if there are any. In one process only."""
 
     def end_epoch(self, epoch: int, progress: Progress, result: Evaluation) -> None:
         """Add the row of an epoch."""
@@ -295,10 +295,12 @@ class RecordedRun(Run):
         checkpoint.save_model(path, self.learner.model, self.config, metrics, torch.from_numpy(self.data.contents))
         self.reporter.say(f"the last layer alone: {self.data.reported.name} accuracy {result.accuracy:.2%} ({path})")
 
-    def keep_better(self, unseen: EvaluationLoader) -> None:
-        """Take that network's weights where it is better on these images."""
-        frozen, last = checkpoint.load(self.folder.path / FROZEN), self.evaluate(unseen.epoch(self.config.epochs))
-        better = frozen.metrics["unseen_accuracy"] > last.accuracy
+    def keep_better(self, unseen: EvaluationLoader | None) -> None:
+        """Take that network's weights where it is better on these images, and tell of both."""
+        frozen, better = checkpoint.load(self.folder.path / FROZEN), False
+        if unseen:
+            last = self.evaluate(unseen.epoch(self.config.epochs))
+            better = frozen.metrics["unseen_accuracy"] > last.accuracy
         self.both = {
             "frozen_accuracy": frozen.metrics["test_accuracy"],
             "all_layers_accuracy": self.rows[-1]["reported_accuracy"],

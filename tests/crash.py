@@ -3,6 +3,7 @@
     make crash-test
     python tests/crash.py --kills 30 --terms 12 --seed 1
     python tests/crash.py --own-pictures        # on a folder, which each run decodes first
+    python tests/crash.py --own-pictures --size 96          # or packs, as training decodes
 
 Each run is started by one and the same command, with --resume auto, in a process of its own. SIGKILLs come at a random
 moment of the whole run, every third one when the temporary file of a save appears; SIGTERMs come at random moments too.
@@ -181,11 +182,12 @@ def main() -> None:
     parser.add_argument("--terms", type=int, default=12, help="runs that are told to stop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--own-pictures", action="store_true", help="train on a folder of pictures")
+    parser.add_argument("--size", default="0", help="their side in pixels; 96 and more: packed")
     options = parser.parse_args()
     rng, began = random.Random(options.seed), time.monotonic()
     root = Path(tempfile.mkdtemp(prefix="crash-"))
     if options.own_pictures:
-        COMMAND[-1] = str(root / "pictures")
+        COMMAND[-1:] = [str(root / "pictures"), "--size", options.size]
         draw(root / "pictures")
 
     def fresh(name: str) -> Run:

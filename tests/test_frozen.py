@@ -109,6 +109,18 @@ def test_both_answers_are_told_and_the_better_is_kept(folder: Path, capfd, lr: s
         assert last["kept"] == "all layers" and last["frozen_accuracy"] == last["all_layers_accuracy"]
 
 
+def test_without_validation_pictures_all_layers_are_kept(folder: Path, capfd):
+    files, table = sorted(folder.rglob("*.png")), folder / "table.csv"
+    parts = ["train", "test"] * len(files)
+    rows = [f"{file},{file.parent.name},{part}" for file, part in zip(files, parts, strict=False)]
+    table.write_text("\n".join(["path,label,split", *rows]))
+    train.main([*tuned(table), "--run-dir", "run", "--out", "out.pt"])
+    out = capfd.readouterr().out
+    last, frozen = json.loads(out.splitlines()[-1]), checkpoint.load("run/frozen.pt")
+    assert last["frozen_accuracy"] == frozen.metrics["test_accuracy"] and last["kept"] == "all layers"
+    assert f"{last['frozen_accuracy']:.2%}, {last['all_layers_accuracy']:.2%}; kept: all layers" in out
+
+
 @pytest.mark.slow
 def test_goes_on_to_the_same_weights(folder: Path, monkeypatch):
     flags = tuned(folder)
