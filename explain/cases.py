@@ -29,7 +29,7 @@ class Cases:
     name: str  # of the set that they are from, such as "test"
     total: int
     classes: tuple[str, ...]
-    index: Ints  # (E,) place in the set, rising
+    index: Ints  # (E,) place in the set
     labels: Ints | None  # (E,) true classes, or None of pictures without labels
     logits: Tensor  # (E, C) float32
     class_maps: Tensor  # (E, C, h, w) float32, raw maps of the last stage
@@ -37,6 +37,7 @@ class Cases:
     pictures: UInt8  # (E, S, S, 3), the same to look at
     files: tuple[str, ...] = ()  # (E,) where they come from, if they are files
     disputed: Bools  # (E,) annotators, or a model that has not seen it, doubt the label
+    badge: str = "label disputed"  # what these are marked with
     questioned: bool = False  # the labels are what is looked at, and may be wrong
 
     def __len__(self) -> int:

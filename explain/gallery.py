@@ -190,7 +190,7 @@ def _describe(pen: Pen, cases: Cases, position: int, place: tuple[int, int]) -> 
         pen.text((left, top + 30 + 25 * i), line, room=room)
     if cases.disputed[position]:
         y = top + 30 + 25 * len(lines) + 6
-        width = pen.text((left + 8, y), "label disputed", points=8, bold=True)
+        width = pen.text((left + 8, y), cases.badge, points=8, bold=True)
         pen.draw.rectangle((left, y - 4, left + width + 16, y + 22), outline=INK, width=2)
 
 

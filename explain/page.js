@@ -245,7 +245,7 @@ function card(i, place) {
   node.dataset.error = i;
   Object.assign(node, { ariaSetSize: order.length, ariaPosInSet: place + 1, ariaSelected: i === chosen });
   node.ariaLabel = `${title(i)}: predicted ${classes[pred]} ${p}, ${data.rival} ${classes[other]}`;
-  if (data.disputed[i]) node.ariaLabel += ", label disputed";
+  if (data.disputed[i]) node.ariaLabel += `, ${data.badge}`;
   else node.querySelector(".badge").remove();
   const name = data.files ? data.files[i].split("/").pop() : `#${data.index[i]}`;
   const words = [classes[pred], p, classes[other], q, name, data.loss ? `· loss ${data.loss[i].toFixed(2)}` : ""];

@@ -45,20 +45,21 @@ def render(
     study: Study,
     maps: Maps,
     checks: Faithfulness | None,
-    options: GradcamOptions,
+    options: GradcamOptions | None,
     source: str,
     figures: Sequence[str] = (),
     near: Neighbours | None = None,
 ) -> bytes:
-    """The whole page in UTF-8, of maps of several classes; `source`: words for the model; `figures`:
-    lines that are shown as they are; `near`: what the cases are like."""
+    """The whole page in UTF-8, of maps of several classes; `options`: None where heatmaps.npz does not lie
+    beside it; `source`: words for the model; `figures`: lines that are shown as they are; `near`: what the
+    cases are like."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), undefined=jinja2.StrictUndefined,
         autoescape=True, trim_blocks=True, lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     fitting = averaged(maps.values, MAP_BYTES // (2 if near else 1))
-    data = _data(maps, fitting, options)
+    data = _data(maps, fitting, options or GradcamOptions())
     sheet, columns, side = sprites(study.cases.pictures)
     if near:
         lists = {name: getattr(near, name).tolist() for name in ("nearest", "likeness", "labels")}
@@ -67,7 +68,7 @@ def render(
         data["near"] = lists | tiles | {"names": near.names}
     text = environment.get_template("page.html.j2").render(
         mark=MARK.decode(), source=source, figures=figures, method=METHODS[maps.method],
-        study=study, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
+        study=study, alone=options is None, cases=study.cases, maps=maps, fitting=fitting, checks=checks,
         confusions=[] if study.matrix is None else top_confusions(study.matrix, CONFUSIONS),
         table=len(study.cases.classes) <= TABLE, class_bars=class_bars, reliability=reliability,
         sheet=sheet, side=side, data=data | {"side": side, "columns": columns},
@@ -153,6 +154,7 @@ def _data(maps: Maps, fitting: Tensor, options: GradcamOptions) -> dict[str, Any
         "loss": None if cases.labels is None else [round(value, 6) for value in cases.loss.tolist()],
         "rank": cases.rank.tolist(),
         "disputed": cases.disputed.astype(int).tolist(),
+        "badge": cases.badge,
         "shuffled": np.argsort(cases.select("random", seed=options.seed)).tolist(),
         "grid": list(fitting.shape[-2:]),
         "cells": _base64(cells),

@@ -3,7 +3,7 @@ or the errors of all training images, each judged by a model that has not seen i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -78,6 +78,13 @@ def of_folds(checkpoints: Sequence[Checkpoint], data: DataSet) -> Study:
         judges.append((Explainer.of(checkpoint, config.device, threads=config.threads), fold))
     fitted = any(fitted_to_it(checkpoint, data) for checkpoint in checkpoints)
     return _errors(train, judges, checkpoints, fitted, questioned=True)
+
+
+def of_rows(explainer: Explainer, checkpoint: Checkpoint, split: Split, rows: Ints) -> Cases:
+    """The errors among some rows of a split."""
+    some = split.take(rows, split.name)
+    cases = _errors(some, [(explainer, slice(None))], [checkpoint], fitted=False, questioned=False).cases
+    return replace(cases, index=rows[cases.index])
 
 
 def of_pictures(

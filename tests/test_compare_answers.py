@@ -97,9 +97,30 @@ def test_checkpoints_run_folders_and_tables_say_the_same(run):
     assert "chance may be all" in out
 
 
+def test_the_page_holds_what_one_alone_gets_right(run):
+    code, result, _, _ = run("a.pt", "b.pt", "--out", "changed.html")
+    page = Path("changed.html").read_text()
+    data = json.loads(page.split('id="data" type="application/json">')[1].split("</script>")[0])
+    marked = {file for file, mark in zip(data["files"], data["disputed"], strict=True) if mark}
+    right_in_b = {file for file, label, _, said_b in result["changed"] if said_b == label}
+    assert code == 0 and result["out"] == "changed.html"
+    assert len(data["files"]) == result["right_in_a_alone"] + result["right_in_b_alone"]
+    assert len(marked) == result["right_in_a_alone"] and right_in_b == {*data["files"]} - marked
+    assert f"right in A alone ({len(marked)})" in page and "of 1,000 test images" in page
+    assert "% right</b>" not in page and "--layer" not in page
+    assert all(true != said for true, said in zip(data["true"], data["predicted"], strict=True))
+    code, _, _, err = run("a.pt", "a.pt", "--out", "same.html")
+    assert code == 2 and "there are 0 pictures that one alone gets right" in err and not Path("same.html").exists()
+    refused = (("b.csv", "x.html", "needs two checkpoints"), ("b.pt", "x.png", "must end in .html"))
+    for name, page, said in refused:
+        code, _, _, err = run("a.pt", name, "--out", page)
+        assert code == 2 and said in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("a.pt", "b.pt", "--out", "notes.html"), "notes.html would be overwritten, and is not of this program"),
         (("a.pt", "c.pt"), "c.pt: no such checkpoint"),
         (("a.pt", "empty"), "empty/predictions.npz: No such file"),
         (("a.csv", "notes.csv"), "notes.csv holds no predictions of this program"),
@@ -111,7 +132,7 @@ def test_checkpoints_run_folders_and_tables_say_the_same(run):
     ],
 )
 def test_refusals_are_one_line(run, arguments: tuple[str, str], said: str):
-    for name in ("notes.csv", "notes.jsonl", "notes.npz"):
+    for name in ("notes.csv", "notes.jsonl", "notes.npz", "notes.html"):
         Path(name).write_text("shopping\n")
     Path("empty").mkdir()
     Path("none.csv").write_text("file,prediction,label\nx,cat,\n")
@@ -124,7 +145,8 @@ def test_refusals_are_one_line(run, arguments: tuple[str, str], said: str):
 def test_classes_go_by_name_in_any_spelling_and_others_are_refused():
     a = Told("pq", ["Cat", "dog"], ["cat", "cat"], (), ["cat", "dog"])
     b = Told("qp", ["dog", "cat "], ["dog", "dog"], (), ["dog", "cat"])
-    result = compare(a, b)
+    result, wrong = compare(a, b)
+    assert wrong == ([1], [1])
     assert (result["right_in_a_alone"], result["right_in_b_alone"]) == (1, 1)
     assert result["accuracy"] == [0.5, 0.5]
     with pytest.raises(ValueError, match="the two have other classes: cow are in one alone"):

@@ -235,6 +235,7 @@ def test_the_page_shows_the_errors_with_the_figures(run):
     wrong = {row["file"]: (row["label"], row["prediction"]) for row in rows if row["label"] != row["prediction"]}
     code, _, said, _ = run("own", "--out", "report.html")
     text = Path("report.html").read_text()
+    assert "--layer" not in text
     data = json.loads(text.split('type="application/json">')[1].split("</script>")[0])
     pairs = [(CLASSES[true], CLASSES[other]) for true, other in zip(data["true"], data["predicted"], strict=True)]
     assert code == 0 and dict(zip(data["files"], pairs, strict=True)) == wrong

@@ -3,6 +3,7 @@
     python -m bench compare-answers A.pt B.pt        # on the images that they are reported on
     python -m bench compare-answers runs/a runs/b    # what two runs kept of these: predictions.npz
     python -m bench compare-answers a.csv b.jsonl    # tables of predict.py, of pictures with labels
+    python -m bench compare-answers A.pt B.pt --out changed.html     # what one alone gets right
 
 Pictures are the same by content where both sides know it, else by file; copies count once. Of those
 that one side alone gets right chance gives each side half: the exact test of McNemar (1947,
@@ -28,16 +29,19 @@ from typing import Any
 import numpy as np
 import tyro
 
+from engine.checkpoint import Checkpoint
 from explain.explainer import Explainer
 from explain.options import ModelOptions
 from explain.outputs import plain
-from ground.files import read_bounded
+from ground.files import check_output, destination, read_bounded, write_whole
 from ground.interval import wilson
 from ground.mistake import Mistake
 from ground.terminal import print_result
+from judge import errors
 from judge.answers import Judge
 from judge.sources import part
 from pipeline.labels import name_list, one_spelling
+from pipeline.split import Split
 from run.folder import PREDICTIONS
 
 MOST_BYTES = 1_000_000_000  # of a table, which may be anybody's
@@ -49,7 +53,16 @@ NAMED, SHOWN = 1000, 10  # changed pictures in the last line, and in the text
 class CompareOptions(ModelOptions):
     answers: tyro.conf.Positional[tuple[str, str]]
     """Two of: checkpoints, run folders, tables of predictions (.csv, .jsonl, .npz)."""
+    out: str = ""
+    """A page (.html) of the pictures that one of two checkpoints alone gets right."""
     ckpt: tyro.conf.Suppress[str] = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out and Path(self.out).suffix.lower() != ".html":
+            raise Mistake(f"--out is {self.out}: its name must end in .html")
+        if self.out and any(map(table, self.answers)):
+            raise Mistake("--out needs two checkpoints: run folders and tables hold no pictures")
 
 
 @dataclass(frozen=True)
@@ -61,19 +74,31 @@ class Told:
     predicted: Sequence[str]
     contents: Sequence[int] = ()  # as Split.contents; empty where they are not known
     classes: Sequence[str] = ()  # empty where they are not known
+    model: tuple[Explainer, Checkpoint, Split] | None = None  # of a checkpoint, with the pictures
 
 
 def main(arguments: Sequence[str]) -> None:
     about, program = (__doc__ or "").split("\n\n")[0], "python -m bench compare-answers"
     options = tyro.cli(CompareOptions, args=list(arguments), description=about, prog=program)
-    result = compare(*(read(options, name) for name in options.answers))
+    told = [read(options, name) for name in options.answers]
+    result, wrong = compare(*told)
+    if options.out:
+        sides = [(*one.model, np.array(rows, np.int64)) for one, rows in zip(told, wrong, strict=True) if one.model]
+        text = [*lines(options.answers, result | {"changed": []}), "below: what one alone gets wrong"]
+        write_whole(destination(options.out), errors.render_alone(sides, result["pictures"], text))
+        result["out"] = options.out
     print_result(lines(options.answers, result), result)
 
 
-def read(options: ModelOptions, name: str) -> Told:
-    """What a file or a run folder holds. Raises OSError; Mistake where it is no predictions."""
+def table(name: str) -> Path | None:
+    """The predictions that a file or a run folder holds; None of a checkpoint."""
     path = Path(name) / PREDICTIONS if Path(name).is_dir() else Path(name)
-    if path.suffix not in (".npz", ".csv", ".jsonl"):
+    return path if path.suffix in (".npz", ".csv", ".jsonl") else None
+
+
+def read(options: CompareOptions, name: str) -> Told:
+    """What a file or a run folder holds. Raises OSError; Mistake where it is no predictions."""
+    if not (path := table(name)):
         return of_checkpoint(replace(options, ckpt=name))
     data = read_bounded(path, MOST_BYTES)
     try:
@@ -92,20 +117,27 @@ def read(options: ModelOptions, name: str) -> Told:
         raise Mistake(f"{path} holds no {what}") from None
 
 
-def of_checkpoint(options: ModelOptions) -> Told:
+def of_checkpoint(options: CompareOptions) -> Told:
     """What a checkpoint's model says of the images that it is reported on."""
     checkpoint = options.load()
+    if options.out:
+        config = checkpoint.config
+        check_output(options.out, inputs=[options.ckpt, options.data, *[config.data] * config.own_pictures])
     held_out = checkpoint.config.validate or checkpoint.config.fold
     split, learnt = part(options, checkpoint, "validation" if held_out else "test")
     explainer = Explainer.of(checkpoint, options.device, options.precision, options.threads)
     batches = list(Judge(explainer, checkpoint).of_split(split, learnt))
     labels = [name for answers in batches for name in answers.names]
     predicted = [split.classes[i] for answers in batches for i in answers.probabilities.argmax(1)]
-    return Told(split.names, labels, predicted, split.contents.tolist(), split.classes)
+    model = explainer, checkpoint, split
+    return Told(split.names, labels, predicted, split.contents.tolist(), split.classes, model)
 
 
-def compare(a: Told, b: Told) -> dict[str, Any]:
-    """Raises Mistake for no common pictures, or for other classes or labels of these."""
+def compare(a: Told, b: Told) -> tuple[dict[str, Any], tuple[list[int], list[int]]]:
+    """What there is to report; rows in A that it alone gets wrong, and such rows in B.
+
+    Raises Mistake for no common pictures, or for other classes or labels of these.
+    """
     by = "content" if len(a.contents) and len(b.contents) else "file"
     keys = (a.contents, b.contents) if by == "content" else (a.files, b.files)
     rows_a, rows_b = ({key: row for row, key in enumerate(some)} for some in keys)
@@ -117,24 +149,26 @@ def compare(a: Told, b: Told) -> dict[str, Any]:
     kinds = [{meant[name] for name in one.classes} for one in (a, b)]
     if a.classes and b.classes and (other := kinds[0] ^ kinds[1]):
         raise Mistake(f"the two have other classes: {name_list(sorted(other))} are in one alone")
-    rights, changed = [], []
+    rights, changed, wrong = list[tuple[bool, bool]](), [], (list[int](), list[int]())
     for i, k in both:
         label = meant[a.labels[i]]
         if label != meant[b.labels[k]]:
             raise Mistake(f"{a.files[i]} has the label {label} in one, {b.labels[k]} in the other")
-        rights.append([meant[a.predicted[i]] == label, meant[b.predicted[k]] == label])
+        rights.append((meant[a.predicted[i]] == label, meant[b.predicted[k]] == label))
         if rights[-1][0] != rights[-1][1]:
             changed.append((a.files[i], label, a.predicted[i], b.predicted[k]))
+            wrong[rights[-1][0]].append((i, k)[rights[-1][0]])
     count, (right_a, right_b) = len(both), np.sum(rights, 0).tolist()
-    alone_a, alone_b = np.sum([(x and not y, y and not x) for x, y in rights], 0).tolist()
+    alone_b, alone_a = map(len, wrong)
     needed = pictures_needed(len(changed) / count, (right_b - right_a) / count)
-    return {
+    result = {
         "pictures": count, "matched_by": by, "accuracy": [right_a / count, right_b / count],
         "accuracy_interval": [wilson(right_a, count), wilson(right_b, count)],
         "right_in_a_alone": alone_a, "right_in_b_alone": alone_b, "p": mcnemar(alone_a, alone_b),
         "pictures_needed": needed, "seeds_needed": needed and math.ceil(needed / count),
         "changed": changed[:NAMED],
     }  # fmt: skip
+    return result, wrong
 
 
 def mcnemar(a: int, b: int) -> float:
