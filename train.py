@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], world: World = ALONE) -> None:
         start_from(model, learnt)
         if config.head_first:
             with clock.on("head"):
-                fit_head(model, in_order(train), machine)
+                fit_head(model, in_order(train), machine, config.label_smoothing)
     learner = Learner(model, config, len(loader), machine)
     digest = hashlib.sha256(f"{train.digest} {reported.digest}".encode()).hexdigest()
     if state.path:

@@ -22,7 +22,7 @@ from engine.optimizer import create_optimizer
 from ground.mistake import Mistake
 from pipeline.dali import evaluation_loader
 from pipeline.synthetic import generated
-from run.frozen import DECAY, fit_head
+from run.frozen import PRIOR, fit_head
 from run.pretrained import take_shape
 from run.resume import State
 
@@ -52,8 +52,9 @@ def test_the_last_layer_is_that_of_logistic_regression():
     inputs, labels = features(model, loader, CPU)
     assert inputs.shape == (200, 32) and np.array_equal(labels, split.labels)
     fit_head(model, loader, CPU)
-    scaled = ((inputs - inputs.mean(0)) / inputs.std(0)).double().numpy()
-    reference = LogisticRegression(C=1 / (DECAY * len(labels)), max_iter=5000, tol=1e-8).fit(scaled, labels)
+    scaled = (inputs - inputs.mean(0)).double().numpy()
+    scaled /= scaled.std()
+    reference = LogisticRegression(C=1 / PRIOR, max_iter=5000, tol=1e-8).fit(scaled, labels)
     with torch.no_grad():
         found = model.fc(inputs).softmax(1)
     assert np.abs(found.numpy() - reference.predict_proba(scaled)).max() < 5e-3
