@@ -242,7 +242,7 @@ PRESETS: dict[str, Config] = {
     # Photographs from ImageNet's weights: python train.py --data FOLDER --pretrained imagenet
     FINETUNE: Config(
         minutes=2.0, batch_size=64, resolutions=(128,), size=128, stem="imagenet", max_lr=0.02, muon_lr=0.0,
-        weight_decay=5e-4, body_lr_scale=0.1, bias_lr_scale=1.0, head_first=True, whiten=False, dirac=False,
+        weight_decay=5e-4, bias_lr_scale=1.0, head_first=True, whiten=False, dirac=False,
         translate=0, cutout=0,
     ),
     # Seconds, no data set.
