@@ -200,6 +200,7 @@ def lines(names: Sequence[str], result: Mapping[str, Any]) -> Iterator[str]:
     yield f"McNemar's exact test: p = {result['p']:.3g}: {verdict}"
     if result["pictures_needed"]:
         text = "a difference of this size shows in 80 of 100 cases with {pictures_needed:,} such "
-        yield (text + "pictures, or with {seeds_needed:,} pairs of seeds on these").format_map(result)
+        pairs = "pair" if result["seeds_needed"] == 1 else "pairs"
+        yield (text + f"pictures, or with {{seeds_needed:,}} {pairs} of seeds on these").format_map(result)
     for file, label, said_a, said_b in result["changed"][:SHOWN]:
         yield f"{file}: {label}; A says {said_a}, B {said_b}"
