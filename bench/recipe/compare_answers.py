@@ -154,10 +154,11 @@ def compare(a: Told, b: Told) -> tuple[dict[str, Any], tuple[list[int], list[int
         label = meant[a.labels[i]]
         if label != meant[b.labels[k]]:
             raise Mistake(f"{a.files[i]} has the label {label} in one, {b.labels[k]} in the other")
-        rights.append((meant[a.predicted[i]] == label, meant[b.predicted[k]] == label))
-        if rights[-1][0] != rights[-1][1]:
+        in_a, in_b = meant[a.predicted[i]] == label, meant[b.predicted[k]] == label
+        rights.append((in_a, in_b))
+        if in_a != in_b:
             changed.append((a.files[i], label, a.predicted[i], b.predicted[k]))
-            wrong[rights[-1][0]].append((i, k)[rights[-1][0]])
+            wrong[in_a].append(k if in_a else i)  # of A where B alone is right, else of B
     count, (right_a, right_b) = len(both), np.sum(rights, 0).tolist()
     alone_b, alone_a = map(len, wrong)
     needed = pictures_needed(len(changed) / count, (right_b - right_a) / count)
